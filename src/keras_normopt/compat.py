@@ -1,0 +1,128 @@
+"""The interface of the 2018 package keras-normalized-optimizers, for Keras 3.
+
+There one class wrapped an optimizer instance. Here `NormalizedOptimizer(...)` makes an
+instance of the normalized class instead; what that changes:
+
+- the wrapped optimizer is copied, with its state, and not used any further;
+- the norm is not increased by 1e-7 but has a floor, `norm_epsilon`, of 1e-30;
+- names that are registered for another function are not silently replaced.
+"""
+
+import abc
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_normopt import norms
+from keras_normopt.factory import Normalization, normalized
+
+
+class NormalizedOptimizer(abc.ABC):
+    """Makes the normalized counterpart of an optimizer.
+
+    The result is an instance of the normalized class of the optimizer's own, such as
+    `NormalizedAdam` for `Adam`, with the same hyperparameters. An optimizer that has
+    been in use hands over its state (slots, iterations, learning rate), so that
+    training goes on where it was. `isinstance(optimizer, NormalizedOptimizer)` holds
+    for every normalized optimizer.
+
+    Args:
+        optimizer: What to normalize: a Keras optimizer, the name of one, or its config
+            as `keras.optimizers.serialize` gives it.
+        normalization: Norm of the gradient, as the argument `norm` of the normalized
+            classes. Defaults to `"l2"`.
+
+    Returns:
+        A new, normalized optimizer.
+
+    Raises:
+        ValueError: If the optimizer is unknown, is a `LossScaleOptimizer` or a
+            `MultiOptimizer`, or is normalized already; or if the norm is unknown.
+
+    Example:
+        >>> from keras.optimizers import SGD
+        >>> from keras_normopt import NormalizedOptimizer
+        >>> sgd = NormalizedOptimizer(SGD(0.01, momentum=0.9), normalization="l2")
+        >>> type(sgd).__name__, sgd.momentum
+        ('NormalizedSGD', 0.9)
+
+    References:
+        - [Yu et al., 2017, Block-Normalized Gradient Method: An Empirical Study for
+          Training Deep Neural Network](https://arxiv.org/abs/1707.04822)
+    """
+
+    def __new__(cls, optimizer, normalization="l2"):
+        original = keras.optimizers.get(optimizer)
+        if original is None:
+            raise ValueError(
+                "`optimizer` must be a Keras optimizer, its name or its config. "
+                "Received: optimizer=None"
+            )
+        result_class = normalized(type(original))
+        config = original.get_config() | {"norm": None}
+        # Handed on as it is, since a schedule or a function of the user's own need not
+        # be registered for saving.
+        if not isinstance(original._learning_rate, keras.Variable):
+            config["learning_rate"] = original._learning_rate
+        result = result_class.from_config(config)
+        result.norm = normalization
+        _carry_over(original, result)
+        return result
+
+    @staticmethod
+    def set_normalization_function(name, function):
+        """Registers a normalization function under a name.
+
+        Args:
+            name: String, any but the name of a built-in norm.
+            function: Callable of a gradient that returns either its norm, a scalar
+                tensor, or the normalized gradient, a tensor of the gradient's shape. It
+                is called once, on a tensor of shape (2, 3), to tell which.
+
+        Raises:
+            ValueError: If the function fails on that tensor or returns neither, or the
+                name is that of a built-in norm or of another function.
+            TypeError: If `name` is not a string or `function` is not callable.
+        """
+        if not callable(function):
+            raise TypeError(
+                "`function` must be a callable of a gradient. "
+                f"Received: function={function!r}"
+            )
+        probe = ops.convert_to_tensor(np.arange(1, 7).reshape(2, 3) / 8, "float32")
+        try:
+            shape = tuple(ops.convert_to_tensor(function(probe)).shape)
+        except Exception as error:
+            raise ValueError(
+                f"The normalization function for name={name!r} failed on a gradient of "
+                f"shape {tuple(probe.shape)}: {error}"
+            ) from error
+        if shape == ():
+            norms.register_norm(name, function)
+        elif shape == tuple(probe.shape):
+            norms.register_normalizer(name, function)
+        else:
+            raise ValueError(
+                f"The normalization function for name={name!r} must return the norm, a "
+                "scalar, or the normalized gradient. For a gradient of shape "
+                f"{tuple(probe.shape)} it returned a tensor of shape {shape}."
+            )
+
+    @staticmethod
+    def get_normalization_functions():
+        """Lists the names that `normalization` takes, sorted."""
+        return norms.names()
+
+
+NormalizedOptimizer.register(Normalization)
+
+
+def _carry_over(original, result):
+    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+        if hasattr(original, name):
+            setattr(result, name, getattr(original, name))
+    if original.built:
+        result.build(original._trainable_variables)
+    for old, new in zip(original.variables, result.variables, strict=True):
+        new.assign(old)

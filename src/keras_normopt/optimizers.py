@@ -1,0 +1,47 @@
+"""The ready-made normalized optimizers, and the strings that stand for them."""
+
+import keras
+from keras import optimizers
+
+from keras_normopt.factory import normalized
+
+NormalizedSGD = normalized(optimizers.SGD)
+NormalizedAdam = normalized(optimizers.Adam)
+NormalizedAdamW = normalized(optimizers.AdamW)
+NormalizedRMSprop = normalized(optimizers.RMSprop)
+NormalizedAdagrad = normalized(optimizers.Adagrad)
+NormalizedAdadelta = normalized(optimizers.Adadelta)
+NormalizedAdamax = normalized(optimizers.Adamax)
+NormalizedNadam = normalized(optimizers.Nadam)
+NormalizedFtrl = normalized(optimizers.Ftrl)
+NormalizedLion = normalized(optimizers.Lion)
+NormalizedAdafactor = normalized(optimizers.Adafactor)
+NormalizedLamb = normalized(optimizers.Lamb)
+NormalizedMuon = normalized(optimizers.Muon)
+
+# Spelled out: Keras's own snake case would be `normalized_rm_sprop`.
+ALIASES = {
+    "normalized_sgd": NormalizedSGD,
+    "normalized_adam": NormalizedAdam,
+    "normalized_adamw": NormalizedAdamW,
+    "normalized_rmsprop": NormalizedRMSprop,
+    "normalized_adagrad": NormalizedAdagrad,
+    "normalized_adadelta": NormalizedAdadelta,
+    "normalized_adamax": NormalizedAdamax,
+    "normalized_nadam": NormalizedNadam,
+    "normalized_ftrl": NormalizedFtrl,
+    "normalized_lion": NormalizedLion,
+    "normalized_adafactor": NormalizedAdafactor,
+    "normalized_lamb": NormalizedLamb,
+    "normalized_muon": NormalizedMuon,
+}
+
+if hasattr(optimizers, "ScheduleFreeAdamW"):  # Not in the oldest supported Keras.
+    NormalizedScheduleFreeAdamW = normalized(optimizers.ScheduleFreeAdamW)
+    ALIASES["normalized_schedule_free_adamw"] = NormalizedScheduleFreeAdamW
+
+__all__ = [cls.__name__ for cls in ALIASES.values()]
+
+# What `model.compile(optimizer="normalized_adam")` looks a string up in.
+for _alias, _class in ALIASES.items():
+    keras.saving.get_custom_objects().update({_alias: _class, _class.__name__: _class})

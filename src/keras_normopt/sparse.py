@@ -1,0 +1,46 @@
+"""TensorFlow's `tf.IndexedSlices`, the gradient of an embedding: rows and their indices.
+
+An index may stand there several times, and its rows are to be summed: a norm taken over
+the repeats apart would be that of another gradient. This is the only TensorFlow code in
+the package; gradients on the other backends are plain tensors.
+"""
+
+import keras
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    def sum_repeated_rows(gradient):
+        """Makes each index of a sparse gradient stand there once."""
+        if not isinstance(gradient, tf.IndexedSlices):
+            return gradient
+        indices, positions = tf.unique(gradient.indices)
+        values = tf.math.unsorted_segment_sum(
+            gradient.values, positions, tf.shape(indices)[0]
+        )
+        return tf.IndexedSlices(values, indices, gradient.dense_shape)
+
+    def densify(gradient):
+        """Turns a sparse gradient into the tensor that it stands for."""
+        if not isinstance(gradient, tf.IndexedSlices):
+            return gradient
+        return tf.convert_to_tensor(gradient)
+
+    def map_values(function, gradient):
+        """Applies a function that keeps zeros; a sparse gradient stays sparse."""
+        if not isinstance(gradient, tf.IndexedSlices):
+            return function(gradient)
+        return tf.IndexedSlices(
+            function(gradient.values), gradient.indices, gradient.dense_shape
+        )
+
+else:
+
+    def sum_repeated_rows(gradient):
+        return gradient
+
+    def densify(gradient):
+        return gradient
+
+    def map_values(function, gradient):
+        return function(gradient)
