@@ -14,11 +14,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt import norms
-from keras_normopt.factory import Normalization, normalized
+from keras_normopt import registry
+from keras_normopt.factory import normalized
+from keras_normopt.mixin import Normalization
 
 
-class NormalizedOptimizer(abc.ABC):
+class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` only)
     """Makes the normalized counterpart of an optimizer.
 
     The result is an instance of the normalized class of the optimizer's own, such as
@@ -99,9 +100,9 @@ class NormalizedOptimizer(abc.ABC):
                 f"shape {tuple(probe.shape)}: {error}"
             ) from error
         if shape == ():
-            norms.register_norm(name, function)
+            registry.register_norm(name, function)
         elif shape == tuple(probe.shape):
-            norms.register_normalizer(name, function)
+            registry.register_normalizer(name, function)
         else:
             raise ValueError(
                 f"The normalization function for name={name!r} must return the norm, a "
@@ -112,7 +113,7 @@ class NormalizedOptimizer(abc.ABC):
     @staticmethod
     def get_normalization_functions():
         """Lists the names that `normalization` takes, sorted."""
-        return norms.names()
+        return registry.names()
 
 
 NormalizedOptimizer.register(Normalization)

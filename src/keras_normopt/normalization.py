@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_normopt import norms, sparse
+from keras_normopt.registry import ReturnsGradient
 
 
 def normalize(gradients, norm, epsilon):
@@ -10,7 +11,7 @@ def normalize(gradients, norm, epsilon):
 
     Args:
         gradients: List of tensors, or on TensorFlow of `tf.IndexedSlices`.
-        norm: Callable from a gradient to a scalar norm, a `norms.ReturnsGradient`, or
+        norm: Callable from a gradient to a scalar norm, a `ReturnsGradient`, or
             `None`, which leaves the gradients as they are.
         epsilon: Float, the floor of the norm. Has no part in a `ReturnsGradient`.
 
@@ -21,22 +22,37 @@ def normalize(gradients, norm, epsilon):
         return gradients
     gradients = [sparse.sum_repeated_rows(g) for g in gradients]
     wide = [norms.widen(sparse.densify(g)) for g in gradients]
-    if isinstance(norm, norms.ReturnsGradient):
+    if isinstance(norm, ReturnsGradient):
         return [
             ops.cast(norm(w), ops.convert_to_tensor(g).dtype)
             for g, w in zip(gradients, wide, strict=True)
         ]
 
-    divisors = ops.maximum(norms.compute(norm, wide), epsilon)
-    # A norm of 0 is that of an all-zero gradient, which is to stay zero, not NaN. The
-    # comparison lets NaN through: a NaN in a gradient must reach the user.
+    divisors, known_safe = norms.compute(norm, wide)
+    # Comparisons, as they let NaN through: a NaN in a gradient must reach the user. A
+    # norm of 0 is that of an all-zero gradient, which is to stay zero, not NaN.
+    floor = norms.like(divisors, epsilon)
+    divisors = ops.where(ops.less(divisors, floor), floor, divisors)
     divisors = ops.where(ops.equal(divisors, 0), ops.ones_like(divisors), divisors)
+    if known_safe:
+        return [
+            sparse.map_values(lambda v, d=d: _quotient(v, d), g)
+            for g, d in zip(gradients, ops.unstack(divisors), strict=True)
+        ]
+    # Dividend and divisor are made smaller together where the divisor is too large to
+    # have a reciprocal. This costs nothing when compiled into the division.
+    ceilings = norms.like(divisors, [norms.safe_ceiling(w) for w in wide])
+    factors = ops.where(ops.greater(divisors, ceilings), 2.0**-8, 1.0)
+    divisors = ops.unstack(ops.multiply(divisors, factors))
     return [
-        sparse.map_values(lambda v, d=d: _quotient(v, d), g)
-        for g, d in zip(gradients, ops.unstack(divisors), strict=True)
+        sparse.map_values(lambda v, d=d, f=f: _quotient(v, d, f), g)
+        for g, d, f in zip(gradients, divisors, ops.unstack(factors), strict=True)
     ]
 
 
-def _quotient(values, divisor):
+def _quotient(values, divisor, factor=None):
     values = ops.convert_to_tensor(values)
-    return ops.cast(ops.divide(norms.widen(values), divisor), values.dtype)
+    wide = norms.widen(values)
+    if factor is not None:
+        wide = ops.multiply(wide, factor)
+    return ops.cast(ops.divide(wide, divisor), values.dtype)

@@ -1,4 +1,4 @@
-"""The norms that a gradient can be divided by, and the registry of their names.
+"""The norms that a gradient can be divided by.
 
 Every norm maps one tensor of any shape to a scalar tensor. It is computed, and
 returned, in float32 (float64 for a float64 tensor), whatever the dtype of the
@@ -39,33 +39,41 @@ __all__ = [
 def widen(gradient):
     """Casts a tensor to the dtype that norms are computed in."""
     gradient = ops.convert_to_tensor(gradient)
-    dtype = keras.backend.standardize_dtype(gradient.dtype)
-    return ops.cast(gradient, "float64" if dtype == "float64" else "float32")
+    return ops.cast(gradient, "float64" if _dtype(gradient) == "float64" else "float32")
 
 
 def compute(norm, gradients):
-    """Stacks the norms of a non-empty list of widened tensors into one vector.
+    """Computes the norms of a non-empty list of widened tensors.
 
     A definition such as sqrt(sum(square(g))) overflows or vanishes long before its
     exact result does (float32: beyond 1e19 and below 1e-23). Homogeneity is the way
     out, norm(g) = m * norm(g / m) with m = max|g|, but two more passes over every
     gradient are taken only when a plain result is out of its safe range.
+
+    Returns:
+        The norms, stacked into one vector, and whether all of them are known to be in
+        the safe range. That is never known while a graph is traced.
     """
-    if norm not in _BUILT_IN.values():
-        return ops.stack([_custom(norm, g) for g in gradients])
+    if norm not in BUILT_IN.values():
+        return ops.stack([_custom(norm, g) for g in gradients]), False
 
     plain = ops.stack([_of(norm.definition, g) for g in gradients])
-    floors = [_safe_floor(norm, g) for g in gradients]
-    safe = ops.logical_and(ops.greater_equal(plain, floors), ops.isfinite(plain))
+    floors = like(plain, [_safe_floor(norm, g) for g in gradients])
+    ceilings = like(plain, [safe_ceiling(g) for g in gradients])
+    safe = ops.all(
+        ops.logical_and(
+            ops.greater_equal(plain, floors), ops.less_equal(plain, ceilings)
+        )
+    )
 
     def rescaled():
         return ops.stack([_of(norm.definition, g, rescale=True) for g in gradients])
 
     try:
-        all_safe = bool(ops.all(safe))
-    except TypeError:  # Being traced: the values are not known yet.
-        return ops.cond(ops.all(safe), lambda: plain, rescaled)
-    return plain if all_safe else rescaled()
+        known_safe = bool(safe)
+    except TypeError:  # Being traced: there are no values yet.
+        return ops.cond(safe, lambda: plain, rescaled), False
+    return (plain if known_safe else rescaled()), known_safe
 
 
 def _of(definition, gradient, rescale=False):
@@ -73,8 +81,10 @@ def _of(definition, gradient, rescale=False):
         return ops.zeros((), dtype=gradient.dtype)
     if not rescale:
         return definition(gradient)
-    largest = ops.max(ops.abs(gradient))
-    scale = ops.where(ops.equal(largest, 0), ops.ones_like(largest), largest)
+    # Not `ops.minimum`, which on PyTorch returns float32 for float64.
+    scale, ceiling = ops.max(ops.abs(gradient)), like(gradient, safe_ceiling(gradient))
+    scale = ops.where(ops.greater(scale, ceiling), ceiling, scale)
+    scale = ops.where(ops.equal(scale, 0), ops.ones_like(scale), scale)
     return ops.multiply(scale, definition(ops.divide(gradient, scale)))
 
 
@@ -86,8 +96,26 @@ def _safe_floor(norm, gradient):
     """
     if not norm.squares:
         return 0.0
-    dtype = np.finfo(keras.backend.standardize_dtype(gradient.dtype))
-    return float(np.sqrt(math.prod(gradient.shape) * dtype.tiny / (8 * dtype.eps)))
+    limits = np.finfo(_dtype(gradient))
+    return float(np.sqrt(math.prod(gradient.shape) * limits.tiny / (8 * limits.eps)))
+
+
+def safe_ceiling(gradient):
+    """The largest divisor that can safely divide a tensor of the gradient's dtype.
+
+    XLA divides a tensor by a scalar as it multiplies it by the scalar's reciprocal,
+    which for the largest numbers is too small to be a normal number, and flushed to 0.
+    """
+    return float(np.finfo(_dtype(gradient)).max / 8)
+
+
+def like(tensor, values):
+    """Converts numbers to the dtype of a tensor, where Keras would take float32."""
+    return ops.convert_to_tensor(values, dtype=_dtype(tensor))
+
+
+def _dtype(tensor):
+    return keras.backend.standardize_dtype(tensor.dtype)
 
 
 def _custom(norm, gradient):
@@ -95,13 +123,14 @@ def _custom(norm, gradient):
     if len(value.shape):
         raise ValueError(
             "A norm must return one scalar per gradient. "
-            f"{_describe(norm)} returned a tensor of shape {tuple(value.shape)} for a "
+            f"{describe(norm)} returned a tensor of shape {tuple(value.shape)} for a "
             f"gradient of shape {tuple(gradient.shape)}. Reduce over all axes."
         )
     return value
 
 
-def _describe(function):
+def describe(function):
+    """What to call a function in a message."""
     return getattr(function, "__qualname__", None) or reprlib.repr(function)
 
 
@@ -111,7 +140,8 @@ def _built_in(*, squares=False):
     def decorate(definition):
         @functools.wraps(definition)
         def norm(gradient):
-            return compute(norm, [widen(gradient)])[0]
+            norms, _ = compute(norm, [widen(gradient)])
+            return norms[0]
 
         norm.definition = definition
         norm.squares = squares
@@ -129,8 +159,9 @@ def l1(gradient):
 @_built_in(squares=True)
 def l2(gradient):
     """Euclidean norm, √Σg²."""
-    # One kernel instead of three on PyTorch, but TensorFlow's takes ranks 1 and 2 only.
-    if len(gradient.shape) in (1, 2):
+    # One kernel instead of three on PyTorch, but TensorFlow's takes ranks 1 and 2 only,
+    # and JAX's returns float32 for float64.
+    if len(gradient.shape) in (1, 2) and _dtype(gradient) == "float32":
         return ops.norm(gradient)
     return ops.sqrt(ops.sum(ops.square(gradient)))
 
@@ -144,7 +175,7 @@ def l1_l2(gradient):
 @_built_in()
 def avg_l1(gradient):
     """Mean absolute value, l1 / N for N entries."""
-    return ops.mean(ops.abs(gradient))
+    return l1.definition(gradient) / math.prod(gradient.shape)
 
 
 @_built_in(squares=True)
@@ -184,178 +215,16 @@ def std(gradient):
     There the deviation is zero or rounding noise, and dividing by it would blow up the
     gradient of, say, the bias of ``Dense(1)`` a million times.
     """
+    # Not `ops.mean`, which on JAX computes in float32 for float64 as well.
+    mean = ops.sum(gradient) / math.prod(gradient.shape)
     deviation = ops.std(gradient)
-    root_mean_square = ops.sqrt(ops.square(deviation) + ops.square(ops.mean(gradient)))
-    eps = np.finfo(keras.backend.standardize_dtype(gradient.dtype)).eps
-    constant = ops.less(deviation, float(np.sqrt(eps)) * root_mean_square)
+    root_mean_square = ops.sqrt(ops.square(deviation) + ops.square(mean))
+    root_eps = float(np.sqrt(np.finfo(_dtype(gradient)).eps))
+    constant = ops.less(deviation, root_eps * root_mean_square)
     return ops.where(constant, root_mean_square, deviation)
 
 
-_BUILT_IN = {
+BUILT_IN = {
     norm.__name__: norm
     for norm in (l1, l2, l1_l2, avg_l1, avg_l2, avg_l1_l2, max, min_max, std)
 } | {"linf": linf}
-_registered = {}
-
-
-class ReturnsGradient:
-    """A registered function that returns the normalized gradient instead of a norm."""
-
-    def __init__(self, function):
-        self.function = function
-
-    def __call__(self, gradient):
-        result = ops.convert_to_tensor(self.function(gradient))
-        if tuple(result.shape) != tuple(gradient.shape):
-            raise ValueError(
-                f"{_describe(self.function)} was registered as a function that returns "
-                "the normalized gradient, so the shapes must match. It returned shape "
-                f"{tuple(result.shape)} for a gradient of shape "
-                f"{tuple(gradient.shape)}."
-            )
-        return result
-
-
-def names():
-    """Lists every name that `norm=` takes, built-in and registered, sorted."""
-    return sorted(_BUILT_IN | _registered)
-
-
-def register_norm(name, function=None, *, overwrite=False):
-    """Gives a norm of your own a name, for `norm=` and for saved files.
-
-    A saved optimizer holds the name only, so register the norm again, under the same
-    name, before you load the file.
-
-    Args:
-        name: String. Any name but those of the built-in norms.
-        function: Callable from one gradient to its norm, a scalar tensor. It is called
-            with a tensor of any shape in float32 (float64 for a float64 gradient) and
-            should use `keras.ops` only, to work on every backend and when compiled.
-            Left out, `register_norm` is a decorator.
-        overwrite: Boolean, whether to replace another function that was registered
-            under this name. Defaults to `False`. The same function defined again, as by
-            a notebook cell that is run twice, needs no `overwrite`.
-
-    Returns:
-        The function, unchanged.
-
-    Raises:
-        TypeError: If the name is not a string or the function not callable.
-        ValueError: If the name is empty, is a built-in one, or stands for another
-            function and `overwrite` is not set.
-
-    Example:
-        >>> import keras_normopt
-        >>> from keras import ops
-        >>> @keras_normopt.register_norm("median")
-        ... def median(gradient):
-        ...     return ops.median(ops.abs(gradient))
-        >>> optimizer = keras_normopt.NormalizedSGD(norm="median")
-    """
-    if function is None:
-        return functools.partial(register_norm, name, overwrite=overwrite)
-    if not callable(function):
-        raise TypeError(
-            "`function` must be a callable from a gradient to its norm. "
-            f"Received: function={reprlib.repr(function)}"
-        )
-    _register(name, function, overwrite)
-    return function
-
-
-def register_normalizer(name, function):
-    """Registers a function that returns the normalized gradient, the 2018 form."""
-    _register(name, ReturnsGradient(function), overwrite=False)
-
-
-def _register(name, entry, overwrite):
-    if not isinstance(name, str):
-        raise TypeError(f"`name` must be a string. Received: name={reprlib.repr(name)}")
-    if not name:
-        raise ValueError("`name` must not be empty. Received: name=''")
-    if name in _BUILT_IN:
-        raise ValueError(
-            f"`name` must not be that of a built-in norm. Received: name={name!r}. "
-            f"Built in are {_listed(_BUILT_IN)}; choose another name."
-        )
-    if name in _registered and not overwrite:
-        if not _same(_registered[name], entry):
-            raise ValueError(
-                f"Another function is registered under name={name!r} already. Pass "
-                "`overwrite=True` to replace it, or choose another name."
-            )
-    _registered[name] = entry
-
-
-def _same(one, other):
-    """Whether two functions are one definition, run twice."""
-    if isinstance(one, ReturnsGradient) and isinstance(other, ReturnsGradient):
-        return _same(one.function, other.function)
-    if one is other:
-        return True
-    try:
-        return _definition_of(one) == _definition_of(other)
-    except (AttributeError, ValueError):  # No plain function, or an empty closure cell.
-        return False
-
-
-def _definition_of(function):
-    return (
-        function.__module__,
-        function.__qualname__,
-        function.__code__,
-        function.__defaults__,
-        function.__kwdefaults__,
-        # Captured values may be tensors, which do not compare to one truth value.
-        [id(cell.cell_contents) for cell in function.__closure__ or ()],
-    )
-
-
-def get(identifier):
-    """Finds what `norm=` stands for.
-
-    Args:
-        identifier: A registered name, a callable, or `None`.
-
-    Returns:
-        A callable, a `ReturnsGradient`, or `None`.
-
-    Raises:
-        ValueError: If it is none of these, or a name that is not registered.
-    """
-    if identifier is None or callable(identifier):
-        return identifier
-    if isinstance(identifier, str):
-        if identifier in _BUILT_IN:
-            return _BUILT_IN[identifier]
-        if identifier in _registered:
-            return _registered[identifier]
-    raise ValueError(
-        f"Unknown norm. Received: norm={reprlib.repr(identifier)}. Choose one of "
-        f"{_listed(names())}, None for no normalization, or a function from a gradient "
-        "to its scalar norm. `keras_normopt.register_norm` adds a name of your own, and "
-        "must have run before a file that uses the name is loaded."
-    )
-
-
-def serialize(identifier):
-    """Finds the name under which `norm=` can be saved.
-
-    Raises:
-        ValueError: If it is a function that is not registered.
-    """
-    if not callable(identifier):
-        return identifier
-    for name, function in (_BUILT_IN | _registered).items():
-        if function is identifier:
-            return name
-    raise ValueError(
-        f"Cannot save norm={_describe(identifier)}: only the name of a norm is saved, "
-        "and this function has none. Register it with "
-        "`keras_normopt.register_norm(name, function)`, here and before loading."
-    )
-
-
-def _listed(choices):
-    return ", ".join(repr(name) for name in sorted(choices))

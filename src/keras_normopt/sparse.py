@@ -1,4 +1,4 @@
-"""TensorFlow's `tf.IndexedSlices`, the gradient of an embedding: rows and their indices.
+"""TensorFlow's `tf.IndexedSlices`, the gradient of an embedding: rows and indices.
 
 An index may stand there several times, and its rows are to be summed: a norm taken over
 the repeats apart would be that of another gradient. This is the only TensorFlow code in

@@ -1,0 +1,172 @@
+"""The names that `norm=` takes: the built-in norms and those that users register."""
+
+import functools
+import reprlib
+
+from keras import ops
+
+from keras_normopt import norms
+
+_registered = {}
+
+
+class ReturnsGradient:
+    """A registered function that returns the normalized gradient instead of a norm."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, gradient):
+        result = ops.convert_to_tensor(self.function(gradient))
+        if tuple(result.shape) != tuple(gradient.shape):
+            raise ValueError(
+                f"{norms.describe(self.function)} was registered as a function that "
+                "returns the normalized gradient, so the shapes must match. It returned "
+                f"shape {tuple(result.shape)} for a gradient of shape "
+                f"{tuple(gradient.shape)}."
+            )
+        return result
+
+
+def names():
+    """Lists every name that `norm=` takes, built-in and registered, sorted."""
+    return sorted(norms.BUILT_IN | _registered)
+
+
+def register_norm(name, function=None, *, overwrite=False):
+    """Gives a norm of your own a name, for `norm=` and for saved files.
+
+    A saved optimizer holds the name only, so register the norm again, under the same
+    name, before you load the file.
+
+    Args:
+        name: String. Any name but those of the built-in norms.
+        function: Callable from one gradient to its norm, a scalar tensor. It is called
+            with a tensor of any shape in float32 (float64 for a float64 gradient) and
+            should use `keras.ops` only, to work on every backend and when compiled.
+            Left out, `register_norm` is a decorator.
+        overwrite: Boolean, whether to replace another function that was registered
+            under this name. Defaults to `False`. The same function defined again, as by
+            a notebook cell that is run twice, needs no `overwrite`.
+
+    Returns:
+        The function, unchanged.
+
+    Raises:
+        TypeError: If the name is not a string or the function not callable.
+        ValueError: If the name is empty, is a built-in one, or stands for another
+            function and `overwrite` is not set.
+
+    Example:
+        >>> import keras_normopt
+        >>> from keras import ops
+        >>> @keras_normopt.register_norm("median")
+        ... def median(gradient):
+        ...     return ops.median(ops.abs(gradient))
+        >>> optimizer = keras_normopt.NormalizedSGD(norm="median")
+    """
+    if function is None:
+        return functools.partial(register_norm, name, overwrite=overwrite)
+    if not callable(function):
+        raise TypeError(
+            "`function` must be a callable from a gradient to its norm. "
+            f"Received: function={reprlib.repr(function)}"
+        )
+    _register(name, function, overwrite)
+    return function
+
+
+def register_normalizer(name, function):
+    """Registers a function that returns the normalized gradient, the 2018 form."""
+    _register(name, ReturnsGradient(function), overwrite=False)
+
+
+def _register(name, entry, overwrite):
+    if not isinstance(name, str):
+        raise TypeError(f"`name` must be a string. Received: name={reprlib.repr(name)}")
+    if not name:
+        raise ValueError("`name` must not be empty. Received: name=''")
+    if name in norms.BUILT_IN:
+        raise ValueError(
+            f"`name` must not be that of a built-in norm. Received: name={name!r}. "
+            f"Built in are {_listed(norms.BUILT_IN)}; choose another name."
+        )
+    if name in _registered and not (overwrite or _same(_registered[name], entry)):
+        raise ValueError(
+            f"Another function is registered under name={name!r} already. Pass "
+            "`overwrite=True` to replace it, or choose another name."
+        )
+    _registered[name] = entry
+
+
+def _same(one, other):
+    """Whether two functions are one definition, run twice."""
+    if isinstance(one, ReturnsGradient) and isinstance(other, ReturnsGradient):
+        return _same(one.function, other.function)
+    if one is other:
+        return True
+    try:
+        return _definition_of(one) == _definition_of(other)
+    except (AttributeError, ValueError):  # No plain function, or an empty closure cell.
+        return False
+
+
+def _definition_of(function):
+    return (
+        function.__module__,
+        function.__qualname__,
+        function.__code__,
+        function.__defaults__,
+        function.__kwdefaults__,
+        # Captured values may be tensors, which do not compare to one truth value.
+        [id(cell.cell_contents) for cell in function.__closure__ or ()],
+    )
+
+
+def get(identifier):
+    """Finds what `norm=` stands for.
+
+    Args:
+        identifier: A registered name, a callable, or `None`.
+
+    Returns:
+        A callable, a `ReturnsGradient`, or `None`.
+
+    Raises:
+        ValueError: If it is none of these, or a name that is not registered.
+    """
+    if identifier is None or callable(identifier):
+        return identifier
+    if isinstance(identifier, str):
+        if identifier in norms.BUILT_IN:
+            return norms.BUILT_IN[identifier]
+        if identifier in _registered:
+            return _registered[identifier]
+    raise ValueError(
+        f"Unknown norm. Received: norm={reprlib.repr(identifier)}. Choose one of "
+        f"{_listed(names())}, None for no normalization, or a function from a gradient "
+        "to its scalar norm. `keras_normopt.register_norm` adds a name of your own; it "
+        "must have run before a file that uses the name is loaded."
+    )
+
+
+def serialize(identifier):
+    """Finds the name under which `norm=` can be saved.
+
+    Raises:
+        ValueError: If it is a function that is not registered.
+    """
+    if not callable(identifier):
+        return identifier
+    for name, function in (norms.BUILT_IN | _registered).items():
+        if function == identifier:
+            return name
+    raise ValueError(
+        f"Cannot save norm={norms.describe(identifier)}: only the name of a norm is "
+        "saved, and this function has none. Register it with "
+        "`keras_normopt.register_norm(name, function)`, here and before loading."
+    )
+
+
+def _listed(choices):
+    return ", ".join(repr(name) for name in sorted(choices))

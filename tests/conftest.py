@@ -1,0 +1,46 @@
+import os
+
+import hypothesis
+import keras
+import pytest
+
+hypothesis.settings.register_profile(
+    "ci",
+    max_examples=100,
+    # The first call on a shape compiles, and machines that run the tests are shared.
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    print_blob=True,
+)
+hypothesis.settings.register_profile(
+    "thorough", parent=hypothesis.settings.get_profile("ci"), max_examples=3000
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def custom_norms():
+    """Registered norms are global; a test that adds some leaves none behind."""
+    from keras_normopt import registry
+
+    before = dict(registry._registered)
+    yield
+    registry._registered.clear()
+    registry._registered.update(before)
+
+
+@pytest.fixture
+def float64():
+    """Lets JAX compute in float64, as the other backends always do."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield

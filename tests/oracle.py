@@ -1,0 +1,77 @@
+"""What a norm is, in NumPy alone and as its definition reads: no Keras, no rescaling.
+
+Entries are taken to `numpy.longdouble`, whose exponent reaches far enough that no
+intermediate result overflows or vanishes where float64's might.
+"""
+
+import numpy as np
+
+EPS = {"float32": np.finfo(np.float32).eps, "float64": np.finfo(np.float64).eps}
+
+
+def l1(g):
+    return np.sum(np.abs(g))
+
+
+def l2(g):
+    return np.sqrt(np.sum(g * g))
+
+
+def l1_l2(g):
+    return (l1(g) + l2(g)) / 2
+
+
+def avg_l1(g):
+    return np.mean(np.abs(g))
+
+
+def avg_l2(g):
+    return np.sqrt(np.mean(g * g))
+
+
+def avg_l1_l2(g):
+    return (avg_l1(g) + avg_l2(g)) / 2
+
+
+def largest(g):
+    return np.max(np.abs(g))
+
+
+def min_max(g):
+    return (np.max(np.abs(g)) + np.min(np.abs(g))) / 2
+
+
+def std(g, eps=EPS["float32"]):
+    deviation = np.sqrt(np.mean((g - np.mean(g)) ** 2))
+    return avg_l2(g) if deviation < np.sqrt(eps) * avg_l2(g) else deviation
+
+
+NORMS = {
+    "l1": l1,
+    "l2": l2,
+    "l1_l2": l1_l2,
+    "avg_l1": avg_l1,
+    "avg_l2": avg_l2,
+    "avg_l1_l2": avg_l1_l2,
+    "max": largest,
+    "min_max": min_max,
+    "std": std,
+}
+
+
+def norm(name, gradient):
+    return NORMS[name](np.asarray(gradient, np.longdouble))
+
+
+def normalize(name, gradient, epsilon=0.0):
+    """g / max(norm(g), epsilon), and zero for a gradient that is all zero."""
+    gradient = np.asarray(gradient, np.longdouble)
+    divisor = max(norm(name, gradient), np.longdouble(epsilon))
+    return gradient / divisor if divisor else gradient
+
+
+def is_near_std_fallback(gradient, eps=EPS["float32"]):
+    """Whether rounding may decide on which side of its threshold `std` falls."""
+    g = np.asarray(gradient, np.longdouble)
+    deviation = np.sqrt(np.mean((g - np.mean(g)) ** 2))
+    return avg_l2(g) / 4 < deviation / np.sqrt(eps) < avg_l2(g) * 4
