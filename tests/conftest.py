@@ -44,3 +44,13 @@ def float64():
 
     with jax.enable_x64(True):
         yield
+
+
+if keras.backend.backend() == "tensorflow":
+    # For the test of replicas. Devices cannot be added once TensorFlow is in use.
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * 2,
+    )

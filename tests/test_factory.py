@@ -1,4 +1,4 @@
-"""The class factory: which classes it makes, and which bases and arguments it refuses."""
+"""The class factory: what it makes, and which bases and arguments it refuses."""
 
 import copy
 import inspect
@@ -8,11 +8,11 @@ import sys
 import types
 
 import keras
-import keras_normopt
 import numpy as np
 import pytest
 from keras import ops
 
+import keras_normopt
 from keras_normopt import normalized
 
 BACKEND = keras.backend.backend()

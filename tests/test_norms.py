@@ -4,10 +4,10 @@ import functools
 
 import keras
 import numpy as np
-import oracle
 import pytest
 from keras import ops
 
+import oracle
 from keras_normopt import norms
 from keras_normopt.normalization import normalize
 

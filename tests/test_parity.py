@@ -3,11 +3,12 @@
 import inspect
 
 import keras
-import keras_normopt
 import numpy as np
-import oracle
 import pytest
 from keras import ops
+
+import keras_normopt
+import oracle
 
 CLASSES = list(keras_normopt.optimizers.ALIASES.values())
 STEPS = 4

@@ -10,13 +10,13 @@ import math
 import keras
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from keras import ops
 
+import oracle
 from keras_normopt import norms
 from keras_normopt.normalization import normalize
 

@@ -16,7 +16,7 @@ import threading
 
 import keras
 
-from keras_normopt import registry
+from keras_normopt import registry, tf_gradients
 from keras_normopt.normalization import normalize
 
 DEFAULT_NORM = "l2"
@@ -161,8 +161,15 @@ class Normalization:
                 "keras_normopt supports, or a newer keras_normopt."
             )
 
-    def _normalize(self, grads):
+    def _normalize(self, grads, variables):
         _ledger.steps += 1
+        if self._norm_function is None:
+            return grads
+        if _ON_TENSORFLOW:
+            grads = [
+                tf_gradients.prepare(g, v)
+                for g, v in zip(grads, variables, strict=True)
+            ]
         return normalize(grads, self._norm_function, self.norm_epsilon)
 
     if _ON_TENSORFLOW:
@@ -170,14 +177,13 @@ class Normalization:
         def _all_reduce_sum_gradients(self, grads_and_vars):
             pairs = super()._all_reduce_sum_gradients(grads_and_vars)
             grads, variables = zip(*pairs, strict=True)
-            return list(zip(self._normalize(list(grads)), variables, strict=True))
+            return list(zip(self._normalize(grads, variables), variables, strict=True))
 
     else:
 
         def _backend_update_step(self, grads, trainable_variables, learning_rate):
-            super()._backend_update_step(
-                self._normalize(grads), trainable_variables, learning_rate
-            )
+            grads = self._normalize(grads, trainable_variables)
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
 
 
 def _check_epsilon(norm_epsilon):

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_normopt import norms, sparse
+from keras_normopt import norms, tf_gradients
 from keras_normopt.registry import ReturnsGradient
 
 
@@ -10,18 +10,15 @@ def normalize(gradients, norm, epsilon):
     """Divides each gradient by its norm, g / max(norm(g), epsilon).
 
     Args:
-        gradients: List of tensors, or on TensorFlow of `tf.IndexedSlices`.
-        norm: Callable from a gradient to a scalar norm, a `ReturnsGradient`, or
-            `None`, which leaves the gradients as they are.
+        gradients: List of tensors, or on TensorFlow of `tf.IndexedSlices` in which no
+            index repeats.
+        norm: Callable from a gradient to a scalar norm, or a `ReturnsGradient`.
         epsilon: Float, the floor of the norm. Has no part in a `ReturnsGradient`.
 
     Returns:
         List of gradients of the same shapes and dtypes.
     """
-    if norm is None or not gradients:
-        return gradients
-    gradients = [sparse.sum_repeated_rows(g) for g in gradients]
-    wide = [norms.widen(sparse.densify(g)) for g in gradients]
+    wide = [norms.widen(tf_gradients.densify(g)) for g in gradients]
     if isinstance(norm, ReturnsGradient):
         return [
             ops.cast(norm(w), ops.convert_to_tensor(g).dtype)
@@ -36,7 +33,7 @@ def normalize(gradients, norm, epsilon):
     divisors = ops.where(ops.equal(divisors, 0), ops.ones_like(divisors), divisors)
     if known_safe:
         return [
-            sparse.map_values(lambda v, d=d: _quotient(v, d), g)
+            tf_gradients.map_values(lambda v, d=d: _quotient(v, d), g)
             for g, d in zip(gradients, ops.unstack(divisors), strict=True)
         ]
     # Dividend and divisor are made smaller together where the divisor is too large to
@@ -45,7 +42,7 @@ def normalize(gradients, norm, epsilon):
     factors = ops.where(ops.greater(divisors, ceilings), 2.0**-8, 1.0)
     divisors = ops.unstack(ops.multiply(divisors, factors))
     return [
-        sparse.map_values(lambda v, d=d, f=f: _quotient(v, d, f), g)
+        tf_gradients.map_values(lambda v, d=d, f=f: _quotient(v, d, f), g)
         for g, d, f in zip(gradients, divisors, ops.unstack(factors), strict=True)
     ]
 

@@ -21,8 +21,8 @@ class ReturnsGradient:
         if tuple(result.shape) != tuple(gradient.shape):
             raise ValueError(
                 f"{norms.describe(self.function)} was registered as a function that "
-                "returns the normalized gradient, so the shapes must match. It returned "
-                f"shape {tuple(result.shape)} for a gradient of shape "
+                "returns the normalized gradient, so the shapes must match. It "
+                f"returned shape {tuple(result.shape)} for a gradient of shape "
                 f"{tuple(gradient.shape)}."
             )
         return result

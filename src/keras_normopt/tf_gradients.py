@@ -1,8 +1,10 @@
-"""TensorFlow's `tf.IndexedSlices`, the gradient of an embedding: rows and indices.
+"""What TensorFlow's gradients need before they can be normalized as any other tensor.
 
-An index may stand there several times, and its rows are to be summed: a norm taken over
-the repeats apart would be that of another gradient. This is the only TensorFlow code in
-the package; gradients on the other backends are plain tensors.
+A gradient of an embedding is a `tf.IndexedSlices`, rows and their indices. An index may
+stand there several times, and its rows are to be summed: a norm taken over the repeats
+apart would be that of another gradient. Also, a shape may be unknown while a graph is
+traced. This is the only TensorFlow code in the package; gradients on the other backends
+are plain tensors.
 """
 
 import keras
@@ -10,15 +12,15 @@ import keras
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
-    def sum_repeated_rows(gradient):
-        """Makes each index of a sparse gradient stand there once."""
+    def prepare(gradient, variable):
+        """Makes every index stand there once and the shape known, the variable's."""
         if not isinstance(gradient, tf.IndexedSlices):
-            return gradient
+            return tf.ensure_shape(gradient, variable.shape)
         indices, positions = tf.unique(gradient.indices)
         values = tf.math.unsorted_segment_sum(
             gradient.values, positions, tf.shape(indices)[0]
         )
-        return tf.IndexedSlices(values, indices, gradient.dense_shape)
+        return tf.IndexedSlices(values, indices, tf.constant(list(variable.shape)))
 
     def densify(gradient):
         """Turns a sparse gradient into the tensor that it stands for."""
@@ -35,9 +37,6 @@ if keras.backend.backend() == "tensorflow":
         )
 
 else:
-
-    def sum_repeated_rows(gradient):
-        return gradient
 
     def densify(gradient):
         return gradient
