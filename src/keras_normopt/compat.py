@@ -9,6 +9,8 @@ instance of the normalized class instead; what that changes:
 """
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -53,7 +55,7 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
           Training Deep Neural Network](https://arxiv.org/abs/1707.04822)
     """
 
-    def __new__(cls, optimizer, normalization="l2"):
+    def __new__(cls, optimizer: Any, normalization: Any = "l2") -> Any:
         original = keras.optimizers.get(optimizer)
         if original is None:
             raise ValueError(
@@ -72,7 +74,7 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
         return result
 
     @staticmethod
-    def set_normalization_function(name, function):
+    def set_normalization_function(name: str, function: Callable[[Any], Any]) -> None:
         """Registers a normalization function under a name.
 
         Args:
@@ -111,7 +113,7 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
             )
 
     @staticmethod
-    def get_normalization_functions():
+    def get_normalization_functions() -> list[str]:
         """Lists the names that `normalization` takes, sorted."""
         return registry.names()
 

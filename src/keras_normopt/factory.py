@@ -6,6 +6,7 @@ import inspect
 import reprlib
 import sys
 import threading
+from typing import Any
 
 import keras
 
@@ -20,7 +21,7 @@ from keras_normopt.mixin import (
 _making = threading.Lock()
 
 
-def normalized(optimizer_class):
+def normalized(optimizer_class: type) -> type[Any]:
     """Makes the normalized subclass of a Keras optimizer class.
 
     The subclass takes what its base takes, and the keyword arguments `norm` and

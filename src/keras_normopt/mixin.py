@@ -13,6 +13,7 @@ import math
 import numbers
 import reprlib
 import threading
+from typing import Any
 
 import keras
 
@@ -49,22 +50,22 @@ class Normalization:
         self.norm_epsilon = norm_epsilon
 
     @property
-    def norm(self):
+    def norm(self) -> Any:
         """A registered name, a function from a gradient to its norm, or `None`."""
         return self._norm
 
     @norm.setter
-    def norm(self, norm):
+    def norm(self, norm: Any) -> None:
         self._norm_function = registry.get(norm)
         self._norm = norm
 
     @property
-    def norm_epsilon(self):
+    def norm_epsilon(self) -> float:
         """The floor of the norm, a finite float of at least 0."""
         return self._norm_epsilon
 
     @norm_epsilon.setter
-    def norm_epsilon(self, norm_epsilon):
+    def norm_epsilon(self, norm_epsilon: float) -> None:
         _check_epsilon(norm_epsilon)
         self._norm_epsilon = float(norm_epsilon)
 

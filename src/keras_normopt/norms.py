@@ -17,6 +17,8 @@ Example:
 import functools
 import math
 import reprlib
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -134,7 +136,9 @@ def describe(function):
     return getattr(function, "__qualname__", None) or reprlib.repr(function)
 
 
-def _built_in(*, squares=False):
+def _built_in(
+    *, squares: bool = False
+) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
     """Makes a public norm of a definition that only works at ordinary magnitudes."""
 
     def decorate(definition):
@@ -151,13 +155,13 @@ def _built_in(*, squares=False):
 
 
 @_built_in()
-def l1(gradient):
+def l1(gradient: Any) -> Any:
     """Sum of the absolute values, Σ|g|."""
     return ops.sum(ops.abs(gradient))
 
 
 @_built_in(squares=True)
-def l2(gradient):
+def l2(gradient: Any) -> Any:
     """Euclidean norm, √Σg²."""
     # One kernel instead of three on PyTorch, but TensorFlow's takes ranks 1 and 2 only,
     # and JAX's returns float32 for float64.
@@ -167,31 +171,31 @@ def l2(gradient):
 
 
 @_built_in(squares=True)
-def l1_l2(gradient):
+def l1_l2(gradient: Any) -> Any:
     """Mean of the l1 and the l2 norm, (l1 + l2) / 2."""
     return (l1.definition(gradient) + l2.definition(gradient)) / 2
 
 
 @_built_in()
-def avg_l1(gradient):
+def avg_l1(gradient: Any) -> Any:
     """Mean absolute value, l1 / N for N entries."""
     return l1.definition(gradient) / math.prod(gradient.shape)
 
 
 @_built_in(squares=True)
-def avg_l2(gradient):
+def avg_l2(gradient: Any) -> Any:
     """Root mean square, √mean(g²), which is l2 / √N for N entries."""
     return l2.definition(gradient) / math.sqrt(math.prod(gradient.shape))
 
 
 @_built_in(squares=True)
-def avg_l1_l2(gradient):
+def avg_l1_l2(gradient: Any) -> Any:
     """Mean of the averaged norms, (avg_l1 + avg_l2) / 2."""
     return (avg_l1.definition(gradient) + avg_l2.definition(gradient)) / 2
 
 
 @_built_in()
-def max(gradient):
+def max(gradient: Any) -> Any:
     """Largest absolute value, max|g|. `linf` is the same norm."""
     return ops.max(ops.abs(gradient))
 
@@ -200,14 +204,14 @@ linf = max
 
 
 @_built_in()
-def min_max(gradient):
+def min_max(gradient: Any) -> Any:
     """Mean of the largest and the smallest absolute value, (max|g| + min|g|) / 2."""
     magnitudes = ops.abs(gradient)
     return (ops.max(magnitudes) + ops.min(magnitudes)) / 2
 
 
 @_built_in(squares=True)
-def std(gradient):
+def std(gradient: Any) -> Any:
     """Population standard deviation of the entries, or their root mean square.
 
     The root mean square stands in where the gradient has one element or is constant up

@@ -2,10 +2,14 @@
 
 import functools
 import reprlib
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 from keras import ops
 
 from keras_normopt import norms
+
+_Norm = TypeVar("_Norm", bound=Callable[[Any], Any])
 
 _registered = {}
 
@@ -28,11 +32,17 @@ class ReturnsGradient:
         return result
 
 
-def names():
+def names() -> list[str]:
     """Lists every name that `norm=` takes, built-in and registered, sorted."""
     return sorted(norms.BUILT_IN | _registered)
 
 
+@overload
+def register_norm(name: str, function: _Norm, *, overwrite: bool = ...) -> _Norm: ...
+@overload
+def register_norm(
+    name: str, function: None = ..., *, overwrite: bool = ...
+) -> Callable[[_Norm], _Norm]: ...
 def register_norm(name, function=None, *, overwrite=False):
     """Gives a norm of your own a name, for `norm=` and for saved files.
 

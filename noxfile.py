@@ -1,0 +1,56 @@
+"""Everything there is to run: `nox --list` shows it, `nox` runs what CI runs.
+
+Each backend is installed alone, beside the built wheel, to prove that the package needs
+no other and that the wheel is whole.
+"""
+
+import nox
+
+nox.needs_version = ">=2026.4"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "tests"]
+
+PROJECT = nox.project.load_toml()
+OLDEST_KERAS = "3.12.0"
+# The newest builds that need no GPU: the plain names bring gigabytes of CUDA along.
+BACKENDS = {"jax": "jax", "tensorflow": "tensorflow-cpu", "torch": "torch==2.13.0"}
+
+
+def install(session, backend, *packages):
+    # First and by itself, or a dependency might choose another build of it.
+    session.install(BACKENDS[backend])
+    session.install(*packages)
+    session.env |= {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+@nox.session
+@nox.parametrize(
+    ("backend", "keras"),
+    [nox.param(backend, None, id=backend) for backend in BACKENDS]
+    + [nox.param(name, OLDEST_KERAS, id=f"{name}-oldest-keras") for name in BACKENDS],
+)
+def tests(session, backend, keras):
+    """Run the tests on one backend, with the newest or the oldest supported Keras."""
+    keras = f"keras=={keras}" if keras else "keras"
+    test = nox.project.dependency_groups(PROJECT, "test")
+    install(session, backend, keras, ".[demo]", *test)
+    session.run("pytest", *(session.posargs or ["-n", "auto"]))
+
+
+@nox.session
+def lint(session):
+    """Check style, formatting, types, and that the stubs are those of the classes."""
+    lint = nox.project.dependency_groups(PROJECT, "lint")
+    install(session, "jax", ".", *lint)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("python", "tests/typing/make_stubs.py", "--check")
+    session.run("mypy")
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
+def demo(session, backend):
+    """Train a 30-layer network with and without normalization; draw the curves."""
+    install(session, backend, ".[demo]")
+    session.run("python", "-m", "keras_normopt.demo", *session.posargs)

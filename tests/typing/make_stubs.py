@@ -1,0 +1,99 @@
+"""Writes the stub of `keras_normopt.optimizers`, whose classes exist at run time only.
+
+`python tests/typing/make_stubs.py` writes it, with `--check` it only tells whether the
+one in the source tree is that of the classes. Needs the newest supported Keras.
+"""
+
+import argparse
+import inspect
+import pathlib
+import sys
+
+from keras_normopt import norms, optimizers
+
+PATH = pathlib.Path(__file__).parents[2] / "src/keras_normopt/optimizers.pyi"
+
+HEAD = """\
+# Made by tests/typing/make_stubs.py.
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import keras
+
+from keras_normopt.mixin import Normalization
+
+# `str` is a registered name of one's own; the literals are there to be completed.
+Norm: TypeAlias = (
+    Literal[
+{names}
+    ]
+    | str
+    | Callable[[Any], Any]
+    | None
+)
+
+ALIASES: dict[str, type[Normalization]]
+
+__all__ = [
+{classes}
+]
+"""
+
+CLASS = """
+class {name}(Normalization, keras.optimizers.{base}):
+    def __init__(
+{parameters}
+    ) -> None: ...
+"""
+
+TYPES = {"norm": "Norm", "norm_epsilon": "float"}
+
+
+def make():
+    classes = list(optimizers.ALIASES.values())
+    text = HEAD.format(
+        names="\n".join(f'        "{name}",' for name in sorted(norms.BUILT_IN)),
+        classes="\n".join(f'    "{name}",' for name in optimizers.__all__),
+    )
+    for cls in classes:
+        parameters = [
+            f"        {line}," for line in _parameters(inspect.signature(cls.__init__))
+        ]
+        text += CLASS.format(
+            name=cls.__name__,
+            base=cls.__name__.removeprefix("Normalized"),
+            parameters="\n".join(parameters),
+        )
+    return text
+
+
+def _parameters(signature):
+    starred = False
+    for parameter in signature.parameters.values():
+        if parameter.name == "self":
+            yield "self"
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            starred = True
+            yield "*"
+        annotation = TYPES.get(parameter.name, "Any")
+        if parameter.kind is parameter.VAR_KEYWORD:
+            yield f"**{parameter.name}: {annotation}"
+            continue
+        default = parameter.default
+        text = f'"{default}"' if isinstance(default, str) else repr(default)
+        yield f"{parameter.name}: {annotation} = {text}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    if not parser.parse_args().check:
+        PATH.write_text(make(), encoding="utf-8")
+    elif not PATH.exists() or PATH.read_text(encoding="utf-8") != make():
+        sys.exit(f"{PATH} is not that of the classes; run {__file__}")
+
+
+if __name__ == "__main__":
+    main()
