@@ -184,7 +184,7 @@ def test_both_forms(function, custom_norms):
         step(optimizer), 0.5 * GRADIENT / np.abs(GRADIENT).sum(), rtol=1e-6
     )
     twin = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
-    np.testing.assert_allclose(step(twin), step(optimizer))
+    assert twin.get_config() == optimizer.get_config()
     assert "own" in NormalizedOptimizer.get_normalization_functions()
 
 
@@ -224,12 +224,12 @@ def test_names_are_listed_sorted(custom_norms):
             "`function` must be a callable of a gradient. Received: function=5",
         ),
         (lambda g: g[0], ValueError, r"a tensor of shape \(3,\)"),
-        (lambda g: ops.sum(g, keepdims=True), ValueError, r"tensor of shape \(1, 1\)"),
+        (lambda g: ops.sum(g)[None], ValueError, r"tensor of shape \(1,\)"),
         (lambda g: g.nonesuch, ValueError, r"failed on a gradient of shape \(2, 3\)"),
     ],
-    ids=["number", "row", "kept dimensions", "failing"],
+    ids=["number", "row", "vector", "failing"],
 )
-def test_functions_of_neither_form_are_refused(function, error, message):
+def test_functions_of_neither_form_are_refused(function, error, message, custom_norms):
     with pytest.raises(error, match=message):
         NormalizedOptimizer.set_normalization_function("own", function)
     assert "own" not in NormalizedOptimizer.get_normalization_functions()
@@ -318,3 +318,15 @@ class TestRegisterNorm:
     def test_wrong_arguments(self, name, function, error, message):
         with pytest.raises(error, match=message):
             keras_normopt.register_norm(name, function)
+
+
+def test_the_original_may_train_on():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(Adam(0.1), loss="mse")
+    x, y = np.ones((4, 2)), np.ones((4, 1))
+    model.fit(x, y, verbose=0)
+    optimizer = NormalizedOptimizer(model.optimizer)
+    expected = [ops.convert_to_numpy(v) for v in model.optimizer.variables]
+    model.fit(x, y, verbose=0)  # On JAX this gives away the memory of its variables.
+    for new, old in zip(optimizer.variables, expected, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(new), old)

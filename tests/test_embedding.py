@@ -91,3 +91,38 @@ def test_stays_sparse(compiled, monkeypatch):
     np.testing.assert_allclose(
         variable.numpy(), -dense / np.linalg.norm(dense), rtol=1e-6
     )
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="replicas are TensorFlow's"
+)
+@pytest.mark.parametrize("norm", ["l2", "std", "min_max"])
+def test_replicas(norm):
+    import tensorflow as tf
+
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = make_model(
+            keras_normopt.NormalizedSGD(0.5, norm=norm), jit_compile=False
+        )
+    model.fit(TOKENS, TARGETS, batch_size=2, verbose=0)
+    expected = TABLE - 0.5 * oracle.normalize(norm, dense_gradient())
+    np.testing.assert_allclose(
+        model.get_weights()[0], expected.astype("float32"), rtol=2e-5, atol=1e-6
+    )
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX's sparse arrays")
+@pytest.mark.parametrize("norm", ["l2", "std", "min_max"])
+def test_sparse_arrays_of_jax(norm):
+    from jax.experimental import sparse
+
+    dense = dense_gradient()
+    gradient = sparse.BCOO.fromdense(dense)
+    variable = keras.Variable(TABLE)
+    optimizer = keras_normopt.NormalizedSGD(0.5, norm=norm)
+    optimizer.apply([gradient], [variable])
+    expected = TABLE - 0.5 * oracle.normalize(norm, dense)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(variable), expected.astype("float32"), rtol=2e-5, atol=1e-6
+    )

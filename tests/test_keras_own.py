@@ -1,4 +1,4 @@
-"""Keras's own tests of its optimizers, passed by ours with `norm=None` in their place."""
+"""Keras's own tests of its optimizers, with ours, and `norm=None`, in their place."""
 
 import importlib
 import unittest

@@ -63,12 +63,7 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
                 "Received: optimizer=None"
             )
         result_class = normalized(type(original))
-        config = original.get_config() | {"norm": None}
-        # Handed on as it is, since a schedule or a function of the user's own need not
-        # be registered for saving.
-        if not isinstance(original._learning_rate, keras.Variable):
-            config["learning_rate"] = original._learning_rate
-        result = result_class.from_config(config)
+        result = result_class.from_config(_hyperparameters(original))
         result.norm = normalization
         _carry_over(original, result)
         return result
@@ -121,6 +116,17 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
 NormalizedOptimizer.register(Normalization)
 
 
+def _hyperparameters(original):
+    # A schedule or a function of the user's own is handed on as it is: it need not be
+    # one that can be saved. So the config is asked of a stand-in without it.
+    stand_in = object.__new__(type(original))
+    vars(stand_in).update(vars(original), _learning_rate=None)
+    learning_rate = original._learning_rate
+    if isinstance(learning_rate, keras.Variable):
+        learning_rate = float(ops.convert_to_numpy(learning_rate))
+    return stand_in.get_config() | {"learning_rate": learning_rate, "norm": None}
+
+
 def _carry_over(original, result):
     for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
         if hasattr(original, name):
@@ -128,4 +134,5 @@ def _carry_over(original, result):
     if original.built:
         result.build(original._trainable_variables)
     for old, new in zip(original.variables, result.variables, strict=True):
-        new.assign(old)
+        # A copy, since on JAX `fit` donates the memory of the original.
+        new.assign(ops.copy(old))

@@ -78,12 +78,12 @@ def _check_base(base):
             problem + received + "The abstract class itself makes no step: pass an "
             "optimizer such as `keras.optimizers.SGD`."
         )
-    for outer in (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer):
-        if issubclass(base, outer):
+    for outer in ("LossScaleOptimizer", "MultiOptimizer"):
+        # The oldest supported Keras has no MultiOptimizer.
+        if issubclass(base, getattr(keras.optimizers, outer, ())):
             raise ValueError(
-                f"`optimizer_class` must make steps of its own. {received}"
-                f"{outer.__name__} goes around a normalized optimizer, as in "
-                f"`{outer.__name__}(...NormalizedAdam()...)`."
+                f"`optimizer_class` must make steps of its own. {received}{outer} goes "
+                f"around a normalized optimizer: `{outer}(...NormalizedAdam()...)`."
             )
     if issubclass(base, Normalization):
         raise ValueError(

@@ -17,7 +17,7 @@ from typing import Any
 
 import keras
 
-from keras_normopt import registry, tf_gradients
+from keras_normopt import registry, sparse
 from keras_normopt.normalization import normalize
 
 DEFAULT_NORM = "l2"
@@ -27,13 +27,12 @@ _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 PLACE = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
 
 
-class _Ledger(threading.local):
-    """Counts, per thread, the steps known to be right: a replica has its own thread."""
+# On TensorFlow and JAX several threads may trace one optimizer at once, as replicas do.
+# PyTorch's compiler cannot follow a thread's own variables.
+class _Ledger(object if keras.backend.backend() == "torch" else threading.local):
+    """Whether the step being made is known to be right."""
 
-    steps = 0
-
-
-_ledger = _Ledger()
+    settled = False
 
 
 class Normalization:
@@ -46,6 +45,7 @@ class Normalization:
         registry.get(norm)
         _check_epsilon(norm_epsilon)
         super().__init__(*args, **kwargs)
+        self._ledger = _Ledger()
         self.norm = norm
         self.norm_epsilon = norm_epsilon
 
@@ -98,9 +98,9 @@ class Normalization:
                 )
         if not pairs:
             return self._iterations
-        before = _ledger.steps
+        self._ledger.settled = False
         result = super().apply_gradients(pairs)
-        self._check_ledger(before)
+        self._check_ledger()
         return result
 
     def apply(self, grads, trainable_variables=None):
@@ -121,18 +121,18 @@ class Normalization:
         variables = trainable_variables or self._trainable_variables
         if grads and (trainable_variables or self.built):
             _check_shapes(grads, variables)
-        before = _ledger.steps
+        self._ledger.settled = False
         super().apply(grads, trainable_variables)
-        if _ledger.steps == before and not self._has_step_due(grads, variables):
-            _ledger.steps += 1
-        self._check_ledger(before)
+        if not self._ledger.settled:
+            self._ledger.settled = not self._has_step_due(grads, variables)
+        self._check_ledger()
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
-        before = _ledger.steps
+        self._ledger.settled = False
         result = super().stateless_apply(
             optimizer_variables, grads, trainable_variables
         )
-        self._check_ledger(before)
+        self._check_ledger()
         return result
 
     def _has_step_due(self, grads, variables):
@@ -145,32 +145,28 @@ class Normalization:
         if not self.gradient_accumulation_steps:
             return True
         try:
-            taken = int(keras.ops.convert_to_tensor(self._iterations))
-        except TypeError:
+            taken = int(keras.ops.convert_to_numpy(self._iterations))
+        except (AttributeError, NotImplementedError, TypeError):
             # Being traced. Then the branch that updates was traced as well, and its
             # gradients should have been normalized, whichever step this will be.
             return True
         return taken % self.gradient_accumulation_steps == 0
 
-    def _check_ledger(self, before):
-        if _ledger.steps == before:
+    def _check_ledger(self):
+        if not self._ledger.settled:
             raise RuntimeError(
-                f"{type(self).__name__} was about to train on gradients that are not "
-                f"normalized: Keras {keras.version()} or the base optimizer did not "
-                f"call `{PLACE}`, where keras_normopt normalizes them. Training "
-                "stopped here. Install a version of Keras that this version of "
-                "keras_normopt supports, or a newer keras_normopt."
+                f"{type(self).__name__} could not normalize its gradients: Keras "
+                f"{keras.version()} or the base optimizer did not call `{PLACE}`, "
+                "where keras_normopt does it. Training stops here, at the latest after "
+                "one step that was not normalized. Install a version of Keras that "
+                "this version of keras_normopt supports, or a newer keras_normopt."
             )
 
     def _normalize(self, grads, variables):
-        _ledger.steps += 1
+        self._ledger.settled = True
         if self._norm_function is None:
             return grads
-        if _ON_TENSORFLOW:
-            grads = [
-                tf_gradients.prepare(g, v)
-                for g, v in zip(grads, variables, strict=True)
-            ]
+        grads = [sparse.prepare(g, v) for g, v in zip(grads, variables, strict=True)]
         return normalize(grads, self._norm_function, self.norm_epsilon)
 
     if _ON_TENSORFLOW:

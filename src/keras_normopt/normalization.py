@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from keras_normopt import norms, tf_gradients
+from keras_normopt import norms, sparse
 from keras_normopt.registry import ReturnsGradient
 
 
@@ -18,7 +18,7 @@ def normalize(gradients, norm, epsilon):
     Returns:
         List of gradients of the same shapes and dtypes.
     """
-    wide = [norms.widen(tf_gradients.densify(g)) for g in gradients]
+    wide = [norms.widen(sparse.densify(g)) for g in gradients]
     if isinstance(norm, ReturnsGradient):
         return [
             ops.cast(norm(w), ops.convert_to_tensor(g).dtype)
@@ -33,7 +33,7 @@ def normalize(gradients, norm, epsilon):
     divisors = ops.where(ops.equal(divisors, 0), ops.ones_like(divisors), divisors)
     if known_safe:
         return [
-            tf_gradients.map_values(lambda v, d=d: _quotient(v, d), g)
+            sparse.map_values(lambda v, d=d: _quotient(v, d), g)
             for g, d in zip(gradients, ops.unstack(divisors), strict=True)
         ]
     # Dividend and divisor are made smaller together where the divisor is too large to
@@ -42,7 +42,7 @@ def normalize(gradients, norm, epsilon):
     factors = ops.where(ops.greater(divisors, ceilings), 2.0**-8, 1.0)
     divisors = ops.unstack(ops.multiply(divisors, factors))
     return [
-        tf_gradients.map_values(lambda v, d=d, f=f: _quotient(v, d, f), g)
+        sparse.map_values(lambda v, d=d, f=f: _quotient(v, d, f), g)
         for g, d, f in zip(gradients, divisors, ops.unstack(factors), strict=True)
     ]
 

@@ -20,23 +20,6 @@ keras_normopt.NormalizedAdam(learning_rate=0.001, norm=None, clipnorm=1.0)
 keras_normopt.NormalizedSGD(norm=largest)
 keras_normopt.NormalizedSGD(norm=3)  # type: ignore[arg-type]
 keras_normopt.NormalizedSGD(norm_epsilon="1e-7")  # type: ignore[arg-type]
-keras_normopt.NormalizedSGD(
-    0.1,
-    0.9,
-    False,
-    "l2",
-    "l2",
-    "l2",
-    "l2",
-    "l2",
-    "l2",
-    "l2",
-    "l2",
-    "l2",
-    "l2",
-    "l2",
-    "l2",
-)  # type: ignore[misc]  # noqa: E501
 
 optimizer = keras_normopt.NormalizedMuon()
 floor: float = optimizer.norm_epsilon

@@ -1,13 +1,13 @@
-"""What TensorFlow's gradients need before they can be normalized as any other tensor.
+"""What sparse gradients need before they can be normalized as any other tensor.
 
-A gradient of an embedding is a `tf.IndexedSlices`, rows and their indices. An index may
-stand there several times, and its rows are to be summed: a norm taken over the repeats
-apart would be that of another gradient. Also, a shape may be unknown while a graph is
-traced. This is the only TensorFlow code in the package; gradients on the other backends
-are plain tensors.
+On TensorFlow the gradient of an embedding is a `tf.IndexedSlices`, rows and their
+indices. An index may stand there several times, and its rows are to be summed: a norm
+taken over the repeats apart would be that of another gradient. This is the only
+TensorFlow code in the package.
 """
 
 import keras
+from keras import ops
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -20,7 +20,10 @@ if keras.backend.backend() == "tensorflow":
         values = tf.math.unsorted_segment_sum(
             gradient.values, positions, tf.shape(indices)[0]
         )
-        return tf.IndexedSlices(values, indices, tf.constant(list(variable.shape)))
+        rows, *rest = variable.shape
+        return tf.IndexedSlices(
+            tf.ensure_shape(values, [None, *rest]), indices, tf.constant([rows, *rest])
+        )
 
     def densify(gradient):
         """Turns a sparse gradient into the tensor that it stands for."""
@@ -37,6 +40,10 @@ if keras.backend.backend() == "tensorflow":
         )
 
 else:
+
+    def prepare(gradient, variable):
+        """Makes a tensor of what Keras takes for one, JAX's sparse arrays included."""
+        return ops.convert_to_tensor(gradient, sparse=False)
 
     def densify(gradient):
         return gradient
