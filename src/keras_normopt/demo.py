@@ -19,12 +19,13 @@ import keras_normopt
 
 LAYERS, UNITS, BATCH_SIZE = 30, 64, 64
 
-# For each, the best initial learning rate of .001, .003, .01, .03 and .1.
+# For each, the best initial learning rate of .0003, .001, .003, .01 and .03 by the
+# validation accuracy of seed 0. SGD stays at chance with all of them.
 OPTIMIZERS = {
     "SGD": (keras.optimizers.SGD, 0.01, {"momentum": 0.9}),
-    "NormalizedSGD": (keras_normopt.NormalizedSGD, 0.003, {"momentum": 0.9}),
+    "NormalizedSGD": (keras_normopt.NormalizedSGD, 0.01, {"momentum": 0.9}),
     "Adam": (keras.optimizers.Adam, 0.001, {}),
-    "NormalizedAdam": (keras_normopt.NormalizedAdam, 0.001, {}),
+    "NormalizedAdam": (keras_normopt.NormalizedAdam, 0.01, {}),
 }
 STYLES = {
     "SGD": {"color": "tab:red", "linestyle": ":", "marker": "v"},
@@ -120,7 +121,7 @@ def main(arguments=None):
         description=__doc__.partition("\n")[0] if __doc__ else None,
     )
     parser.add_argument(
-        "--epochs", type=int, default=15, help="default: %(default)s", metavar="N"
+        "--epochs", type=int, default=20, help="default: %(default)s", metavar="N"
     )
     parser.add_argument(
         "--output",
