@@ -105,9 +105,9 @@ def draw(results, path):
             panel.plot(
                 epochs, history[column], label=name, markersize=4, **STYLES[name]
             )
-        panel.set(xlabel="epoch", ylabel=label)
+        panel.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
-    panels[0].set_yscale("log")
     panels[1].set_ylim(0, 1)
     panels[1].legend()
     figure.suptitle(f"{LAYERS} plain layers on scikit-learn's digits")

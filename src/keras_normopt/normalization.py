@@ -25,26 +25,35 @@ def normalize(gradients, norm, epsilon):
             for g, w in zip(gradients, wide, strict=True)
         ]
 
-    divisors, known_safe = norms.compute(norm, wide)
-    # Comparisons, as they let NaN through: a NaN in a gradient must reach the user. A
-    # norm of 0 is that of an all-zero gradient, which is to stay zero, not NaN.
-    floor = norms.like(divisors, epsilon)
-    divisors = ops.where(ops.less(divisors, floor), floor, divisors)
-    divisors = ops.where(ops.equal(divisors, 0), ops.ones_like(divisors), divisors)
+    values, known_safe = norms.compute(norm, wide)
     if known_safe:
-        return [
-            sparse.map_values(lambda v, d=d: _quotient(v, d), g)
-            for g, d in zip(gradients, ops.unstack(divisors), strict=True)
+        divisors, factors = ops.unstack(_divisor(values, epsilon)), [None] * len(wide)
+    else:
+        divided = [
+            _small_divisor(v, epsilon, norms.safe_ceiling(w))
+            for v, w in zip(values, wide, strict=True)
         ]
-    # Dividend and divisor are made smaller together where the divisor is too large to
-    # have a reciprocal. This costs nothing when compiled into the division.
-    ceilings = norms.like(divisors, [norms.safe_ceiling(w) for w in wide])
-    factors = ops.where(ops.greater(divisors, ceilings), 2.0**-8, 1.0)
-    divisors = ops.unstack(ops.multiply(divisors, factors))
+        divisors, factors = zip(*divided, strict=True)
     return [
         sparse.map_values(lambda v, d=d, f=f: _quotient(v, d, f), g)
-        for g, d, f in zip(gradients, divisors, ops.unstack(factors), strict=True)
+        for g, d, f in zip(gradients, divisors, factors, strict=True)
     ]
+
+
+def _divisor(norm, epsilon):
+    # Comparisons, as they let NaN through: a NaN in a gradient must reach the user. A
+    # norm of 0 is that of an all-zero gradient, which is to stay zero, not NaN.
+    floor = norms.like(norm, epsilon)
+    divisor = ops.where(ops.less(norm, floor), floor, norm)
+    return ops.where(ops.equal(divisor, 0), ops.ones_like(divisor), divisor)
+
+
+def _small_divisor(norm, epsilon, ceiling):
+    """A divisor that has a reciprocal, and the factor that makes up for it."""
+    divisor = _divisor(norm, epsilon)
+    is_large = ops.greater(divisor, norms.like(divisor, ceiling))
+    factor = ops.where(is_large, norms.like(divisor, 2.0**-8), ops.ones_like(divisor))
+    return ops.multiply(divisor, factor), factor
 
 
 def _quotient(values, divisor, factor=None):

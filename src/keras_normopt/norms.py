@@ -53,29 +53,37 @@ def compute(norm, gradients):
     gradient are taken only when a plain result is out of its safe range.
 
     Returns:
-        The norms, stacked into one vector, and whether all of them are known to be in
-        the safe range. That is never known while a graph is traced.
+        The norms, and whether they are known to be in the safe range. Eagerly the norms
+        are one vector, on which a few calls do what would take many. While a graph is
+        traced nothing is known, and the norms are a list of scalars: compilers take
+        long over what is stacked and taken apart again.
     """
-    if norm not in BUILT_IN.values():
-        return ops.stack([_custom(norm, g) for g in gradients]), False
-
-    plain = ops.stack([_of(norm.definition, g) for g in gradients])
-    floors = like(plain, [_safe_floor(norm, g) for g in gradients])
-    ceilings = like(plain, [safe_ceiling(g) for g in gradients])
-    safe = ops.all(
-        ops.logical_and(
-            ops.greater_equal(plain, floors), ops.less_equal(plain, ceilings)
-        )
-    )
+    is_built_in = norm in BUILT_IN.values()
+    if is_built_in:
+        plain = [_of(norm.definition, g) for g in gradients]
+    else:
+        plain = [_custom(norm, g) for g in gradients]
 
     def rescaled():
-        return ops.stack([_of(norm.definition, g, rescale=True) for g in gradients])
+        return [_of(norm.definition, g, rescale=True) for g in gradients]
 
+    vector = ops.stack(plain)
+    floors = like(vector, [_safe_floor(norm, g) for g in gradients])
+    ceilings = like(vector, [safe_ceiling(g) for g in gradients])
+    safe = ops.all(
+        ops.logical_and(
+            ops.greater_equal(vector, floors), ops.less_equal(vector, ceilings)
+        )
+    )
     try:
         known_safe = bool(safe)
     except TypeError:  # Being traced: there are no values yet.
-        return ops.cond(safe, lambda: plain, rescaled), False
-    return (plain if known_safe else rescaled()), known_safe
+        if is_built_in:
+            plain = ops.cond(safe, lambda: tuple(plain), lambda: tuple(rescaled()))
+        return list(plain), False
+    if is_built_in and not known_safe:
+        vector = ops.stack(rescaled())
+    return vector, known_safe
 
 
 def _of(definition, gradient, rescale=False):
@@ -96,7 +104,7 @@ def _safe_floor(norm, gradient):
     Each of the N squares may have lost up to the smallest normal number to underflow,
     which must be nothing beside the square of the result.
     """
-    if not norm.squares:
+    if not getattr(norm, "squares", False):
         return 0.0
     limits = np.finfo(_dtype(gradient))
     return float(np.sqrt(math.prod(gradient.shape) * limits.tiny / (8 * limits.eps)))
