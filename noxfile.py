@@ -22,7 +22,7 @@ def install(session, backend, *packages):
     # First and by itself, or a dependency might choose another build of it.
     session.install(BACKENDS[backend])
     session.install(*packages)
-    session.env |= {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    session.env.update(KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="2")
 
 
 @nox.session

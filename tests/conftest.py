@@ -47,10 +47,18 @@ def float64():
 
 
 if keras.backend.backend() == "tensorflow":
-    # For the test of replicas. Devices cannot be added once TensorFlow is in use.
+    # For the tests of replicas. Devices cannot be added once TensorFlow is in use.
     import tensorflow as tf
 
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * 2,
     )
+
+
+@pytest.fixture(scope="session")
+def strategy():
+    """Two replicas. One for all tests: TensorFlow mixes up the collectives of several."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("TensorFlow's replicas are threads")
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

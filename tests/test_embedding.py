@@ -93,14 +93,8 @@ def test_stays_sparse(compiled, monkeypatch):
     )
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="replicas are TensorFlow's"
-)
 @pytest.mark.parametrize("norm", ["l2", "std", "min_max"])
-def test_replicas(norm):
-    import tensorflow as tf
-
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_replicas(norm, strategy):
     with strategy.scope():
         model = make_model(
             keras_normopt.NormalizedSGD(0.5, norm=norm), jit_compile=False

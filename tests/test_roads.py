@@ -362,15 +362,6 @@ def test_threads_train_their_own_models():
     assert_stepped(models[1].weights[0], step=0.1 * GRADIENT / np.max(np.abs(GRADIENT)))
 
 
-@pytest.fixture
-def strategy():
-    if BACKEND != "tensorflow":
-        pytest.skip("TensorFlow's replicas are threads")
-    import tensorflow as tf
-
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 def test_replicas(strategy):
     with strategy.scope():
         model = make_model(jit_compile=False)
