@@ -58,7 +58,7 @@ if keras.backend.backend() == "tensorflow":
 
 @pytest.fixture(scope="session")
 def strategy():
-    """Two replicas. One for all tests: TensorFlow mixes up the collectives of several."""
+    """Two replicas, one strategy: TensorFlow mixes up the collectives of several."""
     if keras.backend.backend() != "tensorflow":
         pytest.skip("TensorFlow's replicas are threads")
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

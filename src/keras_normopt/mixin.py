@@ -9,13 +9,13 @@ the gradients of the replicas have been summed. Both names are private to Keras:
 release could rename them, so each entry checks that the place was reached.
 """
 
-import math
 import numbers
 import reprlib
 import threading
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_normopt import registry, sparse
 from keras_normopt.normalization import normalize
@@ -24,6 +24,8 @@ DEFAULT_NORM = "l2"
 DEFAULT_NORM_EPSILON = 1e-30
 
 _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+_LARGEST_EPSILON = float(np.finfo("float32").max)
+
 PLACE = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
 
 
@@ -118,8 +120,11 @@ class Normalization:
         grads = list(grads)
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
-        variables = trainable_variables or self._trainable_variables
-        if grads and (trainable_variables or self.built):
+        variables = trainable_variables
+        if variables is None:
+            variables = self._trainable_variables
+        # Keras itself complains of variables that are missing.
+        if grads and (trainable_variables is not None or self.built):
             _check_shapes(grads, variables)
         self._ledger.settled = False
         super().apply(grads, trainable_variables)
@@ -187,10 +192,10 @@ def _check_epsilon(norm_epsilon):
     if (
         not isinstance(norm_epsilon, numbers.Real)
         or isinstance(norm_epsilon, bool)
-        or not 0 <= norm_epsilon < math.inf
+        or not 0 <= norm_epsilon <= _LARGEST_EPSILON
     ):
         raise ValueError(
-            "`norm_epsilon` must be a finite float of at least 0. "
+            "`norm_epsilon` must be a finite float of at least 0, within float32. "
             f"Received: norm_epsilon={reprlib.repr(norm_epsilon)}"
         )
 

@@ -21,8 +21,7 @@ def normalize(gradients, norm, epsilon):
     wide = [norms.widen(sparse.densify(g)) for g in gradients]
     if isinstance(norm, ReturnsGradient):
         return [
-            ops.cast(norm(w), ops.convert_to_tensor(g).dtype)
-            for g, w in zip(gradients, wide, strict=True)
+            ops.cast(norm(w), g.dtype) for g, w in zip(gradients, wide, strict=True)
         ]
 
     values, known_safe = norms.compute(norm, wide)
@@ -57,7 +56,6 @@ def _small_divisor(norm, epsilon, ceiling):
 
 
 def _quotient(values, divisor, factor=None):
-    values = ops.convert_to_tensor(values)
     wide = norms.widen(values)
     if factor is not None:
         wide = ops.multiply(wide, factor)

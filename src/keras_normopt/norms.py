@@ -49,7 +49,7 @@ def compute(norm, gradients):
 
     A definition such as sqrt(sum(square(g))) overflows or vanishes long before its
     exact result does (float32: beyond 1e19 and below 1e-23). Homogeneity is the way
-    out, norm(g) = m * norm(g / m) with m = max|g|, but two more passes over every
+    out, norm(g) = m * norm(g / m) with m = max|g|, but two more passes over a
     gradient are taken only when a plain result is out of its safe range.
 
     Returns:
@@ -64,25 +64,37 @@ def compute(norm, gradients):
     else:
         plain = [_custom(norm, g) for g in gradients]
 
-    def rescaled():
-        return [_of(norm.definition, g, rescale=True) for g in gradients]
+    def rescaled(gradient):
+        return _of(norm.definition, gradient, rescale=True)
 
     vector = ops.stack(plain)
-    floors = like(vector, [_safe_floor(norm, g) for g in gradients])
-    ceilings = like(vector, [safe_ceiling(g) for g in gradients])
-    safe = ops.all(
-        ops.logical_and(
-            ops.greater_equal(vector, floors), ops.less_equal(vector, ceilings)
-        )
+    has_floor = is_built_in and norm.squares
+    floors = [_safe_floor(g) if has_floor else 0.0 for g in gradients]
+    ceilings = [safe_ceiling(g) for g in gradients]
+    safe = ops.logical_and(
+        ops.greater_equal(vector, like(vector, floors)),
+        ops.less_equal(vector, like(vector, ceilings)),
     )
+    all_safe = ops.all(safe)
     try:
-        known_safe = bool(safe)
+        known_safe = bool(all_safe)
     except TypeError:  # Being traced: there are no values yet.
         if is_built_in:
-            plain = ops.cond(safe, lambda: tuple(plain), lambda: tuple(rescaled()))
+            plain = ops.cond(
+                all_safe,
+                lambda: tuple(plain),
+                lambda: tuple(rescaled(g) for g in gradients),
+            )
         return list(plain), False
     if is_built_in and not known_safe:
-        vector = ops.stack(rescaled())
+        vector = ops.stack(
+            [
+                p if s else rescaled(g)
+                for p, s, g in zip(
+                    plain, ops.convert_to_numpy(safe), gradients, strict=True
+                )
+            ]
+        )
     return vector, known_safe
 
 
@@ -98,14 +110,12 @@ def _of(definition, gradient, rescale=False):
     return ops.multiply(scale, definition(ops.divide(gradient, scale)))
 
 
-def _safe_floor(norm, gradient):
-    """The smallest plain result that is accurate to rounding.
+def _safe_floor(gradient):
+    """The smallest plain result, of a norm that squares, that is accurate to rounding.
 
     Each of the N squares may have lost up to the smallest normal number to underflow,
     which must be nothing beside the square of the result.
     """
-    if not getattr(norm, "squares", False):
-        return 0.0
     limits = np.finfo(_dtype(gradient))
     return float(np.sqrt(math.prod(gradient.shape) * limits.tiny / (8 * limits.eps)))
 
