@@ -29,19 +29,19 @@ Norm: TypeAlias = (
 ALIASES: dict[str, type[Normalization]]
 
 __all__ = [
-    "NormalizedAdadelta",
-    "NormalizedAdafactor",
-    "NormalizedAdagrad",
+    "NormalizedSGD",
     "NormalizedAdam",
     "NormalizedAdamW",
-    "NormalizedAdamax",
-    "NormalizedFtrl",
-    "NormalizedLamb",
-    "NormalizedLion",
-    "NormalizedMuon",
-    "NormalizedNadam",
     "NormalizedRMSprop",
-    "NormalizedSGD",
+    "NormalizedAdagrad",
+    "NormalizedAdadelta",
+    "NormalizedAdamax",
+    "NormalizedNadam",
+    "NormalizedFtrl",
+    "NormalizedLion",
+    "NormalizedAdafactor",
+    "NormalizedLamb",
+    "NormalizedMuon",
     "NormalizedScheduleFreeAdamW",
 ]
 
