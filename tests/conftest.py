@@ -62,3 +62,24 @@ def strategy():
     if keras.backend.backend() != "tensorflow":
         pytest.skip("TensorFlow's replicas are threads")
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+# Where stock Muon itself cannot make a step: it asks TensorFlow's variables for a path.
+MUON_STEPS = {
+    "test_equals_base_on_normalized_gradients",
+    "test_every_base_learns",
+    "test_going_on_from_a_file",
+    "test_norm_none_is_exactly_the_base",
+    "test_state_moves_between_base_and_normalized",
+}
+
+
+def pytest_collection_modifyitems(items):
+    if keras.backend.backend() != "tensorflow" or keras.version() != "3.12.0":
+        return
+    for item in items:
+        if item.originalname in MUON_STEPS and "NormalizedMuon" in item.name:
+            reason = "Muon of Keras 3.12.0 fails on TensorFlow"
+            item.add_marker(
+                pytest.mark.xfail(raises=AttributeError, strict=True, reason=reason)
+            )
