@@ -105,14 +105,6 @@ def tolerance(dtype, exact):
     return 2 * eps * max(1.0, np.max(np.abs(exact), initial=0.0))
 
 
-def assert_equals_exact(result, exact, dtype):
-    # What is too small for a normal number of the dtype may be flushed to zero.
-    atol = float(LIMITS[dtype].tiny)
-    assume(np.max(np.abs(exact), initial=0.0) <= float(LIMITS[dtype].max))
-    rtol = 2 * float(LIMITS[dtype].eps) + 64 * np.finfo(np.float32).eps
-    np.testing.assert_allclose(result, exact.astype(np.float64), rtol=rtol, atol=atol)
-
-
 @every_norm
 @given(gradient=gradients())
 def test_equals_the_oracle(name, gradient):
