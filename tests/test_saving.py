@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import pytest
 from keras import ops
 
 import keras_normopt
+from processes import SCRIPTS, finish, start
 
 CLASSES = list(keras_normopt.optimizers.ALIASES.values())
 RNG = np.random.default_rng(0)
@@ -243,3 +245,21 @@ def test_a_cloned_model_compiles_from_config():
     clone = keras.models.clone_model(model)
     clone.compile_from_config(model.get_compile_config())
     assert clone.optimizer.get_config() == model.optimizer.get_config()
+
+
+@pytest.mark.parametrize("base", ["SGD", "Adam"])
+def test_resuming_after_being_killed_in_an_epoch(base, tmp_path):
+    script = SCRIPTS / "kill_in_epoch.py"
+    whole, resumed = tmp_path / "whole.npz", tmp_path / "resumed.npz"
+    finish(start(script, base, tmp_path / "untouched", whole))
+    backup = tmp_path / "backup"
+    finish(start(script, base, backup, resumed, 2), returncode=-signal.SIGKILL)
+    assert not resumed.exists()
+    assert any(backup.iterdir())
+    finish(start(script, base, backup, resumed))
+    with np.load(whole) as expected, np.load(resumed) as actual:
+        assert len(actual.files) == len(expected.files) > 4
+        for name in expected.files:
+            np.testing.assert_allclose(
+                actual[name], expected[name], rtol=1e-6, atol=1e-7
+            )

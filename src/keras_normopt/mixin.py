@@ -12,12 +12,13 @@ release could rename them, so each entry checks that the place was reached.
 import numbers
 import reprlib
 import threading
+import warnings
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_normopt import registry, sparse
+from keras_normopt import norms, registry, sparse
 from keras_normopt.normalization import normalize
 
 DEFAULT_NORM = "l2"
@@ -76,6 +77,26 @@ class Normalization:
             "norm": registry.serialize(self.norm),
             "norm_epsilon": self.norm_epsilon,
         }
+
+    def build(self, variables):
+        if not self.built:
+            self._warn_of_clipping_in_vain()
+        super().build(variables)
+
+    def _warn_of_clipping_in_vain(self):
+        # Known of the built-in norms, all of which are homogeneous.
+        if self._norm_function not in norms.BUILT_IN.values():
+            return
+        for name in ("clipnorm", "global_clipnorm"):
+            if (getattr(self, name) or 0) > 0:
+                warnings.warn(
+                    f"{name}={getattr(self, name)} has no effect on "
+                    f"{type(self).__name__} with norm={self.norm!r}: it clips the raw "
+                    "gradient, which keeps its direction, and its length is divided "
+                    f"out after that. Leave `{name}` out, or use `clipvalue`, which "
+                    "bounds each entry.",
+                    stacklevel=3,
+                )
 
     def apply_gradients(self, grads_and_vars):
         """Makes one normalized step.

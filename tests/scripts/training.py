@@ -1,0 +1,62 @@
+"""What the scripts train, alone or on several devices: the cases, and one small model."""
+
+import itertools
+
+import keras
+import numpy as np
+
+import keras_normopt
+
+BATCH, EPOCHS, STEPS = 16, 2, 4
+OPTIMIZERS = {
+    "SGD": {"learning_rate": 0.05, "momentum": 0.9},
+    "Adam": {"learning_rate": 0.01},
+    "RMSprop": {"learning_rate": 0.01},
+}
+CASES = list(itertools.product(OPTIMIZERS, ["l2", "std", "max"]))
+
+_rng = np.random.default_rng(0)
+X = _rng.normal(size=(STEPS * BATCH, 12)).astype("float32")
+Y = np.sin(X @ _rng.normal(size=(12, 4))).astype("float32")
+
+
+def make_model():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((12,)),
+            keras.layers.Dense(8, "tanh", name="hidden"),
+            keras.layers.Dense(4, name="outputs"),
+        ]
+    )
+
+
+def make_optimizer(base, norm):
+    cls = getattr(keras_normopt, f"Normalized{base}")
+    return cls(norm=norm, **OPTIMIZERS[base])
+
+
+def fit(base, norm, **compile_arguments):
+    model = make_model()
+    model.compile(make_optimizer(base, norm), "mse", **compile_arguments)
+    model.fit(X, Y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0)
+    return model
+
+
+def batches():
+    """The batches of all epochs, in the order of `fit`."""
+    for _ in range(EPOCHS):
+        for start in range(0, len(X), BATCH):
+            yield X[start : start + BATCH], Y[start : start + BATCH]
+
+
+def save(path, weights):
+    """Writes the weights of all cases, by case and position."""
+    np.savez(
+        path,
+        **{
+            f"{base}-{norm}-{i}": array
+            for (base, norm), arrays in weights.items()
+            for i, array in enumerate(arrays)
+        },
+    )

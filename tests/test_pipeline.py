@@ -1,0 +1,292 @@
+"""Beside everything else that `fit` does with an optimizer.
+
+The judge is a loop by hand: gradients from NumPy, in closed form, normalized by the
+oracle and handed to the plain optimizer, which has the same other arguments.
+"""
+
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_normopt
+import oracle
+
+BACKEND = keras.backend.backend()
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(12, 3)).astype("float32")
+Y = rng.normal(size=(12, 4)).astype("float32")
+START = [rng.normal(size=shape).astype("float32") for shape in [(3, 4), (4,)]]
+EPOCHS, BATCH = 3, 4
+
+
+def gradients(x, y, kernel, bias):
+    """Of the mean squared error of one linear layer."""
+    error = 2 * (x.astype("float64") @ kernel + bias - y) / y.size
+    return [x.T @ error, error.sum(axis=0)]
+
+
+def batches(size=BATCH):
+    return [(X[i : i + size], Y[i : i + size]) for i in range(0, len(X), size)]
+
+
+def train_by_hand(plain, norm="l2", size=BATCH, change=lambda grads, weights: grads):
+    variables = [keras.Variable(w) for w in START]
+    for _ in range(EPOCHS):
+        for x, y in batches(size):
+            weights = [ops.convert_to_numpy(v) for v in variables]
+            grads = change(gradients(x, y, *weights), weights)
+            grads = [oracle.normalize(norm, g).astype("float32") for g in grads]
+            plain.apply([ops.convert_to_tensor(g) for g in grads], variables)
+    plain.finalize_variable_values(variables)
+    return [ops.convert_to_numpy(v) for v in variables]
+
+
+def make_model(optimizer, dense=None, **compile_arguments):
+    model = keras.Sequential([keras.Input((3,)), dense or keras.layers.Dense(4)])
+    model.set_weights(START)
+    model.compile(optimizer=optimizer, loss="mse", **compile_arguments)
+    return model
+
+
+def fit(model, **arguments):
+    arguments = {"batch_size": BATCH, "epochs": EPOCHS} | arguments
+    return model.fit(X, Y, shuffle=False, verbose=0, **arguments)
+
+
+def assert_same(actual, expected, rtol=2e-5, atol=2e-6):
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+ARGUMENTS = {
+    "none": {},
+    "weight decay": {"weight_decay": 0.1},
+    "ema": {"use_ema": True, "ema_momentum": 0.5},
+    "ema overwriting": {
+        "use_ema": True,
+        "ema_momentum": 0.5,
+        "ema_overwrite_frequency": 2,
+    },
+    "schedule": {
+        "learning_rate": keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+    },
+}
+# A factor by which `fit` scales the loss, and the optimizer its gradients back.
+SCALED = ARGUMENTS | {"loss scale": {"loss_scale_factor": 1024.0}}
+
+
+@pytest.mark.parametrize("arguments", SCALED.values(), ids=SCALED)
+@pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
+@pytest.mark.parametrize("norm", ["l2", "std", "max"])
+def test_arguments_of_the_base(arguments, base, norm):
+    arguments = {"learning_rate": 0.1} | arguments
+    cls = getattr(keras_normopt, f"Normalized{base}")
+    model = make_model(cls(norm=norm, **arguments))
+    fit(model)
+    arguments = {k: v for k, v in arguments.items() if k != "loss_scale_factor"}
+    expected = train_by_hand(getattr(keras.optimizers, base)(**arguments), norm)
+    assert_same(model.get_weights(), expected)
+
+
+@pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
+def test_accumulation_is_one_large_batch(base):
+    cls = getattr(keras_normopt, f"Normalized{base}")
+    model = make_model(cls(0.1, gradient_accumulation_steps=3))
+    fit(model)
+    expected = train_by_hand(getattr(keras.optimizers, base)(0.1), size=3 * BATCH)
+    assert_same(model.get_weights(), expected)
+
+
+def test_regularizers_are_normalized_with_the_loss():
+    dense = keras.layers.Dense(4, kernel_regularizer=keras.regularizers.L2(0.5))
+    model = make_model(keras_normopt.NormalizedSGD(0.1), dense)
+    fit(model)
+
+    def add_penalty(grads, weights):
+        return [grads[0] + 2 * 0.5 * weights[0], grads[1]]
+
+    assert_same(
+        model.get_weights(),
+        train_by_hand(keras.optimizers.SGD(0.1), change=add_penalty),
+    )
+
+
+def test_frozen_layers_stay():
+    frozen = keras.layers.Dense(3, trainable=False, name="frozen")
+    model = keras.Sequential([keras.Input((3,)), frozen, keras.layers.Dense(4)])
+    frozen.set_weights([np.eye(3), np.zeros(3)])
+    model.layers[1].set_weights(START)
+    model.compile(keras_normopt.NormalizedAdam(0.1), "mse")
+    fit(model)
+    expected = train_by_hand(keras.optimizers.Adam(0.1))
+    assert_same(model.get_weights(), [np.eye(3), np.zeros(3), *expected])
+
+
+def test_unfreezing_a_layer_and_compiling_again():
+    layer = keras.layers.Dense(4, trainable=False)
+    extra = keras.layers.Dense(4)
+    model = keras.Sequential([keras.Input((3,)), layer, extra])
+    for _ in range(2):
+        model.compile(keras_normopt.NormalizedSGD(0.1), "mse")
+        before = layer.get_weights()[0]
+        model.train_on_batch(X, Y)
+        step = np.linalg.norm(layer.get_weights()[0] - before)
+        np.testing.assert_allclose(step, 0.1 * layer.trainable, rtol=1e-5)
+        layer.trainable = True
+
+
+# PyTorch warns of what its compiler cannot compile in Keras, and of itself.
+@pytest.mark.filterwarnings("ignore:::torch")
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_compiled_or_not(jit_compile):
+    if jit_compile and BACKEND == "torch" and not shutil.which("g++"):
+        pytest.skip("PyTorch's compiler needs a C++ compiler")
+    model = make_model(keras_normopt.NormalizedAdam(0.1), jit_compile=jit_compile)
+    fit(model)
+    assert_same(model.get_weights(), train_by_hand(keras.optimizers.Adam(0.1)))
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras has it on the others only")
+def test_several_steps_per_execution():
+    model = make_model(keras_normopt.NormalizedAdam(0.1), steps_per_execution=3)
+    fit(model)
+    assert_same(model.get_weights(), train_by_hand(keras.optimizers.Adam(0.1)))
+
+
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras"
+)
+def test_beside_a_plain_optimizer():
+    by_path = keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.01))
+    by_path[".*kernel"] = keras_normopt.NormalizedAdam(0.1)
+    model = make_model(keras.optimizers.MultiOptimizer(by_path))
+    fit(model)
+
+    kernel, bias = (keras.Variable(w) for w in START)
+    adam, sgd = keras.optimizers.Adam(0.1), keras.optimizers.SGD(0.01)
+    for _ in range(EPOCHS):
+        for x, y in batches():
+            weights = [ops.convert_to_numpy(v) for v in (kernel, bias)]
+            of_kernel, of_bias = gradients(x, y, *weights)
+            of_kernel = oracle.normalize("l2", of_kernel).astype("float32")
+            adam.apply([ops.convert_to_tensor(of_kernel)], [kernel])
+            sgd.apply([ops.convert_to_tensor(of_bias, "float32")], [bias])
+    expected = [ops.convert_to_numpy(v) for v in (kernel, bias)]
+    assert_same(model.get_weights(), expected)
+
+
+# Callbacks that steer the learning rate: under SGD and l2 it is the length of a step.
+
+
+class StepLengths(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.before = self.model.get_weights()[0]
+
+    def on_epoch_end(self, epoch, logs):
+        length = np.linalg.norm(self.model.get_weights()[0] - self.before)
+        logs["step_length"] = float(length)
+
+
+def fit_in_single_steps(callback, epochs=6):
+    model = make_model(keras_normopt.NormalizedSGD(0.4))
+    callbacks = [StepLengths(), callback]
+    return fit(model, batch_size=len(X), epochs=epochs, callbacks=callbacks).history
+
+
+def test_learning_rate_scheduler():
+    rates = [0.4, 0.2, 0.1, 0.3, 0.05, 0.01]
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])
+    history = fit_in_single_steps(schedule)
+    np.testing.assert_allclose(history["step_length"], rates, rtol=1e-4)
+
+
+def test_reduce_lr_on_plateau():
+    # With steps of .4 training circles around the minimum, which is a plateau.
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2)
+    history = fit_in_single_steps(plateau, epochs=30)
+    rates = history["learning_rate"]
+    assert rates[0] == pytest.approx(0.4)
+    assert rates[-1] < 0.21
+    np.testing.assert_allclose(history["step_length"], rates, rtol=1e-4)
+    assert history["loss"][-1] < history["loss"][8]
+
+
+# Half precision.
+
+
+@pytest.fixture(params=["mixed_float16", "mixed_bfloat16"])
+def policy(request):
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
+def test_mixed_precision(policy, base):
+    cls = getattr(keras_normopt, f"Normalized{base}")
+    model = make_model(cls(0.05))
+    # Keras scales the loss by itself where float16 needs it.
+    is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert is_scaled == (policy == "mixed_float16")
+    fit(model)
+    expected = train_by_hand(getattr(keras.optimizers, base)(0.05))
+    # The layer computes with 11 or 8 significant bits, and so steps may differ by that.
+    size = 0.01 if policy == "mixed_float16" else 0.06
+    assert_same(model.get_weights(), expected, rtol=0, atol=size)
+    assert all(str(w.dtype) == "float32" for w in model.get_weights())
+
+
+def test_steps_in_mixed_precision_have_their_length(policy):
+    model = make_model(keras_normopt.NormalizedSGD(0.05))
+    model.train_on_batch(X, Y)
+    for old, new in zip(START, model.get_weights(), strict=True):
+        np.testing.assert_allclose(np.linalg.norm(new - old), 0.05, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_throughout(dtype):
+    # Squares of these overflow float16, and their sum does in either dtype.
+    gradient = 300 * np.ones((40, 50), "float32")
+    variable = keras.Variable(np.zeros((40, 50)), dtype=dtype)
+    optimizer = keras_normopt.NormalizedSGD(0.5)
+    optimizer.apply([ops.cast(ops.convert_to_tensor(gradient), dtype)], [variable])
+    expected = -0.5 * oracle.normalize("l2", gradient).astype("float32")
+    assert keras.backend.standardize_dtype(variable.dtype) == dtype
+    result = ops.convert_to_numpy(ops.cast(variable.value, "float32"))
+    np.testing.assert_allclose(result, expected, rtol=0.01)
+
+
+# Clipping that does nothing.
+
+
+@pytest.mark.parametrize("name", ["clipnorm", "global_clipnorm"])
+@pytest.mark.parametrize("norm", ["l2", "std", keras_normopt.norms.l1])
+def test_warns_once_of_clipping_in_vain(name, norm):
+    optimizer = keras_normopt.NormalizedSGD(0.1, norm=norm, **{name: 1.0})
+    with pytest.warns(UserWarning, match=rf"{name}=1.0 has no effect on Norm") as seen:
+        model = make_model(optimizer)
+        fit(model)
+        weights = model.get_weights()
+        fit(model)
+    assert [warning.category for warning in seen].count(UserWarning) == 1
+    # No effect it has.
+    name = norm if isinstance(norm, str) else "l1"
+    assert_same(weights, train_by_hand(keras.optimizers.SGD(0.1), name))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"clipvalue": 1.0},
+        {"clipnorm": 1.0, "norm": None},
+        {"clipnorm": -1.0},  # Keras takes it for no clipping.
+        # A function of the user's own may well depend on the magnitude.
+        {"clipnorm": 1.0, "norm": lambda gradient: 2 + ops.max(gradient)},
+    ],
+)
+def test_does_not_warn_of_clipping_that_acts(arguments):
+    fit(make_model(keras_normopt.NormalizedSGD(0.1, **arguments)))
