@@ -66,6 +66,8 @@ def norm(name, gradient):
 def normalize(name, gradient, epsilon=0.0):
     """g / max(norm(g), epsilon), and zero for a gradient that is all zero."""
     gradient = np.asarray(gradient, np.longdouble)
+    if not gradient.size:
+        return gradient
     divisor = max(norm(name, gradient), np.longdouble(epsilon))
     return gradient / divisor if divisor else gradient
 

@@ -139,12 +139,20 @@ def _dtype(tensor):
 
 
 def _custom(norm, gradient):
-    value = ops.cast(ops.convert_to_tensor(norm(gradient)), gradient.dtype)
+    result = norm(gradient)
+    expected = "A norm must return one scalar tensor per gradient. "
+    try:
+        value = ops.cast(ops.convert_to_tensor(result), gradient.dtype)
+    except Exception as error:
+        raise TypeError(
+            f"{expected}norm={describe(norm)} returned {reprlib.repr(result)}, which "
+            "is no number."
+        ) from error
     if len(value.shape):
         raise ValueError(
-            "A norm must return one scalar per gradient. "
-            f"{describe(norm)} returned a tensor of shape {tuple(value.shape)} for a "
-            f"gradient of shape {tuple(gradient.shape)}. Reduce over all axes."
+            f"{expected}norm={describe(norm)} returned a tensor of shape "
+            f"{tuple(value.shape)} for a gradient of shape {tuple(gradient.shape)}. "
+            "Reduce over all axes."
         )
     return value
 

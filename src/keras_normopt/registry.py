@@ -2,6 +2,7 @@
 
 import functools
 import reprlib
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -12,6 +13,7 @@ from keras_normopt import norms
 _Norm = TypeVar("_Norm", bound=Callable[[Any], Any])
 
 _registered = {}
+_registering = threading.Lock()
 
 
 class ReturnsGradient:
@@ -101,12 +103,13 @@ def _register(name, entry, overwrite):
             f"`name` must not be that of a built-in norm. Received: name={name!r}. "
             f"Built in are {_listed(norms.BUILT_IN)}; choose another name."
         )
-    if name in _registered and not (overwrite or _same(_registered[name], entry)):
-        raise ValueError(
-            f"Another function is registered under name={name!r} already. Pass "
-            "`overwrite=True` to replace it, or choose another name."
-        )
-    _registered[name] = entry
+    with _registering:
+        if name in _registered and not (overwrite or _same(_registered[name], entry)):
+            raise ValueError(
+                f"Another function is registered under name={name!r} already. Pass "
+                "`overwrite=True` to replace it, or choose another name."
+            )
+        _registered[name] = entry
 
 
 def _same(one, other):
