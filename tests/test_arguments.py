@@ -51,13 +51,18 @@ def step(optimizer):
     return ops.convert_to_numpy(variable)
 
 
+def assert_names(error, *names):
+    assert any(name in str(error) for name in names)
+    assert len(str(error)) < 1000
+
+
 def assert_works_as_asked(optimizer, norm, epsilon):
     expected = -GRADIENT
     if norm is not None:
         name = "max" if norm == "linf" else norm
         expected = -oracle.normalize(name, GRADIENT, np.longdouble(epsilon))
     np.testing.assert_allclose(
-        step(optimizer), expected.astype("float32"), rtol=1e-5, atol=1e-37
+        step(optimizer), expected.astype("float32"), rtol=1e-5, atol=2e-38
     )
 
 
@@ -66,8 +71,7 @@ def test_constructor(norm, epsilon):
     try:
         optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, norm_epsilon=epsilon)
     except (ValueError, TypeError) as error:
-        assert "norm=" in str(error) or "norm_epsilon=" in str(error)
-        assert len(str(error)) < 1000
+        assert_names(error, "norm=", "norm_epsilon=")
     else:
         assert_works_as_asked(optimizer, norm, epsilon)
 
@@ -79,7 +83,7 @@ def test_from_config(norm, epsilon):
     try:
         optimizer = keras_normopt.NormalizedSGD.from_config(config)
     except (ValueError, TypeError) as error:
-        assert "norm=" in str(error) or "norm_epsilon=" in str(error)
+        assert_names(error, "norm=", "norm_epsilon=")
     else:
         assert_works_as_asked(optimizer, norm, epsilon)
 
@@ -93,13 +97,12 @@ def test_functions(result):
     try:
         moved = step(optimizer)
     except (ValueError, TypeError) as error:
-        assert "norm=" in str(error)
-        assert "theirs returned" in str(error)
+        assert_names(error, "norm=")
+        assert_names(error, "theirs returned")
     else:
-        norm = np.float32(result)
-        np.testing.assert_allclose(
-            moved, -GRADIENT / max(norm, np.float32(1e-30)), rtol=1e-6
-        )
+        with np.errstate(over="ignore"):
+            norm = max(np.float32(result), np.float32(1e-30))
+        np.testing.assert_allclose(moved, -GRADIENT / norm, rtol=1e-6, atol=2e-38)
 
 
 # Files from strangers.

@@ -1,4 +1,4 @@
-"""What the scripts train, alone or on several devices: the cases, and one small model."""
+"""What the scripts train, alone or on several devices: the cases and one model."""
 
 import itertools
 
