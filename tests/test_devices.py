@@ -1,16 +1,24 @@
 """On several devices training is what it is on one, given the same global batch."""
 
 import json
+import pathlib
+import re
 import socket
 
 import keras
 import numpy as np
 import pytest
+from sybil.document import Document
+from sybil.parsers.markdown import PythonCodeBlockParser
 
 from processes import SCRIPTS, finish, start
 from scripts import training
 
 BACKEND = keras.backend.backend()
+GUIDE = pathlib.Path(__file__).parents[1] / "docs/devices.md"
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def on_one_device(case):
@@ -61,14 +69,17 @@ def from_two_workers(tmp_path_factory):
     if BACKEND != "tensorflow":
         pytest.skip("TensorFlow's strategy")
     path = tmp_path_factory.mktemp("tensorflow") / "weights.npz"
+    script = SCRIPTS / "tensorflow_workers.py"
+    finish(*[start(script, path, TF_CONFIG=config) for config in tf_configs()])
+    return path
+
+
+def tf_configs():
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
-    configs = [
+    return [
         json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}})
         for i in range(2)
     ]
-    script = SCRIPTS / "tensorflow_workers.py"
-    finish(*[start(script, path, TF_CONFIG=config) for config in configs])
-    return path
 
 
 @pytest.mark.parametrize("case", training.CASES, ids="-".join)
@@ -81,11 +92,52 @@ def from_data_parallel(tmp_path_factory):
     if BACKEND != "torch":
         pytest.skip("PyTorch's data parallelism")
     path = tmp_path_factory.mktemp("torch") / "weights.npz"
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    finish(start(*run, SCRIPTS / "torch_workers.py", path, OMP_NUM_THREADS="1"))
+    finish(start(*TORCHRUN, SCRIPTS / "torch_workers.py", path, OMP_NUM_THREADS="1"))
     return path
 
 
 @pytest.mark.parametrize("case", training.CASES, ids="-".join)
 def test_distributed_data_parallel(from_data_parallel, case):
     assert_equal_to_one_device(read(from_data_parallel, case), case)
+
+
+# The programs of the guide.
+
+
+def program(position, tmp_path):
+    examples = list(Document.parse(str(GUIDE), PythonCodeBlockParser()).examples())
+    assert len(examples) == 4
+    path = tmp_path / "train.py"
+    path.write_text(examples[position].parsed)
+    return path
+
+
+def assert_trained(printed, devices):
+    assert f"devices {devices}\n" in printed
+    before, after = re.search(r"^loss (\S+) to (\S+)$", printed, re.M).groups()
+    assert float(after) < 0.9 * float(before)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the guide to JAX")
+def test_guide_to_keras_distribution(tmp_path):
+    (printed,) = finish(start(program(0, tmp_path)))
+    assert_trained(printed, 4)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the guide to TensorFlow")
+def test_guide_to_mirrored_strategy(tmp_path):
+    (printed,) = finish(start(program(1, tmp_path)))
+    assert_trained(printed, 2)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the guide to TensorFlow")
+def test_guide_to_multi_worker_mirrored_strategy(tmp_path):
+    path = program(2, tmp_path)
+    printed = finish(*[start(path, TF_CONFIG=config) for config in tf_configs()])
+    assert_trained(printed[0], 2)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the guide to PyTorch")
+def test_guide_to_distributed_data_parallel(tmp_path):
+    (printed,) = finish(start(*TORCHRUN, program(3, tmp_path), OMP_NUM_THREADS="1"))
+    assert_trained(printed, 2)

@@ -1,19 +1,24 @@
-"""Whatever README and docstrings show, runs; and so does the demo."""
+"""Whatever README, the documentation and docstrings show, runs; so does the demo."""
 
 import doctest
 import importlib
 import pathlib
 import pkgutil
+import unittest
 
 import keras
 import pytest
 from sybil.document import Document
-from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
+import by_hand
 import keras_normopt
 from keras_normopt import demo
+from test_devices import GUIDE
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).parents[1]
+# The page of programs, each to be run in processes of its own, is for test_devices.
+PAGES = [ROOT / "README.md", *sorted({*ROOT.glob("docs/*.md")} - {GUIDE})]
 MODULES = [
     module.name
     for module in pkgutil.iter_modules(keras_normopt.__path__, "keras_normopt.")
@@ -21,12 +26,54 @@ MODULES = [
 WITHOUT_EXAMPLES = {"demo", "documentation", "mixin", "normalization", "sparse"}
 
 
-def test_readme(tmp_path, monkeypatch, custom_norms):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages(page, tmp_path, monkeypatch, custom_norms):
     monkeypatch.chdir(tmp_path)
-    examples = list(Document.parse(str(README), PythonCodeBlockParser()).examples())
-    assert len(examples) >= 7
-    for example in examples:
-        example.evaluate()
+    evaluate(page)
+
+
+def evaluate(page):
+    """Runs the code of a page, and returns the names that it defined."""
+    document = Document.parse(str(page), PythonCodeBlockParser(), SkipParser())
+    skipped = 0
+    for example in document.examples():
+        try:
+            example.evaluate()
+        except unittest.SkipTest:  # A block for another backend.
+            skipped += 1
+    text = page.read_text()
+    assert text.count("\n```python\n") > skipped == 2 * text.count("<!--- skip") / 3
+    return document.namespace
+
+
+# The loops and steps that docs/custom_loops.md shows, against the loop by hand.
+
+
+@pytest.fixture(scope="module")
+def shown():
+    return evaluate(ROOT / "docs/custom_loops.md")
+
+
+@pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
+def test_own_train_step(shown, base):
+    optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1)
+    inputs = keras.Input((3,))
+    model = shown["OwnStep"](inputs, keras.layers.Dense(4)(inputs))
+    model.set_weights(by_hand.START)
+    model.compile(optimizer=optimizer, loss="mse")
+    losses = by_hand.fit(model).history["loss"]
+    assert 0 < losses[-1] < losses[0]
+    plain = getattr(keras.optimizers, base)(0.1)
+    by_hand.assert_same(model.get_weights(), by_hand.train(plain))
+
+
+@pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
+def test_own_loop(shown, base):
+    optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1)
+    model = by_hand.make_model(None)
+    shown["train"](model, optimizer, by_hand.EPOCHS * by_hand.batches())
+    plain = getattr(keras.optimizers, base)(0.1)
+    by_hand.assert_same(model.get_weights(), by_hand.train(plain))
 
 
 @pytest.mark.parametrize("name", MODULES)

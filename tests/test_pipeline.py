@@ -1,8 +1,4 @@
-"""Beside everything else that `fit` does with an optimizer.
-
-The judge is a loop by hand: gradients from NumPy, in closed form, normalized by the
-oracle and handed to the plain optimizer, which has the same other arguments.
-"""
+"""Beside everything else that `fit` does with an optimizer."""
 
 import shutil
 
@@ -11,56 +7,12 @@ import numpy as np
 import pytest
 from keras import ops
 
+import by_hand
 import keras_normopt
 import oracle
+from by_hand import EPOCHS, START, X, Y, assert_same, batches, fit, make_model
 
 BACKEND = keras.backend.backend()
-
-rng = np.random.default_rng(0)
-X = rng.normal(size=(12, 3)).astype("float32")
-Y = rng.normal(size=(12, 4)).astype("float32")
-START = [rng.normal(size=shape).astype("float32") for shape in [(3, 4), (4,)]]
-EPOCHS, BATCH = 3, 4
-
-
-def gradients(x, y, kernel, bias):
-    """Of the mean squared error of one linear layer."""
-    error = 2 * (x.astype("float64") @ kernel + bias - y) / y.size
-    return [x.T @ error, error.sum(axis=0)]
-
-
-def batches(size=BATCH):
-    return [(X[i : i + size], Y[i : i + size]) for i in range(0, len(X), size)]
-
-
-def train_by_hand(plain, norm="l2", size=BATCH, change=lambda grads, weights: grads):
-    variables = [keras.Variable(w) for w in START]
-    for _ in range(EPOCHS):
-        for x, y in batches(size):
-            weights = [ops.convert_to_numpy(v) for v in variables]
-            grads = change(gradients(x, y, *weights), weights)
-            grads = [oracle.normalize(norm, g).astype("float32") for g in grads]
-            plain.apply([ops.convert_to_tensor(g) for g in grads], variables)
-    plain.finalize_variable_values(variables)
-    return [ops.convert_to_numpy(v) for v in variables]
-
-
-def make_model(optimizer, dense=None, **compile_arguments):
-    model = keras.Sequential([keras.Input((3,)), dense or keras.layers.Dense(4)])
-    model.set_weights(START)
-    model.compile(optimizer=optimizer, loss="mse", **compile_arguments)
-    return model
-
-
-def fit(model, **arguments):
-    arguments = {"batch_size": BATCH, "epochs": EPOCHS} | arguments
-    return model.fit(X, Y, shuffle=False, verbose=0, **arguments)
-
-
-def assert_same(actual, expected, rtol=2e-5, atol=2e-6):
-    for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
-
 
 ARGUMENTS = {
     "none": {},
@@ -88,7 +40,7 @@ def test_arguments_of_the_base(arguments, base, norm):
     model = make_model(cls(norm=norm, **arguments))
     fit(model)
     arguments = {k: v for k, v in arguments.items() if k != "loss_scale_factor"}
-    expected = train_by_hand(getattr(keras.optimizers, base)(**arguments), norm)
+    expected = by_hand.train(getattr(keras.optimizers, base)(**arguments), norm)
     assert_same(model.get_weights(), expected)
 
 
@@ -97,7 +49,9 @@ def test_accumulation_is_one_large_batch(base):
     cls = getattr(keras_normopt, f"Normalized{base}")
     model = make_model(cls(0.1, gradient_accumulation_steps=3))
     fit(model)
-    expected = train_by_hand(getattr(keras.optimizers, base)(0.1), size=3 * BATCH)
+    expected = by_hand.train(
+        getattr(keras.optimizers, base)(0.1), size=3 * by_hand.BATCH
+    )
     assert_same(model.get_weights(), expected)
 
 
@@ -111,7 +65,7 @@ def test_regularizers_are_normalized_with_the_loss():
 
     assert_same(
         model.get_weights(),
-        train_by_hand(keras.optimizers.SGD(0.1), change=add_penalty),
+        by_hand.train(keras.optimizers.SGD(0.1), change=add_penalty),
     )
 
 
@@ -122,7 +76,7 @@ def test_frozen_layers_stay():
     model.layers[1].set_weights(START)
     model.compile(keras_normopt.NormalizedAdam(0.1), "mse")
     fit(model)
-    expected = train_by_hand(keras.optimizers.Adam(0.1))
+    expected = by_hand.train(keras.optimizers.Adam(0.1))
     assert_same(model.get_weights(), [np.eye(3), np.zeros(3), *expected])
 
 
@@ -147,14 +101,14 @@ def test_compiled_or_not(jit_compile):
         pytest.skip("PyTorch's compiler needs a C++ compiler")
     model = make_model(keras_normopt.NormalizedAdam(0.1), jit_compile=jit_compile)
     fit(model)
-    assert_same(model.get_weights(), train_by_hand(keras.optimizers.Adam(0.1)))
+    assert_same(model.get_weights(), by_hand.train(keras.optimizers.Adam(0.1)))
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has it on the others only")
 def test_several_steps_per_execution():
     model = make_model(keras_normopt.NormalizedAdam(0.1), steps_per_execution=3)
     fit(model)
-    assert_same(model.get_weights(), train_by_hand(keras.optimizers.Adam(0.1)))
+    assert_same(model.get_weights(), by_hand.train(keras.optimizers.Adam(0.1)))
 
 
 @pytest.mark.skipif(
@@ -171,7 +125,7 @@ def test_beside_a_plain_optimizer():
     for _ in range(EPOCHS):
         for x, y in batches():
             weights = [ops.convert_to_numpy(v) for v in (kernel, bias)]
-            of_kernel, of_bias = gradients(x, y, *weights)
+            of_kernel, of_bias = by_hand.gradients(x, y, *weights)
             of_kernel = oracle.normalize("l2", of_kernel).astype("float32")
             adam.apply([ops.convert_to_tensor(of_kernel)], [kernel])
             sgd.apply([ops.convert_to_tensor(of_bias, "float32")], [bias])
@@ -233,7 +187,7 @@ def test_mixed_precision(policy, base):
     is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert is_scaled == (policy == "mixed_float16")
     fit(model)
-    expected = train_by_hand(getattr(keras.optimizers, base)(0.05))
+    expected = by_hand.train(getattr(keras.optimizers, base)(0.05))
     # The layer computes with 11 or 8 significant bits, and so steps may differ by that.
     size = 0.01 if policy == "mixed_float16" else 0.06
     assert_same(model.get_weights(), expected, rtol=0, atol=size)
@@ -274,7 +228,7 @@ def test_warns_once_of_clipping_in_vain(name, norm):
     fit(model)  # Warnings are errors here.
     # No effect it has.
     name = norm if isinstance(norm, str) else "l1"
-    assert_same(weights, train_by_hand(keras.optimizers.SGD(0.1), name))
+    assert_same(weights, by_hand.train(keras.optimizers.SGD(0.1), name))
 
 
 @pytest.mark.parametrize(

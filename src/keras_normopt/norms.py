@@ -142,11 +142,14 @@ def _custom(norm, gradient):
     result = norm(gradient)
     expected = "A norm must return one scalar tensor per gradient. "
     try:
-        value = ops.cast(ops.convert_to_tensor(result), gradient.dtype)
+        value = ops.convert_to_tensor(result)
+        if "complex" in _dtype(value):
+            raise TypeError("A complex number cannot be compared with `norm_epsilon`.")
+        value = ops.cast(value, gradient.dtype)
     except Exception as error:
         raise TypeError(
             f"{expected}norm={describe(norm)} returned {reprlib.repr(result)}, which "
-            "is no number."
+            "is no real number."
         ) from error
     if len(value.shape):
         raise ValueError(
