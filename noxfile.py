@@ -10,7 +10,6 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "tests"]
 
 PROJECT = nox.project.load_toml()
 OLDEST_KERAS = "3.12.0"
@@ -39,6 +38,17 @@ def tests(session, backend, keras):
     session.run("pytest", *(session.posargs or ["-n", "auto"]))
 
 
+@nox.session(default=False)
+@nox.parametrize("backend", list(BACKENDS), ids=list(BACKENDS))
+def prerelease(session, backend):
+    """Run the tests on one backend with the nightly build of Keras."""
+    test = nox.project.dependency_groups(PROJECT, "test")
+    install(session, backend, ".[demo]", *test)
+    session.run("pip", "uninstall", "--yes", "keras", silent=True)
+    session.install("--pre", "keras-nightly")
+    session.run("pytest", *(session.posargs or ["-n", "auto"]))
+
+
 @nox.session
 def lint(session):
     """Check style, formatting, types, and that the stubs are those of the classes."""
@@ -50,7 +60,7 @@ def lint(session):
     session.run("mypy")
 
 
-@nox.session
+@nox.session(default=False)
 def demo(session):
     """Train a 30-layer network with and without normalization; draw the curves."""
     install(session, os.environ.get("KERAS_BACKEND", "jax"), ".[demo]")

@@ -201,17 +201,35 @@ def test_steps_in_mixed_precision_have_their_length(policy):
         np.testing.assert_allclose(np.linalg.norm(new - old), 0.05, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_throughout(dtype):
-    # Squares of these overflow float16, and their sum does in either dtype.
-    gradient = 300 * np.ones((40, 50), "float32")
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("float16", 300.0), ("bfloat16", 1e30), ("float64", 1e-200)]
+)
+def test_one_dtype_throughout(dtype, value, float64):
+    # The squares of these are beyond the range of their dtype.
+    gradient = np.full((40, 50), value)
     variable = keras.Variable(np.zeros((40, 50)), dtype=dtype)
-    optimizer = keras_normopt.NormalizedSGD(0.5)
-    optimizer.apply([ops.cast(ops.convert_to_tensor(gradient), dtype)], [variable])
-    expected = -0.5 * oracle.normalize("l2", gradient).astype("float32")
+    optimizer = keras_normopt.NormalizedSGD(0.5, norm_epsilon=0)
+    optimizer.apply([ops.convert_to_tensor(gradient, dtype)], [variable])
     assert keras.backend.standardize_dtype(variable.dtype) == dtype
-    result = ops.convert_to_numpy(ops.cast(variable.value, "float32"))
+    result = ops.convert_to_numpy(ops.cast(variable.value, "float64"))
+    expected = -0.5 * oracle.normalize("l2", gradient).astype("float64")
     np.testing.assert_allclose(result, expected, rtol=0.01)
+
+
+def test_float8():
+    x, y = (np.tile(a, (4, 1)) for a in (X, Y))
+    inputs = keras.Input((3,))
+    hidden, outputs = keras.layers.Dense(16), keras.layers.Dense(4)
+    model = keras.Model(inputs, outputs(hidden(inputs)))
+    hidden.quantize("float8")
+    model.compile(keras_normopt.NormalizedSGD(0.01), "mse")
+    kernel = ops.convert_to_numpy(hidden.kernel)
+    model.fit(x, y, batch_size=48, shuffle=False, verbose=0)
+    moved = ops.convert_to_numpy(hidden.kernel) - kernel
+    np.testing.assert_allclose(np.linalg.norm(moved), 0.01, rtol=1e-4)
+    # What the forward pass has seen, and no normalized gradient.
+    seen = ops.convert_to_numpy(hidden.inputs_amax_history)
+    np.testing.assert_allclose(seen.max(), np.abs(x).max(), rtol=1e-6)
 
 
 # Clipping that does nothing.
