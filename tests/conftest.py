@@ -12,9 +12,10 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
 )
-hypothesis.settings.register_profile(
-    "thorough", parent=hypothesis.settings.get_profile("ci"), max_examples=3000
-)
+for name, max_examples in {"quick": 20, "thorough": 3000}.items():
+    hypothesis.settings.register_profile(
+        name, parent=hypothesis.settings.get_profile("ci"), max_examples=max_examples
+    )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

@@ -39,7 +39,7 @@ def in_the_place_of(base, norm=None):
     return InPlace
 
 
-def tests_of_keras(module):
+def from_keras(module):
     return pytest.importorskip(
         f"keras.src.optimizers.{module}",
         reason="the oldest supported Keras comes without its tests",
@@ -60,7 +60,7 @@ def assert_all_pass(tests, at_least):
 def test_keras_own(name, monkeypatch):
     if not hasattr(keras.optimizers, name):
         pytest.skip(f"this Keras has no {name}")
-    module = tests_of_keras(MODULES[name])
+    module = from_keras(MODULES[name])
     replacement = in_the_place_of(getattr(keras.optimizers, name))
     monkeypatch.setattr(module, name, replacement)
     # The ones beside our class that compare it with others are theirs as well.
@@ -75,7 +75,7 @@ def test_sparse_gradients(norm, test, monkeypatch):
         pytest.skip("no sparse gradients on this backend")
     if keras.backend.backend() == "jax" and test == "test_sparse_gradients" and norm:
         pytest.skip("JAX's sparse arrays, which `fit` never makes, are made dense")
-    module = tests_of_keras("optimizer_sparse_test")
+    module = from_keras("optimizer_sparse_test")
     for name in MODULES:
         if hasattr(keras.src.optimizers, name):
             replacement = in_the_place_of(getattr(keras.optimizers, name), norm)

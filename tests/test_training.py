@@ -69,6 +69,7 @@ def test_constraints_are_honoured():
     assert reached > 0.6
 
 
+@pytest.mark.filterwarnings("ignore:.*has no effect")
 @pytest.mark.parametrize(
     ("clipping", "clip"),
     [
