@@ -148,7 +148,7 @@ def test_variables_excluded_from_weight_decay_stay_so():
         (lambda: keras.optimizers.LossScaleOptimizer(SGD()), "LossScaleOptimizer goes"),
         pytest.param(
             lambda: keras.optimizers.MultiOptimizer(lambda variable: SGD()),
-            "MultiOptimizer goes around a normalized optimizer",
+            "MultiOptimizer goes around an optimizer",
             marks=pytest.mark.skipif(
                 not hasattr(keras.optimizers, "MultiOptimizer"),
                 reason="Keras is too old for it",

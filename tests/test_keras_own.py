@@ -87,5 +87,5 @@ def test_sparse_gradients(norm, test, monkeypatch):
 
 
 def test_the_list_is_whole():
-    ours = {c.__name__ for c in keras_normopt.optimizers.ALIASES.values()}
+    ours = {c.__name__ for c in keras_normopt.optimizers.NORMALIZED.values()}
     assert {f"Normalized{name}" for name in MODULES} >= ours

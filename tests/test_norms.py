@@ -9,7 +9,7 @@ from keras import ops
 
 import oracle
 from keras_normopt import norms
-from keras_normopt.normalization import normalize
+from single import normalize
 
 GRADIENT = [[3.0, -4.0], [0.0, 0.0]]
 COMPILERS = [pytest.param(lambda function: function, id="eager")]

@@ -10,7 +10,7 @@ from keras import ops
 import keras_normopt
 import oracle
 
-CLASSES = list(keras_normopt.optimizers.ALIASES.values())
+CLASSES = list(keras_normopt.optimizers.NORMALIZED.values())
 STEPS = 4
 
 # 1.0 for a rule in which the size of the gradient cancels out up to epsilon is no test,

@@ -18,7 +18,7 @@ from keras import ops
 
 import oracle
 from keras_normopt import norms
-from keras_normopt.normalization import normalize
+from single import normalize
 
 # Few shapes, since compilers start over for each; all ranks from 0 to 5.
 SHAPES = [

@@ -49,7 +49,7 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("cls", keras_normopt.optimizers.ALIASES.values())
+@pytest.mark.parametrize("cls", keras_normopt.optimizers.NORMALIZED.values())
 def test_every_base_learns(cls):
     arguments = {"learning_rate": 0.005}
     arguments = ARGUMENTS.get(cls.__name__.removeprefix("Normalized"), arguments)

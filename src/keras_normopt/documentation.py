@@ -1,24 +1,50 @@
-"""Composes the signature and the docstring of a normalized optimizer class."""
+"""Composes the signature and the docstring of the generated classes."""
 
 import inspect
 import re
 import textwrap
 
-_ARGUMENTS = """\
-norm: Keyword-only. What a gradient is divided by: the name of a norm, built-in or
+_ARGUMENTS = {
+    "norm": """\
+norm: Keyword-only. What a gradient is measured by: the name of a norm, built-in or
     registered with `keras_normopt.register_norm`; or a function from a gradient to
-    its norm, a scalar tensor; or `None` for no normalization, which is exactly
+    its norm, a scalar tensor; or `None` to leave gradients alone, which is exactly
     {base}. Built in are `"l1"`, `"l2"`, `"l1_l2"`, `"avg_l1"`, `"avg_l2"`,
     `"avg_l1_l2"`, `"max"` (or `"linf"`), `"min_max"` and `"std"`: see
-    `keras_normopt.norms`. Defaults to `{norm!r}`.
+    `keras_normopt.norms`. Defaults to `{default}`.
+""",
+    "scope": """\
+scope: Keyword-only. What one norm spans: `"variable"`; `"unit"`, each output unit of a
+    kernel, over all axes but the last (vectors and scalars as a whole); `"layer"`,
+    all variables of a layer, whose paths are the same up to the last `/`, as one
+    long vector; or `"global"`, all variables as one. Defaults to `{default}`.
+""",
+    "exclude": """\
+exclude: Keyword-only. Regular expression, or list of them, searched for in the path of
+    a variable, such as `("bias", "gamma", "beta")`. Variables in which one is found
+    step with their raw gradient. Defaults to `{default}`.
+""",
+    "track_norms": """\
+track_norms: Keyword-only. Boolean, whether to keep the norm of each block's gradient,
+    as it was before this step changed it (l2 if `norm` is `None`), for the property
+    `gradient_norms` and the callback `keras_normopt.callbacks.GradientNorms`.
+    Defaults to `{default}`.
+""",
+    "norm_epsilon": """\
 norm_epsilon: Keyword-only. Float, at least 0 and finite, the floor of the norm. A
     gradient whose norm is below it is scaled up to a norm of less than 1. The
     default is tiny, as true gradients of deep networks are; raise it, to 1e-7 say,
     if gradients that are only rounding noise, such as that of a bias before a
-    batch normalization, should not take full steps. Defaults to `{norm_epsilon}`.
-"""
+    batch normalization, should not take full steps. Defaults to `{default}`.
+""",
+    "max_norm": """\
+max_norm: Keyword-only. Float, above 0 and finite, the largest norm that a gradient may
+    keep. Defaults to `{default}`.
+""",
+}
 
-_DOCSTRING = """\
+_SUMMARY = {
+    "Normalized": """\
 {base} on normalized gradients.
 
 Before the update of {base}, the gradient g of each variable is divided by its
@@ -31,14 +57,45 @@ A gradient that is all zero stays so. Gradients are clipped and accumulated, and
 loss scale is divided out, before they are normalized. Weight decay does not pass
 through normalization. The norm is computed in float32 (float64 for float64
 gradients), and the normalized gradient has the shape and dtype of the gradient.
-There are no variables beyond those of {base}: saved state loads into either.
+There are no variables beyond those of {base}, unless `track_norms` is set: saved
+state loads into either.
+""",
+    "Clipped": """\
+{base} on gradients clipped by any norm.
 
+Before the update of {base}, the gradient g of each variable is scaled down if its
+norm is above `max_norm`,
+
+    g ← g · min(1, max_norm / norm(g))
+
+which keeps its direction. Gradients are accumulated, and a loss scale is divided out,
+before they are clipped; Keras's own clipping comes before as well. Weight decay is not
+clipped. The norm is computed in float32 (float64 for float64 gradients), and the
+clipped gradient has the shape and dtype of the gradient. There are no variables beyond
+those of {base}, unless `track_norms` is set: saved state loads into either.
+""",
+}
+
+_REFERENCE = {
+    "Normalized": """\
+    - [Yu et al., 2017, Block-Normalized Gradient Method: An Empirical Study for
+      Training Deep Neural Network](https://arxiv.org/abs/1707.04822)
+""",
+    "Clipped": """\
+    - [Pascanu et al., 2013, On the difficulty of training recurrent neural
+      networks](https://arxiv.org/abs/1211.5063)
+""",
+}
+
+_DOCSTRING = """\
+{summary}
 Args:
 {arguments}
 
 Raises:
-    ValueError: If `norm` is none of these, if `norm_epsilon` is negative or not
-        finite, or for what {base} raises it.
+    ValueError: If an argument is out of its range, as described above, or for what
+        {base} raises it.
+    TypeError: If `exclude` holds anything but strings.
 
 Example:
     >>> import keras, keras_normopt
@@ -47,9 +104,7 @@ Example:
     >>> model.compile(optimizer=optimizer, loss="mse")
 
 References:
-    - [Yu et al., 2017, Block-Normalized Gradient Method: An Empirical Study for
-      Training Deep Neural Network](https://arxiv.org/abs/1707.04822)
-"""
+{reference}"""
 
 
 def signature(base, ours):
@@ -65,22 +120,22 @@ def signature(base, ours):
     return inspect.Signature(parameters[:end] + added + parameters[end:])
 
 
-def docstring(base, construction, signature):
-    """The docstring of the normalized class of `base`, with every argument."""
-    defaults = {
-        name: signature.parameters[name].default for name in ("norm", "norm_epsilon")
-    }
-    arguments = _arguments_of(base, signature) + _ARGUMENTS.format(
-        base=base.__name__, **defaults
-    )
+def docstring(base, mixin, construction, signature):
+    """The docstring of the class made from `base`, with every argument."""
+    arguments = _arguments_of(base, signature, mixin.OPTIONS)
+    for name, default in mixin.OPTIONS.items():
+        text = default if not isinstance(default, str) else f'"{default}"'
+        arguments += _ARGUMENTS[name].format(base=base.__name__, default=text)
     return _DOCSTRING.format(
+        summary=_SUMMARY[mixin.PREFIX].format(base=base.__name__),
         base=base.__name__,
         arguments=textwrap.indent(arguments.rstrip(), "    "),
         construction=construction,
+        reference=_REFERENCE[mixin.PREFIX],
     )
 
 
-def _arguments_of(base, signature):
+def _arguments_of(base, signature, ours):
     found = re.search(
         r"^Args:\n((?:[ \t]+.*\n|\n)*)", (inspect.getdoc(base) or "") + "\n", re.M
     )
@@ -91,6 +146,6 @@ def _arguments_of(base, signature):
             inspect.Parameter.VAR_POSITIONAL,
             inspect.Parameter.VAR_KEYWORD,
         )
-        if named and name not in documented | {"norm", "norm_epsilon"}:
+        if named and name not in documented | set(ours):
             text += f"{name}: As in `{base.__name__}`.\n"
     return text

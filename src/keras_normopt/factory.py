@@ -11,12 +11,8 @@ from typing import Any
 import keras
 
 from keras_normopt import documentation
-from keras_normopt.mixin import (
-    DEFAULT_NORM,
-    DEFAULT_NORM_EPSILON,
-    PLACE,
-    Normalization,
-)
+from keras_normopt.mixin import Clipping, Normalization, Rescaling
+from keras_normopt.road import PLACE
 
 _making = threading.Lock()
 
@@ -24,9 +20,9 @@ _making = threading.Lock()
 def normalized(optimizer_class: type) -> type[Any]:
     """Makes the normalized subclass of a Keras optimizer class.
 
-    The subclass takes what its base takes, and the keyword arguments `norm` and
-    `norm_epsilon`. Before the base's own update, each gradient is divided by its norm:
-    `g ← g / max(norm(g), norm_epsilon)`.
+    The subclass takes what its base takes, and the keyword arguments `norm`,
+    `norm_epsilon`, `scope`, `exclude` and `track_norms`. Before the base's own update,
+    each gradient is divided by its norm, `g ← g / max(norm(g), norm_epsilon)`.
 
     A base has one normalized class, made on the first call and returned on later ones.
     That of a Keras optimizer is registered for saving as
@@ -55,12 +51,48 @@ def normalized(optimizer_class: type) -> type[Any]:
         >>> NormalizedMySGD = keras_normopt.normalized(MySGD)
         >>> optimizer = NormalizedMySGD(learning_rate=0.1, norm="max")
     """
-    _check_base(optimizer_class)
+    return _made(optimizer_class, Normalization)
+
+
+def clipped(optimizer_class: type) -> type[Any]:
+    """Makes the clipping subclass of a Keras optimizer class.
+
+    The subclass takes what its base takes, and the keyword arguments `norm`,
+    `max_norm`, `scope`, `exclude` and `track_norms`. Before the base's own update, a
+    gradient whose norm is above `max_norm` is scaled down to it,
+    `g ← g · min(1, max_norm / norm(g))`. Everything else is as with `normalized`; the
+    classes are registered for saving as `keras_normopt>Clipped<Name>`.
+
+    Args:
+        optimizer_class: As for `normalized`.
+
+    Returns:
+        The class, named `Clipped<Name>`.
+
+    Raises:
+        TypeError: If `optimizer_class` is not an optimizer class.
+        ValueError: If it is a class that cannot be clipped, such as a normalized one:
+            there is nothing left to clip once the norm is 1.
+
+    Example:
+        >>> import keras, keras_normopt
+        >>> ClippedNadam = keras_normopt.clipped(keras.optimizers.Nadam)
+        >>> optimizer = ClippedNadam(norm="max", max_norm=0.1)
+
+    References:
+        - [Pascanu et al., 2013, On the difficulty of training recurrent neural
+          networks](https://arxiv.org/abs/1211.5063)
+    """
+    return _made(optimizer_class, Clipping)
+
+
+def _made(base, mixin):
+    _check_base(base, mixin)
     with _making:
-        return _make(_used_by_keras(optimizer_class))
+        return _make(_used_by_keras(base), mixin)
 
 
-def _check_base(base):
+def _check_base(base, mixin):
     problem = "`optimizer_class` must be a subclass of `keras.optimizers.Optimizer`. "
     received = f"Received: optimizer_class={reprlib.repr(base)}. "
     if not isinstance(base, type):
@@ -68,7 +100,7 @@ def _check_base(base):
         if isinstance(base, keras.optimizers.Optimizer):
             way_out = (
                 f"That is an instance: pass its class, {type(base).__name__}, or give "
-                "the instance to `keras_normopt.NormalizedOptimizer`."
+                f"the instance to `keras_normopt.{mixin.PREFIX}Optimizer`."
             )
         raise TypeError(problem + received + way_out)
     if not issubclass(base, keras.optimizers.Optimizer):
@@ -83,18 +115,20 @@ def _check_base(base):
         if issubclass(base, getattr(keras.optimizers, outer, ())):
             raise ValueError(
                 f"`optimizer_class` must make steps of its own. {received}{outer} goes "
-                f"around a normalized optimizer: `{outer}(...NormalizedAdam()...)`."
+                f"around an optimizer: `{outer}(...{mixin.PREFIX}Adam()...)`."
             )
-    if issubclass(base, Normalization):
+    if issubclass(base, Rescaling):
+        has = "normalized" if issubclass(base, Normalization) else "clipped"
         raise ValueError(
-            f"`optimizer_class` is normalized already. {received}Use it as it is, or "
-            "pass its base."
+            f"`optimizer_class` is {has} already. {received}Use it as it is, or pass "
+            "its base."
         )
-    taken = {"norm", "norm_epsilon"} & set(inspect.signature(base.__init__).parameters)
+    taken = set(mixin.OPTIONS) & set(inspect.signature(base.__init__).parameters)
     if taken:
+        taken = ", ".join(f"`{name}`" for name in sorted(taken))
         raise ValueError(
-            "`optimizer_class` must leave the argument names `norm` and `norm_epsilon` "
-            f"to its normalized class. {received}Rename {', '.join(sorted(taken))}."
+            f"`optimizer_class` must leave the argument {taken} to the class made from "
+            f"it. {received}Rename it."
         )
     _check_road(base, received)
 
@@ -103,7 +137,7 @@ def _check_road(base, received):
     if not hasattr(keras.optimizers.Optimizer, PLACE):
         raise RuntimeError(
             f"Keras {keras.version()} has no `Optimizer.{PLACE}`, where keras_normopt "
-            "normalizes gradients. Install a version of Keras that this version of "
+            "takes up gradients. Install a version of Keras that this version of "
             "keras_normopt supports, or a newer keras_normopt."
         )
     for name in (
@@ -134,24 +168,23 @@ def _used_by_keras(optimizer_class):
 
 
 @functools.cache
-def _make(base):
+def _make(base, mixin):
     public = base
     if _is_keras_own(base):
         public = getattr(keras.optimizers, base.__name__, base)
-    name = f"Normalized{public.__name__}"
-    construction = f"keras_normopt.{name}(norm={DEFAULT_NORM!r})"
+    name = f"{mixin.PREFIX}{public.__name__}"
+    construction = f"keras_normopt.{name}(norm={mixin.OPTIONS['norm']!r})"
     module = "keras_normopt.optimizers"
     if not _is_keras_own(base):
-        construction = f"keras_normopt.normalized({public.__name__})(...)"
+        factory = mixin.PREFIX.lower()
+        construction = f"keras_normopt.{factory}({public.__name__})(...)"
         module = public.__module__
 
     def __init__(self, *args, **kwargs):  # noqa: N807
-        Normalization.__init__(self, *args, **kwargs)
+        mixin.__init__(self, *args, **kwargs)
 
     # On the function: a class-level __signature__ would be that of subclasses as well.
-    __init__.__signature__ = documentation.signature(
-        base, {"norm": DEFAULT_NORM, "norm_epsilon": DEFAULT_NORM_EPSILON}
-    )
+    __init__.__signature__ = documentation.signature(base, mixin.OPTIONS)
     __init__.__qualname__ = f"{name}.__init__"
     __init__.__module__ = module
 
@@ -159,24 +192,24 @@ def _make(base):
         "__init__": __init__,
         "__module__": module,
         "__doc__": documentation.docstring(
-            public, construction, __init__.__signature__
+            public, mixin, construction, __init__.__signature__
         ),
-        "_normalized_from": public,
+        "_made_from": (public, mixin),
     }
-    cls = _metaclass(type(base))(name, (Normalization, base), members)
-    return keras.saving.register_keras_serializable(*_registration(public))(cls)
+    cls = _metaclass(type(base))(name, (mixin, base), members)
+    return keras.saving.register_keras_serializable(*_registration(public, mixin))(cls)
 
 
-def _registration(public):
-    """The package and name that the normalized class of a base is saved under."""
+def _registration(public, mixin):
+    """The package and name that the class made from a base is saved under."""
     if _is_keras_own(public):
-        return "keras_normopt", f"Normalized{public.__name__}"
+        return "keras_normopt", f"{mixin.PREFIX}{public.__name__}"
     package, _, name = keras.saving.get_registered_name(public).rpartition(">")
     # Keras's default package is nobody's own: two classes of one name would collide.
     if package in ("", "Custom"):
         package, name = public.__module__, public.__qualname__
     scope, dot, name = name.rpartition(".")
-    return package, f"{scope}{dot}Normalized{name}"
+    return package, f"{scope}{dot}{mixin.PREFIX}{name}"
 
 
 @functools.cache
@@ -190,6 +223,6 @@ def _metaclass(base):
 def _reduce(cls):
     module = sys.modules.get(cls.__module__)
     is_importable = getattr(module, cls.__qualname__, None) is cls
-    if "_normalized_from" in vars(cls) and not is_importable:
-        return normalized, (cls._normalized_from,)
+    if "_made_from" in vars(cls) and not is_importable:
+        return _made, cls._made_from
     return cls.__qualname__

@@ -1,56 +1,60 @@
-"""The mixin that every normalized optimizer class shares: where and when to normalize.
+"""The mixins of the generated classes: what is done to the gradients of a step."""
 
-Keras reaches an optimizer by three roads. In `fit`, JAX calls `stateless_apply`,
-TensorFlow `apply_gradients` and PyTorch `apply`. All of them come together in `apply`,
-which drops missing gradients, divides out the loss scale, accumulates, clips and decays
-weights. Only then is a gradient the one to normalize. The place is
-`_backend_update_step`, or on TensorFlow the end of `_all_reduce_sum_gradients`, where
-the gradients of the replicas have been summed. Both names are private to Keras: a
-release could rename them, so each entry checks that the place was reached.
-"""
-
+import functools
 import numbers
+import re
 import reprlib
-import threading
+import types
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
+from keras import ops
 
-from keras_normopt import norms, registry, sparse
-from keras_normopt.normalization import normalize
+from keras_normopt import blocks, norms, registry, sparse
+from keras_normopt.monitoring import NormTracker
+from keras_normopt.normalization import floored, measure, rescale
+from keras_normopt.road import Road
 
-DEFAULT_NORM = "l2"
-DEFAULT_NORM_EPSILON = 1e-30
-
-_ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
-_LARGEST_EPSILON = float(np.finfo("float32").max)
-
-PLACE = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
+_LARGEST = float(np.finfo("float32").max)
 
 
-# On TensorFlow and JAX several threads may trace one optimizer at once, as replicas do.
-# PyTorch's compiler cannot follow a thread's own variables.
-class _Ledger(object if keras.backend.backend() == "torch" else threading.local):
-    """Whether the step being made is known to be right."""
+class Rescaling(Road):
+    """What normalized and clipping optimizers share. Not for use by itself."""
 
-    settled = False
+    # The keyword-only arguments that are added to those of the base, with defaults.
+    OPTIONS: Mapping[str, Any] = types.MappingProxyType(
+        {"norm": "l2", "scope": "variable", "exclude": (), "track_norms": False}
+    )
+    PREFIX = ""
 
-
-class Normalization:
-    """What a normalized optimizer adds to its base. Not for use by itself."""
-
-    def __init__(
-        self, *args, norm=DEFAULT_NORM, norm_epsilon=DEFAULT_NORM_EPSILON, **kwargs
-    ):
+    def __init__(self, *args, **kwargs):
+        options = {
+            name: kwargs.pop(name, default) for name, default in self.OPTIONS.items()
+        }
         # Before Keras's own: a wrong argument should not leave half an optimizer.
-        registry.get(norm)
-        _check_epsilon(norm_epsilon)
+        options = self._checked(**options)
         super().__init__(*args, **kwargs)
-        self._ledger = _Ledger()
-        self.norm = norm
-        self.norm_epsilon = norm_epsilon
+        for name, value in options.items():
+            setattr(self, f"_{name}", value)
+        self._norm_function = registry.get(self._norm)
+        self._block_names, self._block_of = [], []
+        self._own_variables = {}
+
+    def _checked(self, norm, scope, exclude, track_norms):
+        _check_norm(norm, scope)
+        if not isinstance(track_norms, bool):
+            raise ValueError(
+                "`track_norms` must be True or False. "
+                f"Received: track_norms={reprlib.repr(track_norms)}"
+            )
+        return {
+            "norm": norm,
+            "scope": scope,
+            "exclude": _checked_patterns(exclude),
+            "track_norms": track_norms,
+        }
 
     @property
     def norm(self) -> Any:
@@ -59,8 +63,156 @@ class Normalization:
 
     @norm.setter
     def norm(self, norm: Any) -> None:
+        _check_norm(norm, self._scope)
         self._norm_function = registry.get(norm)
         self._norm = norm
+
+    @property
+    def scope(self) -> str:
+        """What one norm spans: `"variable"`, `"unit"`, `"layer"` or `"global"`."""
+        return self._scope
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Regular expressions for the paths of variables that are left alone."""
+        return self._exclude
+
+    @property
+    def track_norms(self) -> bool:
+        """Whether the norms of the gradients are kept."""
+        return self._track_norms
+
+    @property
+    def gradient_norms(self) -> dict[str, float]:
+        """The norm of each block's gradient in the last step, by the block's name.
+
+        It is that of the gradient as it arrives to be rescaled. Empty before the first
+        step.
+
+        Raises:
+            AttributeError: If the optimizer was not made with `track_norms=True`.
+        """
+        return self.norm_tracker.last if self.built else {}
+
+    @property
+    def norm_tracker(self) -> NormTracker:
+        """Where the norms are kept; `callbacks.GradientNorms` reads it."""
+        if not self._track_norms:
+            raise AttributeError(
+                f"{type(self).__name__} keeps no gradient norms. Make it with "
+                "`track_norms=True`."
+            )
+        return self._norm_tracker
+
+    def get_config(self):
+        config = {name: getattr(self, name) for name in self.OPTIONS}
+        config["norm"] = registry.serialize(self.norm)
+        config["exclude"] = list(self.exclude)
+        return super().get_config() | config
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        paths = [getattr(v, "path", v.name) for v in variables]
+        left_out = [any(re.search(p, path) for p in self._exclude) for path in paths]
+        if self._exclude and not any(left_out):
+            warnings.warn(
+                f"exclude={self._exclude} of {type(self).__name__} matches none of the "
+                f"variables. Their paths are {reprlib.repr(paths)}.",
+                stacklevel=2,
+            )
+        self._warn_of_clipping_in_vain(any(left_out))
+        included = [
+            i
+            for i, variable in enumerate(variables)
+            if not (left_out[i] or getattr(variable, "overwrite_with_gradient", False))
+        ]
+        self._block_names, numbers_of_blocks = blocks.partition(
+            self._scope, [paths[i] for i in included]
+        )
+        self._block_of = [None] * len(variables)
+        for i, number in zip(included, numbers_of_blocks, strict=True):
+            self._block_of[i] = number
+        if self._track_norms:
+            self._norm_tracker = NormTracker(self._block_names, self._add_own_variable)
+
+    def _add_own_variable(self, name, **arguments):
+        """Adds a variable beyond those of the base, the same on all replicas."""
+        variable = self.add_variable(
+            name=name, aggregation="only_first_replica", **arguments
+        )
+        self._own_variables[name] = variable
+        return variable
+
+    # Apart from those of the base, so that its slots are loaded from a file that was
+    # saved with other options, and the other way round.
+    def save_own_variables(self, store):
+        own = {id(v) for v in self._own_variables.values()}
+        of_base = [v for v in self.variables if id(v) not in own]
+        for key, variable in [*enumerate(of_base), *self._own_variables.items()]:
+            store[str(key)] = ops.convert_to_numpy(variable)
+
+    def load_own_variables(self, store):
+        own = {id(v) for v in self._own_variables.values()}
+        of_base = [v for v in self.variables if id(v) not in own]
+        stored = [key for key in store.keys() if key.isdecimal()]  # noqa: SIM118
+        if len(stored) != len(of_base):
+            super().load_own_variables(store)  # Which says what is wrong.
+            return
+        for i, variable in enumerate(of_base):
+            variable.assign(store[str(i)])
+        for name, variable in self._own_variables.items():
+            if name in store and tuple(store[name].shape) == tuple(variable.shape):
+                variable.assign(store[name])
+
+    def _warn_of_clipping_in_vain(self, any_excluded):
+        raise NotImplementedError
+
+    def _divisor(self, norm):
+        raise NotImplementedError
+
+    def _rescale(self, grads, variables):
+        if not (self._is_on() or self._track_norms):
+            return grads
+        grads = [sparse.prepare(g, v) for g, v in zip(grads, variables, strict=True)]
+        positions = {}
+        for position, variable in enumerate(variables):
+            number = self._block_of[self._get_variable_index(variable)]
+            if number is not None:
+                positions.setdefault(number, []).append(position)
+        if not positions:
+            return grads
+        return self._rescale_blocks(grads, variables, positions)
+
+    def _is_on(self):
+        return self._norm_function is not None
+
+    def _rescale_blocks(self, grads, variables, positions):
+        members = list(positions.values())
+        per_unit = self._scope == "unit"
+        if self._norm_function is None:
+            rescaled = grads
+            values = functools.partial(measure, grads, members, norms.l2, per_unit)
+        else:
+            rescaled, values = rescale(
+                grads, members, self._norm_function, self._divisor, per_unit
+            )
+        if self._track_norms:
+            self._norm_tracker.update(list(positions), values())
+        return rescaled
+
+
+class Normalization(Rescaling):
+    """What a normalized optimizer adds to its base. Not for use by itself."""
+
+    OPTIONS = Rescaling.OPTIONS | {"norm_epsilon": 1e-30}
+    PREFIX = "Normalized"
+    VERB = "normalize"
+
+    def _checked(self, norm_epsilon, **options):
+        _check_epsilon(norm_epsilon)
+        return super()._checked(**options) | {"norm_epsilon": float(norm_epsilon)}
 
     @property
     def norm_epsilon(self) -> float:
@@ -72,22 +224,17 @@ class Normalization:
         _check_epsilon(norm_epsilon)
         self._norm_epsilon = float(norm_epsilon)
 
-    def get_config(self):
-        return super().get_config() | {
-            "norm": registry.serialize(self.norm),
-            "norm_epsilon": self.norm_epsilon,
-        }
+    def _divisor(self, norm):
+        return floored(norm, self._norm_epsilon)
 
-    def build(self, variables):
-        if not self.built:
-            self._warn_of_clipping_in_vain()
-        super().build(variables)
-
-    def _warn_of_clipping_in_vain(self):
+    def _warn_of_clipping_in_vain(self, any_excluded):
         # Known of the built-in norms, all of which are homogeneous.
-        if self._norm_function not in norms.BUILT_IN.values():
+        if any_excluded or self._norm_function not in norms.BUILT_IN.values():
             return
-        for name in ("clipnorm", "global_clipnorm"):
+        in_vain = ["global_clipnorm"]
+        if self._scope in ("variable", "unit"):
+            in_vain.append("clipnorm")
+        for name in in_vain:
             if (getattr(self, name) or 0) > 0:
                 warnings.warn(
                     f"{name}={getattr(self, name)} has no effect on "
@@ -98,154 +245,90 @@ class Normalization:
                     stacklevel=3,
                 )
 
-    def apply_gradients(self, grads_and_vars):
-        """Makes one normalized step.
 
-        Args:
-            grads_and_vars: Any iterable of (gradient, variable) pairs. A pair whose
-                gradient is `None` is left out; with no pairs at all nothing happens.
+class Clipping(Rescaling):
+    """What a clipping optimizer adds to its base. Not for use by itself."""
 
-        Returns:
-            The iteration counter.
+    OPTIONS = Rescaling.OPTIONS | {"max_norm": 1.0}
+    PREFIX = "Clipped"
+    VERB = "clip"
 
-        Raises:
-            ValueError: If an item is not a pair, or a gradient's shape is known and is
-                not its variable's.
-        """
-        pairs = list(grads_and_vars)
-        for pair in pairs:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise ValueError(
-                    "`grads_and_vars` must be an iterable of (gradient, variable) "
-                    f"pairs. Received the item {reprlib.repr(pair)}"
-                )
-        if not pairs:
-            return self._iterations
-        self._ledger.settled = False
-        result = super().apply_gradients(pairs)
-        self._check_ledger()
-        return result
-
-    def apply(self, grads, trainable_variables=None):
-        """Makes one normalized step.
-
-        Args:
-            grads: List of gradients, one for each variable.
-            trainable_variables: List of variables. May be left out once the optimizer
-                is built; then they are those that it was built on.
-
-        Raises:
-            ValueError: If there are more or fewer gradients than variables, or a
-                gradient's shape is known and is not its variable's.
-        """
-        grads = list(grads)
-        if trainable_variables is not None:
-            trainable_variables = list(trainable_variables)
-        variables = trainable_variables
-        if variables is None:
-            variables = self._trainable_variables
-        # Keras itself complains of variables that are missing.
-        if grads and (trainable_variables is not None or self.built):
-            _check_shapes(grads, variables)
-        self._ledger.settled = False
-        super().apply(grads, trainable_variables)
-        if not self._ledger.settled:
-            self._ledger.settled = not self._has_step_due(grads, variables)
-        self._check_ledger()
-
-    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
-        self._ledger.settled = False
-        result = super().stateless_apply(
-            optimizer_variables, grads, trainable_variables
-        )
-        self._check_ledger()
-        return result
-
-    def _has_step_due(self, grads, variables):
-        """Whether a step that was not normalized should have been."""
-        if not any(
-            grad is not None and not getattr(variable, "overwrite_with_gradient", False)
-            for grad, variable in zip(grads, variables, strict=False)
-        ):
-            return False
-        if not self.gradient_accumulation_steps:
-            return True
-        try:
-            taken = int(keras.ops.convert_to_numpy(self._iterations))
-        except (AttributeError, NotImplementedError, TypeError):
-            # Being traced. Then the branch that updates was traced as well, and its
-            # gradients should have been normalized, whichever step this will be.
-            return True
-        return taken % self.gradient_accumulation_steps == 0
-
-    def _check_ledger(self):
-        if not self._ledger.settled:
-            raise RuntimeError(
-                f"{type(self).__name__} could not normalize its gradients: Keras "
-                f"{keras.version()} or the base optimizer did not call `{PLACE}`, "
-                "where keras_normopt does it. Training stops here, at the latest after "
-                "one step that was not normalized. Install a version of Keras that "
-                "this version of keras_normopt supports, or a newer keras_normopt."
+    def _checked(self, max_norm, **options):
+        _check_max_norm(max_norm)
+        if isinstance(registry.get(options["norm"]), registry.ReturnsGradient):
+            raise ValueError(
+                f"norm={options['norm']!r} returns the normalized gradient, which "
+                "has no norm to clip by. Pass a function that returns a norm."
             )
+        return super()._checked(**options) | {"max_norm": float(max_norm)}
 
-    def _normalize(self, grads, variables):
-        self._ledger.settled = True
-        if self._norm_function is None:
-            return grads
-        grads = [sparse.prepare(g, v) for g, v in zip(grads, variables, strict=True)]
-        return normalize(grads, self._norm_function, self.norm_epsilon)
+    @property
+    def max_norm(self) -> float:
+        """The largest norm that a gradient may have, a finite float above 0."""
+        return self._max_norm
 
-    if _ON_TENSORFLOW:
+    @max_norm.setter
+    def max_norm(self, max_norm: float) -> None:
+        _check_max_norm(max_norm)
+        self._max_norm = float(max_norm)
 
-        def _all_reduce_sum_gradients(self, grads_and_vars):
-            pairs = super()._all_reduce_sum_gradients(grads_and_vars)
-            grads, variables = zip(*pairs, strict=True)
-            return list(zip(self._normalize(grads, variables), variables, strict=True))
+    def _divisor(self, norm):
+        return floored(ops.divide(norm, norms.like(norm, self._max_norm)), 1.0)
 
-    else:
+    def _warn_of_clipping_in_vain(self, any_excluded):
+        pass  # Keras's clipping comes first, and then ours: both act.
 
-        def _backend_update_step(self, grads, trainable_variables, learning_rate):
-            grads = self._normalize(grads, trainable_variables)
-            super()._backend_update_step(grads, trainable_variables, learning_rate)
+
+def _check_norm(norm, scope):
+    function = registry.get(norm)
+    if scope not in blocks.SCOPES:
+        raise ValueError(
+            f"`scope` must be one of {', '.join(map(repr, blocks.SCOPES))}. "
+            f"Received: scope={reprlib.repr(scope)}"
+        )
+    if scope != "variable" and isinstance(function, registry.ReturnsGradient):
+        raise ValueError(
+            f"norm={norm!r} returns the normalized gradient, so that there is no norm "
+            f"for several variables to share. Received: scope={scope!r}. Pass "
+            'scope="variable", or a function that returns a norm.'
+        )
+
+
+def _checked_patterns(exclude):
+    patterns = (exclude,) if isinstance(exclude, str) else exclude
+    problem = "`exclude` must be a regular expression, or a list or tuple of them. "
+    received = f"Received: exclude={reprlib.repr(exclude)}"
+    if not isinstance(patterns, list | tuple):
+        raise TypeError(problem + received)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(problem + received)
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{problem}{received}: {error}") from error
+    return tuple(patterns)
+
+
+def _is_finite_float(value):
+    return (
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and -_LARGEST <= value <= _LARGEST
+    )
 
 
 def _check_epsilon(norm_epsilon):
-    if (
-        not isinstance(norm_epsilon, numbers.Real)
-        or isinstance(norm_epsilon, bool)
-        or not 0 <= norm_epsilon <= _LARGEST_EPSILON
-    ):
+    if not _is_finite_float(norm_epsilon) or norm_epsilon < 0:
         raise ValueError(
             "`norm_epsilon` must be a finite float of at least 0, within float32. "
             f"Received: norm_epsilon={reprlib.repr(norm_epsilon)}"
         )
 
 
-def _check_shapes(grads, variables):
-    if len(grads) != len(variables):
+def _check_max_norm(max_norm):
+    if not _is_finite_float(max_norm) or not float(max_norm) > 0:
         raise ValueError(
-            f"Received {len(grads)} gradients for {len(variables)} variables. Pass one "
-            "gradient, or None, for each variable."
+            "`max_norm` must be a finite float above 0, within float32. "
+            f"Received: max_norm={reprlib.repr(max_norm)}"
         )
-    for grad, variable in zip(grads, variables, strict=True):
-        given, expected = _known_shape(grad), _known_shape(variable)
-        if given is None or expected is None or given == expected:
-            continue
-        # On TensorFlow a dimension may be unknown while a graph is traced.
-        if len(given) == len(expected) and all(
-            a == b or a is None or b is None
-            for a, b in zip(given, expected, strict=True)
-        ):
-            continue
-        raise ValueError(
-            "A gradient must have the shape of its variable. Received a gradient of "
-            f"shape {given} for the variable "
-            f"{getattr(variable, 'path', variable.name)!r} of shape {expected}."
-        )
-
-
-def _known_shape(tensor):
-    shape = getattr(tensor, "shape", None)
-    if shape is None or getattr(shape, "rank", 0) is None:
-        return None
-    return tuple(shape)

@@ -15,6 +15,8 @@ Example:
 """
 
 import functools
+import inspect
+import itertools
 import math
 import reprlib
 from collections.abc import Callable
@@ -23,6 +25,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+
+from keras_normopt.blocks import Block
 
 __all__ = [
     "avg_l1",
@@ -41,11 +45,12 @@ __all__ = [
 def widen(gradient):
     """Casts a tensor to the dtype that norms are computed in."""
     gradient = ops.convert_to_tensor(gradient)
-    return ops.cast(gradient, "float64" if _dtype(gradient) == "float64" else "float32")
+    is_double = dtype_of(gradient) == "float64"
+    return ops.cast(gradient, "float64" if is_double else "float32")
 
 
-def compute(norm, gradients):
-    """Computes the norms of a non-empty list of widened tensors.
+def compute(norm, blocks):
+    """Computes the norms of a non-empty list of blocks of widened tensors.
 
     A definition such as sqrt(sum(square(g))) overflows or vanishes long before its
     exact result does (float32: beyond 1e19 and below 1e-23). Homogeneity is the way
@@ -54,23 +59,26 @@ def compute(norm, gradients):
 
     Returns:
         The norms, and whether they are known to be in the safe range. Eagerly the norms
-        are one vector, on which a few calls do what would take many. While a graph is
-        traced nothing is known, and the norms are a list of scalars: compilers take
-        long over what is stacked and taken apart again.
+        are one vector, on which a few calls do what would take many: `split` takes it
+        apart. While a graph is traced nothing is known, and the norms are a list, one
+        item per block: compilers take long over what is joined and taken apart again.
     """
     is_built_in = norm in BUILT_IN.values()
-    if is_built_in:
-        plain = [_of(norm.definition, g) for g in gradients]
-    else:
-        plain = [_custom(norm, g) for g in gradients]
+    plain = [
+        _of(norm.definition, block) if is_built_in else _custom(norm, block)
+        for block in blocks
+    ]
 
-    def rescaled(gradient):
-        return _of(norm.definition, gradient, rescale=True)
+    def rescaled(block):
+        return _of(norm.definition, block, rescale=True)
 
-    vector = ops.stack(plain)
+    vector = join(plain)
     has_floor = is_built_in and norm.squares
-    floors = [_safe_floor(g) if has_floor else 0.0 for g in gradients]
-    ceilings = [safe_ceiling(g) for g in gradients]
+    floors, ceilings = [], []  # Lists: what NumPy does here PyTorch would compile.
+    for block in blocks:
+        count = math.prod(block.shape)
+        floors += [_safe_floor(block) if has_floor else 0.0] * count
+        ceilings += [safe_ceiling(block.dtype)] * count
     safe = ops.logical_and(
         ops.greater_equal(vector, like(vector, floors)),
         ops.less_equal(vector, like(vector, ceilings)),
@@ -78,72 +86,106 @@ def compute(norm, gradients):
     all_safe = ops.all(safe)
     try:
         known_safe = bool(all_safe)
-    except TypeError:  # Being traced: there are no values yet.
+    except (TypeError, RuntimeError):  # Being traced: there are no values yet.
         if is_built_in:
-            plain = ops.cond(
+            plain = _choose(
                 all_safe,
                 lambda: tuple(plain),
-                lambda: tuple(rescaled(g) for g in gradients),
+                lambda: tuple(rescaled(b) for b in blocks),
             )
         return list(plain), False
     if is_built_in and not known_safe:
-        vector = ops.stack(
+        parts = [ops.convert_to_numpy(part) for part in split(safe, blocks)]
+        vector = join(
             [
-                p if s else rescaled(g)
-                for p, s, g in zip(
-                    plain, ops.convert_to_numpy(safe), gradients, strict=True
-                )
+                p if s.all() else rescaled(b)
+                for p, s, b in zip(plain, parts, blocks, strict=True)
             ]
         )
     return vector, known_safe
 
 
-def _of(definition, gradient, rescale=False):
-    if 0 in gradient.shape:
-        return ops.zeros((), dtype=gradient.dtype)
+def join(values):
+    """Joins scalars, or one value for each unit of a block, to a vector."""
+    if all(len(v.shape) == 0 for v in values):
+        return ops.stack(values)
+    return ops.concatenate([ops.reshape(v, (-1,)) for v in values])
+
+
+def split(vector, blocks):
+    """Takes apart what `join` joined."""
+    if all(block.shape == () for block in blocks):
+        return ops.unstack(vector, len(blocks))
+    ends = list(itertools.accumulate(math.prod(block.shape) for block in blocks))
+    parts = ops.split(vector, ends[:-1])
+    return [ops.reshape(p, b.shape) for p, b in zip(parts, blocks, strict=True)]
+
+
+def _choose(condition, if_true, if_false):
+    # What PyTorch traces (its vmap) cannot branch.
+    if keras.backend.backend() != "torch":
+        return ops.cond(condition, if_true, if_false)
+    return [
+        ops.where(condition, a, b) for a, b in zip(if_true(), if_false(), strict=True)
+    ]
+
+
+def _of(definition, block, rescale=False):
+    if not block.size:
+        return ops.zeros(block.shape, dtype=block.dtype)
     if not rescale:
-        return definition(gradient)
+        return definition(block)
+    scale = block.largest()
     # Not `ops.minimum`, which on PyTorch returns float32 for float64.
-    scale, ceiling = ops.max(ops.abs(gradient)), like(gradient, safe_ceiling(gradient))
+    ceiling = like(scale, safe_ceiling(block.dtype))
     scale = ops.where(ops.greater(scale, ceiling), ceiling, scale)
     scale = ops.where(ops.equal(scale, 0), ops.ones_like(scale), scale)
-    return ops.multiply(scale, definition(ops.divide(gradient, scale)))
+    return ops.multiply(scale, definition(block.divided_by(scale)))
 
 
-def _safe_floor(gradient):
+def _safe_floor(block):
     """The smallest plain result, of a norm that squares, that is accurate to rounding.
 
     Each of the N squares may have lost up to the smallest normal number to underflow,
     which must be nothing beside the square of the result.
     """
-    limits = np.finfo(_dtype(gradient))
-    return float(np.sqrt(math.prod(gradient.shape) * limits.tiny / (8 * limits.eps)))
+    limits = np.finfo(block.dtype)
+    return float(np.sqrt(block.size * limits.tiny / (8 * limits.eps)))
 
 
-def safe_ceiling(gradient):
-    """The largest divisor that can safely divide a tensor of the gradient's dtype.
+def safe_ceiling(dtype):
+    """The largest divisor that can safely divide a tensor of a dtype.
 
     XLA divides a tensor by a scalar as it multiplies it by the scalar's reciprocal,
     which for the largest numbers is too small to be a normal number, and flushed to 0.
     """
-    return float(np.finfo(_dtype(gradient)).max / 8)
+    return float(np.finfo(dtype).max / 8)
 
 
 def like(tensor, values):
     """Converts numbers to the dtype of a tensor, where Keras would take float32."""
-    return ops.convert_to_tensor(values, dtype=_dtype(tensor))
+    return ops.convert_to_tensor(values, dtype=dtype_of(tensor))
 
 
-def _dtype(tensor):
+def dtype_of(tensor):
     return keras.backend.standardize_dtype(tensor.dtype)
 
 
-def _custom(norm, gradient):
+def _custom(norm, block):
+    if not block.is_per_unit:
+        return _scalar(norm, block.as_one_tensor())
+    (tensor,) = block.tensors
+    units = ops.moveaxis(tensor, -1, 0)
+    values = ops.vectorized_map(functools.partial(_scalar, norm), units)
+    return ops.reshape(values, block.shape)
+
+
+def _scalar(norm, gradient):
     result = norm(gradient)
     expected = "A norm must return one scalar tensor per gradient. "
     try:
         value = ops.convert_to_tensor(result)
-        if "complex" in _dtype(value):
+        if "complex" in dtype_of(value):
             raise TypeError("A complex number cannot be compared with `norm_epsilon`.")
         value = ops.cast(value, gradient.dtype)
     except Exception as error:
@@ -173,9 +215,14 @@ def _built_in(
     def decorate(definition):
         @functools.wraps(definition)
         def norm(gradient):
-            norms, _ = compute(norm, [widen(gradient)])
+            block = Block([widen(gradient)])
+            norms, _ = compute(norm, [block])
             return norms[0]
 
+        # What users see takes a gradient; what is defined below takes a `Block`.
+        norm.__signature__ = inspect.Signature(
+            [inspect.Parameter("gradient", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        )
         norm.definition = definition
         norm.squares = squares
         return norm
@@ -184,63 +231,64 @@ def _built_in(
 
 
 @_built_in()
-def l1(gradient: Any) -> Any:
+def l1(block):
     """Sum of the absolute values, Σ|g|."""
-    return ops.sum(ops.abs(gradient))
+    return block.total(ops.abs)
 
 
 @_built_in(squares=True)
-def l2(gradient: Any) -> Any:
+def l2(block):
     """Euclidean norm, √Σg²."""
     # One kernel instead of three on PyTorch, but TensorFlow's takes ranks 1 and 2 only,
     # and JAX's returns float32 for float64.
-    if len(gradient.shape) in (1, 2) and _dtype(gradient) == "float32":
-        return ops.norm(gradient)
-    return ops.sqrt(ops.sum(ops.square(gradient)))
+    if block.is_one_tensor and block.dtype == "float32":
+        (tensor,) = block.tensors
+        if len(tensor.shape) in (1, 2):
+            return ops.norm(tensor)
+    return ops.sqrt(block.total(ops.square))
 
 
 @_built_in(squares=True)
-def l1_l2(gradient: Any) -> Any:
+def l1_l2(block):
     """Mean of the l1 and the l2 norm, (l1 + l2) / 2."""
-    return (l1.definition(gradient) + l2.definition(gradient)) / 2
+    return (l1.definition(block) + l2.definition(block)) / 2
 
 
 @_built_in()
-def avg_l1(gradient: Any) -> Any:
+def avg_l1(block):
     """Mean absolute value, l1 / N for N entries."""
-    return l1.definition(gradient) / math.prod(gradient.shape)
+    return l1.definition(block) / block.size
 
 
 @_built_in(squares=True)
-def avg_l2(gradient: Any) -> Any:
+def avg_l2(block):
     """Root mean square, √mean(g²), which is l2 / √N for N entries."""
-    return l2.definition(gradient) / math.sqrt(math.prod(gradient.shape))
+    return l2.definition(block) / math.sqrt(block.size)
 
 
 @_built_in(squares=True)
-def avg_l1_l2(gradient: Any) -> Any:
+def avg_l1_l2(block):
     """Mean of the averaged norms, (avg_l1 + avg_l2) / 2."""
-    return (avg_l1.definition(gradient) + avg_l2.definition(gradient)) / 2
+    return (avg_l1.definition(block) + avg_l2.definition(block)) / 2
 
 
 @_built_in()
-def max(gradient: Any) -> Any:
+def max(block):
     """Largest absolute value, max|g|. `linf` is the same norm."""
-    return ops.max(ops.abs(gradient))
+    return block.largest()
 
 
 linf = max
 
 
 @_built_in()
-def min_max(gradient: Any) -> Any:
+def min_max(block):
     """Mean of the largest and the smallest absolute value, (max|g| + min|g|) / 2."""
-    magnitudes = ops.abs(gradient)
-    return (ops.max(magnitudes) + ops.min(magnitudes)) / 2
+    return (block.largest() + block.smallest()) / 2
 
 
 @_built_in(squares=True)
-def std(gradient: Any) -> Any:
+def std(block):
     """Population standard deviation of the entries, or their root mean square.
 
     The root mean square stands in where the gradient has one element or is constant up
@@ -249,10 +297,10 @@ def std(gradient: Any) -> Any:
     gradient of, say, the bias of ``Dense(1)`` a million times.
     """
     # Not `ops.mean`, which on JAX computes in float32 for float64 as well.
-    mean = ops.sum(gradient) / math.prod(gradient.shape)
-    deviation = ops.std(gradient)
+    mean = block.total() / block.size
+    deviation = block.deviation(mean)
     root_mean_square = ops.sqrt(ops.square(deviation) + ops.square(mean))
-    root_eps = float(np.sqrt(np.finfo(_dtype(gradient)).eps))
+    root_eps = float(np.sqrt(np.finfo(block.dtype).eps))
     constant = ops.less(deviation, root_eps * root_mean_square)
     return ops.where(constant, root_mean_square, deviation)
 

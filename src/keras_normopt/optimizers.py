@@ -1,9 +1,9 @@
-"""The ready-made normalized optimizers, and the strings that stand for them."""
+"""The ready-made optimizers, and the strings that stand for them."""
 
 import keras
 from keras import optimizers
 
-from keras_normopt.factory import normalized
+from keras_normopt.factory import clipped, normalized
 
 NormalizedSGD = normalized(optimizers.SGD)
 NormalizedAdam = normalized(optimizers.Adam)
@@ -19,8 +19,13 @@ NormalizedAdafactor = normalized(optimizers.Adafactor)
 NormalizedLamb = normalized(optimizers.Lamb)
 NormalizedMuon = normalized(optimizers.Muon)
 
+ClippedSGD = clipped(optimizers.SGD)
+ClippedAdam = clipped(optimizers.Adam)
+ClippedAdamW = clipped(optimizers.AdamW)
+ClippedRMSprop = clipped(optimizers.RMSprop)
+
 # Spelled out: Keras's own snake case would be `normalized_rm_sprop`.
-ALIASES = {
+NORMALIZED = {
     "normalized_sgd": NormalizedSGD,
     "normalized_adam": NormalizedAdam,
     "normalized_adamw": NormalizedAdamW,
@@ -38,7 +43,16 @@ ALIASES = {
 
 if hasattr(optimizers, "ScheduleFreeAdamW"):  # Not in the oldest supported Keras.
     NormalizedScheduleFreeAdamW = normalized(optimizers.ScheduleFreeAdamW)
-    ALIASES["normalized_schedule_free_adamw"] = NormalizedScheduleFreeAdamW
+    NORMALIZED["normalized_schedule_free_adamw"] = NormalizedScheduleFreeAdamW
+
+CLIPPED = {
+    "clipped_sgd": ClippedSGD,
+    "clipped_adam": ClippedAdam,
+    "clipped_adamw": ClippedAdamW,
+    "clipped_rmsprop": ClippedRMSprop,
+}
+
+ALIASES = NORMALIZED | CLIPPED
 
 __all__ = [cls.__name__ for cls in ALIASES.values()]
 

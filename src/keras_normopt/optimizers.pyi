@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 
-from keras_normopt.mixin import Normalization
+from keras_normopt.mixin import Clipping, Normalization
 
 # `str` is a registered name of one's own; the literals are there to be completed.
 Norm: TypeAlias = (
@@ -25,8 +25,11 @@ Norm: TypeAlias = (
     | Callable[[Any], Any]
     | None
 )
+Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
 
-ALIASES: dict[str, type[Normalization]]
+NORMALIZED: dict[str, type[Normalization]]
+CLIPPED: dict[str, type[Clipping]]
+ALIASES: dict[str, type[Normalization] | type[Clipping]]
 
 __all__ = [
     "NormalizedSGD",
@@ -43,6 +46,10 @@ __all__ = [
     "NormalizedLamb",
     "NormalizedMuon",
     "NormalizedScheduleFreeAdamW",
+    "ClippedSGD",
+    "ClippedAdam",
+    "ClippedAdamW",
+    "ClippedRMSprop",
 ]
 
 class NormalizedSGD(Normalization, keras.optimizers.SGD):
@@ -63,6 +70,9 @@ class NormalizedSGD(Normalization, keras.optimizers.SGD):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -87,6 +97,9 @@ class NormalizedAdam(Normalization, keras.optimizers.Adam):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -111,6 +124,9 @@ class NormalizedAdamW(Normalization, keras.optimizers.AdamW):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -135,6 +151,9 @@ class NormalizedRMSprop(Normalization, keras.optimizers.RMSprop):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -157,6 +176,9 @@ class NormalizedAdagrad(Normalization, keras.optimizers.Adagrad):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -179,6 +201,9 @@ class NormalizedAdadelta(Normalization, keras.optimizers.Adadelta):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -202,6 +227,9 @@ class NormalizedAdamax(Normalization, keras.optimizers.Adamax):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -225,6 +253,9 @@ class NormalizedNadam(Normalization, keras.optimizers.Nadam):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -251,6 +282,9 @@ class NormalizedFtrl(Normalization, keras.optimizers.Ftrl):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -273,6 +307,9 @@ class NormalizedLion(Normalization, keras.optimizers.Lion):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -298,6 +335,9 @@ class NormalizedAdafactor(Normalization, keras.optimizers.Adafactor):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -321,6 +361,9 @@ class NormalizedLamb(Normalization, keras.optimizers.Lamb):
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -355,6 +398,9 @@ class NormalizedMuon(Normalization, keras.optimizers.Muon):
         rms_rate: Any = 0.2,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
         **kwargs: Any,
     ) -> None: ...
@@ -379,6 +425,115 @@ class NormalizedScheduleFreeAdamW(Normalization, keras.optimizers.ScheduleFreeAd
         name: Any = None,
         *,
         norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        **kwargs: Any,
+    ) -> None: ...
+
+class ClippedSGD(Clipping, keras.optimizers.SGD):
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        momentum: Any = 0.0,
+        nesterov: Any = False,
+        weight_decay: Any = None,
+        clipnorm: Any = None,
+        clipvalue: Any = None,
+        global_clipnorm: Any = None,
+        use_ema: Any = False,
+        ema_momentum: Any = 0.99,
+        ema_overwrite_frequency: Any = None,
+        loss_scale_factor: Any = None,
+        gradient_accumulation_steps: Any = None,
+        name: Any = None,
+        *,
+        norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
+        max_norm: float = 1.0,
+        **kwargs: Any,
+    ) -> None: ...
+
+class ClippedAdam(Clipping, keras.optimizers.Adam):
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.999,
+        epsilon: Any = 1e-07,
+        amsgrad: Any = False,
+        weight_decay: Any = None,
+        clipnorm: Any = None,
+        clipvalue: Any = None,
+        global_clipnorm: Any = None,
+        use_ema: Any = False,
+        ema_momentum: Any = 0.99,
+        ema_overwrite_frequency: Any = None,
+        loss_scale_factor: Any = None,
+        gradient_accumulation_steps: Any = None,
+        name: Any = None,
+        *,
+        norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
+        max_norm: float = 1.0,
+        **kwargs: Any,
+    ) -> None: ...
+
+class ClippedAdamW(Clipping, keras.optimizers.AdamW):
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        weight_decay: Any = 0.004,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.999,
+        epsilon: Any = 1e-07,
+        amsgrad: Any = False,
+        clipnorm: Any = None,
+        clipvalue: Any = None,
+        global_clipnorm: Any = None,
+        use_ema: Any = False,
+        ema_momentum: Any = 0.99,
+        ema_overwrite_frequency: Any = None,
+        loss_scale_factor: Any = None,
+        gradient_accumulation_steps: Any = None,
+        name: Any = None,
+        *,
+        norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
+        max_norm: float = 1.0,
+        **kwargs: Any,
+    ) -> None: ...
+
+class ClippedRMSprop(Clipping, keras.optimizers.RMSprop):
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        rho: Any = 0.9,
+        momentum: Any = 0.0,
+        epsilon: Any = 1e-07,
+        centered: Any = False,
+        weight_decay: Any = None,
+        clipnorm: Any = None,
+        clipvalue: Any = None,
+        global_clipnorm: Any = None,
+        use_ema: Any = False,
+        ema_momentum: Any = 0.99,
+        ema_overwrite_frequency: Any = None,
+        loss_scale_factor: Any = None,
+        gradient_accumulation_steps: Any = None,
+        name: Any = None,
+        *,
+        norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: str | list[str] | tuple[str, ...] = (),
+        track_norms: bool = False,
+        max_norm: float = 1.0,
         **kwargs: Any,
     ) -> None: ...

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 
-from keras_normopt.mixin import Normalization
+from keras_normopt.mixin import Clipping, Normalization
 
 # `str` is a registered name of one's own; the literals are there to be completed.
 Norm: TypeAlias = (
@@ -32,8 +32,11 @@ Norm: TypeAlias = (
     | Callable[[Any], Any]
     | None
 )
+Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
 
-ALIASES: dict[str, type[Normalization]]
+NORMALIZED: dict[str, type[Normalization]]
+CLIPPED: dict[str, type[Clipping]]
+ALIASES: dict[str, type[Normalization] | type[Clipping]]
 
 __all__ = [
 {classes}
@@ -41,13 +44,20 @@ __all__ = [
 """
 
 CLASS = """
-class {name}(Normalization, keras.optimizers.{base}):
+class {name}({mixin}, keras.optimizers.{base}):
     def __init__(
 {parameters}
     ) -> None: ...
 """
 
-TYPES = {"norm": "Norm", "norm_epsilon": "float"}
+TYPES = {
+    "norm": "Norm",
+    "scope": "Scope",
+    "exclude": "str | list[str] | tuple[str, ...]",
+    "track_norms": "bool",
+    "norm_epsilon": "float",
+    "max_norm": "float",
+}
 
 
 def make():
@@ -62,7 +72,8 @@ def make():
         ]
         text += CLASS.format(
             name=cls.__name__,
-            base=cls.__name__.removeprefix("Normalized"),
+            mixin=cls.__mro__[1].__name__,
+            base=cls.__name__.removeprefix(cls.PREFIX),
             parameters="\n".join(parameters),
         )
     return text

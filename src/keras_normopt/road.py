@@ -1,0 +1,178 @@
+"""The ways into an optimizer, and the guard that each of them ends where it should.
+
+Keras reaches an optimizer by three roads. In `fit`, JAX calls `stateless_apply`,
+TensorFlow `apply_gradients` and PyTorch `apply`. All of them come together in `apply`,
+which drops missing gradients, divides out the loss scale, accumulates, clips and decays
+weights. Only then is a gradient the one to rescale. The place is
+`_backend_update_step`, or on TensorFlow the end of `_all_reduce_sum_gradients`, where
+the gradients of the replicas have been summed. Both names are private to Keras: a
+release could rename them, so each entry checks that the place was reached.
+"""
+
+import reprlib
+import threading
+
+import keras
+
+_ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+
+PLACE = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
+
+
+# On TensorFlow and JAX several threads may trace one optimizer at once, as replicas do.
+# PyTorch's compiler cannot follow a thread's own variables.
+class _Ledger(object if keras.backend.backend() == "torch" else threading.local):
+    """Whether the step being made is known to be right."""
+
+    settled = False
+
+
+class Road:
+    """Calls `_rescale` at the place, and raises an error where it was not called."""
+
+    VERB = "rescale"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._ledger = _Ledger()
+
+    def apply_gradients(self, grads_and_vars):
+        """Makes one step.
+
+        Args:
+            grads_and_vars: Any iterable of (gradient, variable) pairs. A pair whose
+                gradient is `None` is left out; with no pairs at all nothing happens.
+
+        Returns:
+            The iteration counter.
+
+        Raises:
+            ValueError: If an item is not a pair, or a gradient's shape is known and is
+                not its variable's.
+        """
+        pairs = list(grads_and_vars)
+        for pair in pairs:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ValueError(
+                    "`grads_and_vars` must be an iterable of (gradient, variable) "
+                    f"pairs. Received the item {reprlib.repr(pair)}"
+                )
+        if not pairs:
+            return self._iterations
+        self._ledger.settled = False
+        result = super().apply_gradients(pairs)
+        self._check_ledger()
+        return result
+
+    def apply(self, grads, trainable_variables=None):
+        """Makes one step.
+
+        Args:
+            grads: List of gradients, one for each variable.
+            trainable_variables: List of variables. May be left out once the optimizer
+                is built; then they are those that it was built on.
+
+        Raises:
+            ValueError: If there are more or fewer gradients than variables, or a
+                gradient's shape is known and is not its variable's.
+        """
+        grads = list(grads)
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+        variables = trainable_variables
+        if variables is None:
+            variables = self._trainable_variables
+        # Keras itself complains of variables that are missing.
+        if grads and (trainable_variables is not None or self.built):
+            _check_shapes(grads, variables)
+        self._ledger.settled = False
+        super().apply(grads, trainable_variables)
+        if not self._ledger.settled:
+            self._ledger.settled = not self._has_step_due(grads, variables)
+        self._check_ledger()
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        self._ledger.settled = False
+        result = super().stateless_apply(
+            optimizer_variables, grads, trainable_variables
+        )
+        self._check_ledger()
+        return result
+
+    def _has_step_due(self, grads, variables):
+        """Whether a step that did not reach the place should have."""
+        if not any(
+            grad is not None and not getattr(variable, "overwrite_with_gradient", False)
+            for grad, variable in zip(grads, variables, strict=False)
+        ):
+            return False
+        if not self.gradient_accumulation_steps:
+            return True
+        try:
+            taken = int(keras.ops.convert_to_numpy(self._iterations))
+        except (AttributeError, NotImplementedError, TypeError):
+            # Being traced. Then the branch that updates was traced as well, and its
+            # gradients should have been rescaled, whichever step this will be.
+            return True
+        return taken % self.gradient_accumulation_steps == 0
+
+    def _check_ledger(self):
+        if not self._ledger.settled:
+            raise RuntimeError(
+                f"{type(self).__name__} could not {self.VERB} its gradients: Keras "
+                f"{keras.version()} or the base optimizer did not call `{PLACE}`, "
+                "where keras_normopt does it. Training stops here, at the latest after "
+                "one step of the base optimizer. Install a version of Keras that "
+                "this version of keras_normopt supports, or a newer keras_normopt."
+            )
+
+    def _rescale(self, grads, variables):
+        raise NotImplementedError
+
+    def _rescale_at_the_place(self, grads, variables):
+        self._ledger.settled = True
+        return self._rescale(grads, variables)
+
+    if _ON_TENSORFLOW:
+
+        def _all_reduce_sum_gradients(self, grads_and_vars):
+            pairs = super()._all_reduce_sum_gradients(grads_and_vars)
+            grads, variables = zip(*pairs, strict=True)
+            grads = self._rescale_at_the_place(grads, variables)
+            return list(zip(grads, variables, strict=True))
+
+    else:
+
+        def _backend_update_step(self, grads, trainable_variables, learning_rate):
+            grads = self._rescale_at_the_place(grads, trainable_variables)
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+
+
+def _check_shapes(grads, variables):
+    if len(grads) != len(variables):
+        raise ValueError(
+            f"Received {len(grads)} gradients for {len(variables)} variables. Pass one "
+            "gradient, or None, for each variable."
+        )
+    for grad, variable in zip(grads, variables, strict=True):
+        given, expected = _known_shape(grad), _known_shape(variable)
+        if given is None or expected is None or given == expected:
+            continue
+        # On TensorFlow a dimension may be unknown while a graph is traced.
+        if len(given) == len(expected) and all(
+            a == b or a is None or b is None
+            for a, b in zip(given, expected, strict=True)
+        ):
+            continue
+        raise ValueError(
+            "A gradient must have the shape of its variable. Received a gradient of "
+            f"shape {given} for the variable "
+            f"{getattr(variable, 'path', variable.name)!r} of shape {expected}."
+        )
+
+
+def _known_shape(tensor):
+    shape = getattr(tensor, "shape", None)
+    if shape is None or getattr(shape, "rank", 0) is None:
+        return None
+    return tuple(shape)
