@@ -25,13 +25,17 @@ def batches(size=BATCH):
     return [(X[i : i + size], Y[i : i + size]) for i in range(0, len(X), size)]
 
 
+def rescaled(norm, gradient):
+    return norm(gradient) if callable(norm) else oracle.normalize(norm, gradient)
+
+
 def train(plain, norm="l2", size=BATCH, change=lambda grads, weights: grads):
     variables = [keras.Variable(w) for w in START]
     for _ in range(EPOCHS):
         for x, y in batches(size):
             weights = [ops.convert_to_numpy(v) for v in variables]
             grads = change(gradients(x, y, *weights), weights)
-            grads = [oracle.normalize(norm, g).astype("float32") for g in grads]
+            grads = [np.asarray(rescaled(norm, g), "float32") for g in grads]
             plain.apply([ops.convert_to_tensor(g) for g in grads], variables)
     plain.finalize_variable_values(variables)
     return [ops.convert_to_numpy(v) for v in variables]

@@ -23,7 +23,16 @@ MODULES = [
     module.name
     for module in pkgutil.iter_modules(keras_normopt.__path__, "keras_normopt.")
 ]
-WITHOUT_EXAMPLES = {"demo", "documentation", "mixin", "normalization", "sparse"}
+WITHOUT_EXAMPLES = {
+    "blocks",
+    "demo",
+    "documentation",
+    "mixin",
+    "monitoring",
+    "normalization",
+    "road",
+    "sparse",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -57,6 +57,7 @@ def test_third_party():
         "exclude",
         "track_norms",
         "norm_epsilon",
+        "step_size",
         "kwargs",
     ]
     assert "warmth: Float. How warm it is." in cls.__doc__

@@ -81,6 +81,10 @@ def test_norm_none_is_exactly_the_base(cls):
 def test_arguments_are_those_of_the_base_and_ours(cls):
     parameters = dict(inspect.signature(cls).parameters)
     assert parameters.pop("norm").kind is inspect.Parameter.KEYWORD_ONLY
+    assert parameters.pop("scope").default == "variable"
+    assert parameters.pop("exclude").default == ()
+    assert parameters.pop("step_size").default is None
+    assert parameters.pop("track_norms").default is False
     assert parameters.pop("norm_epsilon").default == 1e-30
     assert parameters == dict(inspect.signature(base_of(cls)).parameters)
     assert cls().norm == "l2"

@@ -16,7 +16,7 @@ from keras import ops
 import keras_normopt
 from processes import SCRIPTS, finish, start
 
-CLASSES = list(keras_normopt.optimizers.ALIASES.values())
+CLASSES = list(keras_normopt.optimizers.NORMALIZED.values())
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 8)).astype("float32")
 Y = RNG.normal(size=(32, 1)).astype("float32")

@@ -1,12 +1,24 @@
 """Normalized-gradient optimizers for Keras 3, on JAX, TensorFlow and PyTorch alike."""
 
-from keras_normopt import norms, optimizers
-from keras_normopt.compat import NormalizedOptimizer
-from keras_normopt.factory import normalized
+from keras_normopt import callbacks, norms, optimizers, step_sizes, testing
+from keras_normopt.callbacks import plot_gradient_norms
+from keras_normopt.compat import ClippedOptimizer, NormalizedOptimizer
+from keras_normopt.factory import clipped, normalized
 from keras_normopt.optimizers import *  # noqa: F403  (its __all__ is the list of them)
 from keras_normopt.registry import register_norm
 
 __version__ = "0.1.0"
 
-__all__ = ["NormalizedOptimizer", "normalized", "norms", "register_norm"]
+__all__ = [
+    "ClippedOptimizer",
+    "NormalizedOptimizer",
+    "callbacks",
+    "clipped",
+    "normalized",
+    "norms",
+    "plot_gradient_norms",
+    "register_norm",
+    "step_sizes",
+    "testing",
+]
 __all__ += optimizers.__all__

@@ -1,7 +1,8 @@
 """The interface of the 2018 package keras-normalized-optimizers, for Keras 3.
 
-There one class wrapped an optimizer instance. Here `NormalizedOptimizer(...)` makes an
-instance of the normalized class instead; what that changes:
+There a class wrapped an optimizer instance. Here `NormalizedOptimizer(...)` makes an
+instance of the normalized class instead, and `ClippedOptimizer(...)` one of the
+clipping class; what that changes:
 
 - the wrapped optimizer is copied, with its state, and not used any further;
 - the norm is not increased by 1e-7 but has a floor, `norm_epsilon`, of 1e-30;
@@ -17,8 +18,8 @@ import numpy as np
 from keras import ops
 
 from keras_normopt import registry
-from keras_normopt.factory import normalized
-from keras_normopt.mixin import Normalization
+from keras_normopt.factory import clipped, normalized
+from keras_normopt.mixin import Clipping, Normalization
 
 
 class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` only)
@@ -56,17 +57,7 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
     """
 
     def __new__(cls, optimizer: Any, normalization: Any = "l2") -> Any:
-        original = keras.optimizers.get(optimizer)
-        if original is None:
-            raise ValueError(
-                "`optimizer` must be a Keras optimizer, its name or its config. "
-                "Received: optimizer=None"
-            )
-        result_class = normalized(type(original))
-        result = result_class.from_config(_hyperparameters(original))
-        result.norm = normalization
-        _carry_over(original, result)
-        return result
+        return _converted(optimizer, normalized, normalization)
 
     @staticmethod
     def set_normalization_function(name: str, function: Callable[[Any], Any]) -> None:
@@ -113,7 +104,61 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
         return registry.names()
 
 
+class ClippedOptimizer(abc.ABC):  # noqa: B024
+    """Makes the clipping counterpart of an optimizer.
+
+    The result is an instance of the clipping class of the optimizer's own, such as
+    `ClippedAdam` for `Adam`. Everything else is as with `NormalizedOptimizer`.
+
+    Args:
+        optimizer: What is to clip: a Keras optimizer, the name of one, or its config as
+            `keras.optimizers.serialize` gives it.
+        normalization: Norm to clip by, as the argument `norm` of the clipping classes.
+            Defaults to `"l2"`.
+        clipnorm: Float, above 0 and finite, the largest norm that a gradient may keep,
+            as the argument `max_norm` of the clipping classes. Defaults to 1.0.
+
+    Returns:
+        A new, clipping optimizer.
+
+    Raises:
+        ValueError: If the optimizer is unknown, is a `LossScaleOptimizer` or a
+            `MultiOptimizer`, or is normalized or clipped already; or if the norm is
+            unknown or `clipnorm` out of its range.
+
+    Example:
+        >>> from keras_normopt import ClippedOptimizer
+        >>> adam = ClippedOptimizer("adam", normalization="max", clipnorm=0.5)
+        >>> type(adam).__name__, adam.norm, adam.max_norm
+        ('ClippedAdam', 'max', 0.5)
+
+    References:
+        - [Pascanu et al., 2013, On the difficulty of training recurrent neural
+          networks](https://arxiv.org/abs/1211.5063)
+    """
+
+    def __new__(
+        cls, optimizer: Any, normalization: Any = "l2", clipnorm: float = 1.0
+    ) -> Any:
+        return _converted(optimizer, clipped, normalization, max_norm=clipnorm)
+
+
 NormalizedOptimizer.register(Normalization)
+ClippedOptimizer.register(Clipping)
+
+
+def _converted(optimizer, factory, norm, **options):
+    original = keras.optimizers.get(optimizer)
+    if original is None:
+        raise ValueError(
+            "`optimizer` must be a Keras optimizer, its name or its config. "
+            "Received: optimizer=None"
+        )
+    cls = factory(type(original))
+    config = _hyperparameters(original) | {"norm": norm} | options
+    result = cls.from_config(config)
+    _carry_over(original, result)
+    return result
 
 
 def _hyperparameters(original):
@@ -124,7 +169,7 @@ def _hyperparameters(original):
     learning_rate = original._learning_rate
     if isinstance(learning_rate, keras.Variable):
         learning_rate = float(ops.convert_to_numpy(learning_rate))
-    return stand_in.get_config() | {"learning_rate": learning_rate, "norm": None}
+    return stand_in.get_config() | {"learning_rate": learning_rate}
 
 
 def _carry_over(original, result):

@@ -37,6 +37,14 @@ norm_epsilon: Keyword-only. Float, at least 0 and finite, the floor of the norm.
     if gradients that are only rounding noise, such as that of a bias before a
     batch normalization, should not take full steps. Defaults to `{default}`.
 """,
+    "step_size": """\
+step_size: Keyword-only. What multiplies the learning rate of each block: `None`;
+    `"weight_norm"`, the norm of the block's weights, as in LARS; or
+    `"gradient_correlation"`, a factor that adapts to how successive gradients agree;
+    or an object of `keras_normopt.step_sizes`, with arguments. Not for bases that
+    set the size of steps by themselves (Lamb, Ftrl, Adafactor with
+    `relative_step`). Defaults to `{default}`.
+""",
     "max_norm": """\
 max_norm: Keyword-only. Float, above 0 and finite, the largest norm that a gradient may
     keep. Defaults to `{default}`.
@@ -57,8 +65,8 @@ A gradient that is all zero stays so. Gradients are clipped and accumulated, and
 loss scale is divided out, before they are normalized. Weight decay does not pass
 through normalization. The norm is computed in float32 (float64 for float64
 gradients), and the normalized gradient has the shape and dtype of the gradient.
-There are no variables beyond those of {base}, unless `track_norms` is set: saved
-state loads into either.
+There are no variables beyond those of {base}, unless `track_norms` or `step_size`
+is set: saved state loads into either.
 """,
     "Clipped": """\
 {base} on gradients clipped by any norm.

@@ -21,8 +21,9 @@ def normalized(optimizer_class: type) -> type[Any]:
     """Makes the normalized subclass of a Keras optimizer class.
 
     The subclass takes what its base takes, and the keyword arguments `norm`,
-    `norm_epsilon`, `scope`, `exclude` and `track_norms`. Before the base's own update,
-    each gradient is divided by its norm, `g ← g / max(norm(g), norm_epsilon)`.
+    `norm_epsilon`, `scope`, `exclude`, `step_size` and `track_norms`. Before the base's
+    own update, each gradient is divided by its norm,
+    `g ← g / max(norm(g), norm_epsilon)`.
 
     A base has one normalized class, made on the first call and returned on later ones.
     That of a Keras optimizer is registered for saving as

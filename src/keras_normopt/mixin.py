@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt import blocks, norms, registry, sparse
+from keras_normopt import blocks, norms, registry, sparse, step_sizes
 from keras_normopt.monitoring import NormTracker
 from keras_normopt.normalization import floored, measure, rescale
 from keras_normopt.road import Road
@@ -206,13 +207,40 @@ class Rescaling(Road):
 class Normalization(Rescaling):
     """What a normalized optimizer adds to its base. Not for use by itself."""
 
-    OPTIONS = Rescaling.OPTIONS | {"norm_epsilon": 1e-30}
+    OPTIONS = Rescaling.OPTIONS | {"norm_epsilon": 1e-30, "step_size": None}
     PREFIX = "Normalized"
     VERB = "normalize"
 
-    def _checked(self, norm_epsilon, **options):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._kept = {}
+        if self._step_size is not None:
+            self._check_base_takes_factors()
+
+    def _checked(self, norm_epsilon, step_size, **options):
         _check_epsilon(norm_epsilon)
-        return super()._checked(**options) | {"norm_epsilon": float(norm_epsilon)}
+        return super()._checked(**options) | {
+            "norm_epsilon": float(norm_epsilon),
+            "step_size": step_sizes.get(step_size),
+        }
+
+    def _check_base_takes_factors(self):
+        # Ftrl finds its weights anew each time, from sums over all rates so far.
+        scales = isinstance(self, keras.optimizers.Lamb | keras.optimizers.Ftrl)
+        if isinstance(self, keras.optimizers.Adafactor):
+            scales = self.relative_step
+        if scales:
+            raise ValueError(
+                f"{type(self).__name__} sets the size of its steps by itself: there is "
+                "no learning rate of a step to multiply. Received: "
+                f"step_size={step_sizes.serialize(self._step_size)}. Leave it out, or "
+                "take another base (or Adafactor with `relative_step=False`)."
+            )
+
+    def get_config(self):
+        return super().get_config() | {
+            "step_size": step_sizes.serialize(self._step_size)
+        }
 
     @property
     def norm_epsilon(self) -> float:
@@ -224,8 +252,68 @@ class Normalization(Rescaling):
         _check_epsilon(norm_epsilon)
         self._norm_epsilon = float(norm_epsilon)
 
+    @property
+    def step_size(self) -> Any:
+        """An object of `keras_normopt.step_sizes`, or `None`."""
+        return self._step_size
+
     def _divisor(self, norm):
         return floored(norm, self._norm_epsilon)
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        if self._step_size is None:
+            return
+        # The factors are variables, as TensorFlow hands nothing else on from where
+        # gradients are rescaled to the replicas' updates.
+        for i, variable in enumerate(variables):
+            if self._block_of[i] is not None:
+                shape = blocks.Block([variable], self._scope == "unit").shape
+                self._kept[i] = self._step_size.add_variables(
+                    self._add_own_variable, i, variable, shape
+                )
+
+    def _is_on(self):
+        return super()._is_on() or self._step_size is not None
+
+    def _rescale_blocks(self, grads, variables, positions):
+        if self._step_size is not None:
+            indices = [self._get_variable_index(v) for v in variables]
+            factors = self._step_size.factors(
+                grads,
+                [ops.convert_to_tensor(v) for v in variables],
+                list(positions.values()),
+                self._scope == "unit",
+                [self._kept.get(i) for i in indices],
+            )
+            for position, factor in factors.items():
+                variable, *_ = self._kept[indices[position]]
+                variable.assign(ops.cast(factor, "float32"))
+        return super()._rescale_blocks(grads, variables, positions)
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self._step_size is not None:
+            kept = self._kept.get(self._get_variable_index(variable))
+            if kept:
+                learning_rate = ops.multiply(
+                    ops.cast(learning_rate, variable.dtype),
+                    ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype),
+                )
+        super().update_step(gradient, variable, learning_rate)
+
+    def _update_at_the_place(self, grads, variables, learning_rate):
+        if self._step_size is None or not hasattr(self, "_parallel_update_step"):
+            super()._update_at_the_place(grads, variables, learning_rate)
+            return
+        # Keras's foreach classes for PyTorch know one learning rate only. Past their
+        # override is the base's own, which steps variable by variable.
+        mro = type(self).__mro__
+        foreach = next(
+            c for c in mro[mro.index(Road) + 1 :] if "_backend_update_step" in vars(c)
+        )
+        super(foreach, self)._backend_update_step(grads, variables, learning_rate)
 
     def _warn_of_clipping_in_vain(self, any_excluded):
         # Known of the built-in norms, all of which are homogeneous.

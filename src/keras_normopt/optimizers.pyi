@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 import keras
 
 from keras_normopt.mixin import Clipping, Normalization
+from keras_normopt.step_sizes import GradientCorrelation, WeightNorm
 
 # `str` is a registered name of one's own; the literals are there to be completed.
 Norm: TypeAlias = (
@@ -23,6 +24,12 @@ Norm: TypeAlias = (
     ]
     | str
     | Callable[[Any], Any]
+    | None
+)
+StepSize: TypeAlias = (
+    Literal["weight_norm", "gradient_correlation"]
+    | WeightNorm
+    | GradientCorrelation
     | None
 )
 Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
@@ -74,6 +81,7 @@ class NormalizedSGD(Normalization, keras.optimizers.SGD):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -101,6 +109,7 @@ class NormalizedAdam(Normalization, keras.optimizers.Adam):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -128,6 +137,7 @@ class NormalizedAdamW(Normalization, keras.optimizers.AdamW):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -155,6 +165,7 @@ class NormalizedRMSprop(Normalization, keras.optimizers.RMSprop):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -180,6 +191,7 @@ class NormalizedAdagrad(Normalization, keras.optimizers.Adagrad):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -205,6 +217,7 @@ class NormalizedAdadelta(Normalization, keras.optimizers.Adadelta):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -231,6 +244,7 @@ class NormalizedAdamax(Normalization, keras.optimizers.Adamax):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -257,6 +271,7 @@ class NormalizedNadam(Normalization, keras.optimizers.Nadam):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -286,6 +301,7 @@ class NormalizedFtrl(Normalization, keras.optimizers.Ftrl):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -311,6 +327,7 @@ class NormalizedLion(Normalization, keras.optimizers.Lion):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -339,6 +356,7 @@ class NormalizedAdafactor(Normalization, keras.optimizers.Adafactor):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -365,6 +383,7 @@ class NormalizedLamb(Normalization, keras.optimizers.Lamb):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -402,6 +421,7 @@ class NormalizedMuon(Normalization, keras.optimizers.Muon):
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -429,6 +449,7 @@ class NormalizedScheduleFreeAdamW(Normalization, keras.optimizers.ScheduleFreeAd
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
         norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 

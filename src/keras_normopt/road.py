@@ -145,7 +145,10 @@ class Road:
 
         def _backend_update_step(self, grads, trainable_variables, learning_rate):
             grads = self._rescale_at_the_place(grads, trainable_variables)
-            super()._backend_update_step(grads, trainable_variables, learning_rate)
+            self._update_at_the_place(grads, trainable_variables, learning_rate)
+
+        def _update_at_the_place(self, grads, variables, learning_rate):
+            super()._backend_update_step(grads, variables, learning_rate)
 
 
 def _check_shapes(grads, variables):

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias
 import keras
 
 from keras_normopt.mixin import Clipping, Normalization
+from keras_normopt.step_sizes import GradientCorrelation, WeightNorm
 
 # `str` is a registered name of one's own; the literals are there to be completed.
 Norm: TypeAlias = (
@@ -30,6 +31,12 @@ Norm: TypeAlias = (
     ]
     | str
     | Callable[[Any], Any]
+    | None
+)
+StepSize: TypeAlias = (
+    Literal["weight_norm", "gradient_correlation"]
+    | WeightNorm
+    | GradientCorrelation
     | None
 )
 Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
@@ -57,6 +64,7 @@ TYPES = {
     "track_norms": "bool",
     "norm_epsilon": "float",
     "max_norm": "float",
+    "step_size": "StepSize",
 }
 
 

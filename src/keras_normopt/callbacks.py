@@ -1,0 +1,175 @@
+"""Shows in `fit` how large the gradients are that normalization takes out of sight."""
+
+import reprlib
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_normopt.monitoring import tracking_optimizers
+
+_MEAN, _MAX = "grad_norm/", "grad_norm_max/"
+
+
+class GradientNorms(keras.callbacks.Callback):
+    """Puts the norms of the gradients into the logs of `fit`.
+
+    For each block of an optimizer that was made with `track_norms=True`, the logs gain
+    `grad_norm/<block>`, the mean over the steps, and `grad_norm_max/<block>`, the
+    largest. The optimizer may be inside a `LossScaleOptimizer` or a `MultiOptimizer`.
+    Callbacks that come after this one see the logs: `History` and the progress bar
+    always do; put `CSVLogger`, `TensorBoard` and the like behind it in the list.
+
+    Args:
+        frequency: `"epoch"`, or an integer of at least 1: after so many batches the
+            logs of the batch gain the norms over these batches, and the logs of the
+            epoch those over the epoch as well. Defaults to `"epoch"`.
+
+    Raises:
+        ValueError: If `frequency` is neither; or, as training begins, if the optimizer
+            keeps no norms.
+
+    Example:
+        >>> import keras, keras_normopt
+        >>> import numpy as np
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> optimizer = keras_normopt.NormalizedSGD(track_norms=True)
+        >>> model.compile(optimizer=optimizer, loss="mse")
+        >>> callback = keras_normopt.callbacks.GradientNorms()
+        >>> history = model.fit(
+        ...     np.ones((8, 2)), np.ones((8, 1)), callbacks=[callback], verbose=0
+        ... )
+        >>> sum(key.startswith("grad_norm/") for key in history.history)
+        2
+    """
+
+    def __init__(self, frequency: Any = "epoch") -> None:
+        super().__init__()
+        is_count = isinstance(frequency, int) and not isinstance(frequency, bool)
+        if frequency != "epoch" and not (is_count and frequency >= 1):
+            raise ValueError(
+                '`frequency` must be "epoch" or an integer of at least 1. '
+                f"Received: frequency={reprlib.repr(frequency)}"
+            )
+        self.frequency = frequency
+
+    def on_train_begin(self, logs=None):
+        if not tracking_optimizers(self.model.optimizer):
+            raise ValueError(
+                "GradientNorms needs an optimizer that keeps the norms of its "
+                f"gradients. Received: {self.model.optimizer!r}. Make it with "
+                "`track_norms=True`."
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._sums, self._largest, self._count = {}, {}, 0
+        self._reset()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.frequency != "epoch" and (batch + 1) % self.frequency == 0:
+            means, largest = self._take()
+            _enter(logs, means, largest)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._take()
+        means = {name: s / max(self._count, 1) for name, s in self._sums.items()}
+        _enter(logs, means, self._largest)
+
+    def _trackers(self):
+        # By way of `self.model`, on which Keras brings JAX's variables up to date.
+        optimizers = tracking_optimizers(self.model.optimizer)
+        return [o.norm_tracker for o in optimizers if o.built]
+
+    def _reset(self):
+        for tracker in self._trackers():
+            tracker.reset()
+
+    def _take(self):
+        """The norms since the last time, which are also added to those of the epoch."""
+        means, largest, count = {}, {}, 0
+        for tracker in self._trackers():
+            if not tracker.count:
+                continue
+            count = tracker.count
+            means |= _without_collision(tracker.mean, means)
+            largest |= _without_collision(tracker.max, largest)
+            tracker.reset()
+        for name, mean in means.items():
+            self._sums[name] = self._sums.get(name, 0.0) + count * mean
+            # NaN stays, which Python's own `max` would lose.
+            before = self._largest.get(name, largest[name])
+            self._largest[name] = float(np.maximum(before, largest[name]))
+        self._count += count
+        return means, largest
+
+
+def _without_collision(new, taken):
+    """Renames what has the name of another optimizer's block, such as `global`."""
+    result = {}
+    for name, value in new.items():
+        number, unique = 1, name
+        while unique in taken or unique in result:
+            number += 1
+            unique = f"{name}_{number}"
+        result[unique] = value
+    return result
+
+
+def _enter(logs, means, largest):
+    if logs is not None:
+        logs.update({_MEAN + name: value for name, value in means.items()})
+        logs.update({_MAX + name: value for name, value in largest.items()})
+
+
+def plot_gradient_norms(history: Any, ax: Any = None) -> Any:
+    """Draws the norms that `GradientNorms` logged: blocks down, epochs across.
+
+    Colour stands for the mean norm of an epoch, on a logarithmic scale. A norm of zero,
+    or one that is not finite, leaves its place empty.
+
+    Args:
+        history: What `fit` returned, or its dict `history.history`.
+        ax: Matplotlib axes to draw on. Defaults to those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If there are no gradient norms in the history.
+        ImportError: If Matplotlib is not installed.
+
+    Example:
+        >>> import keras_normopt
+        >>> history = {"grad_norm/dense/kernel": [3.0, 0.2], "loss": [1.0, 0.5]}
+        >>> ax = keras_normopt.plot_gradient_norms(history)
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
+
+    logs = getattr(history, "history", history)
+    norms = {k.removeprefix(_MEAN): v for k, v in logs.items() if k.startswith(_MEAN)}
+    if not norms:
+        raise ValueError(
+            f"There are no gradient norms in the history, only {sorted(logs)}. Train "
+            "with `track_norms=True` and the callback `GradientNorms`."
+        )
+    if ax is None:
+        height = 1.5 + 0.25 * len(norms)
+        _, ax = plt.subplots(figsize=(7, height), layout="constrained")
+    values = np.array(list(norms.values()), "float64")
+    values[~(np.isfinite(values) & (values > 0))] = np.nan
+    epochs = values.shape[1]
+    limits = [0.5, epochs + 0.5, len(norms) - 0.5, -0.5]
+    image = ax.imshow(
+        np.ma.masked_invalid(values),
+        norm=LogNorm(),
+        aspect="auto",
+        interpolation="none",
+        extent=limits,
+    )
+    ax.set_yticks(range(len(norms)), list(norms))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("epoch")
+    ax.figure.colorbar(image, label="mean norm of the gradient")
+    return ax

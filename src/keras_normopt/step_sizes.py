@@ -1,0 +1,240 @@
+"""Adaptive learning rates: what the step of each block, or variable, is multiplied by.
+
+The factor multiplies the learning rate that the base's own update receives, so that it
+acts on the step of any base: a factor on the gradient would change nothing under Adam.
+Under momentum it is inside, as in LARS.
+
+Example:
+    >>> import keras_normopt
+    >>> from keras_normopt import step_sizes
+    >>> lars = keras_normopt.NormalizedSGD(
+    ...     0.1, momentum=0.9, step_size=step_sizes.WeightNorm(coefficient=0.1)
+    ... )
+"""
+
+import numbers
+import reprlib
+from typing import Any
+
+from keras import ops
+
+from keras_normopt import norms, sparse
+from keras_normopt.normalization import measure
+
+__all__ = ["GradientCorrelation", "WeightNorm"]
+
+
+class WeightNorm:
+    """Multiplies the step of each block by the l2 norm of the block's weights.
+
+    factor = coefficient · ‖w‖₂, or 1 where ‖w‖₂ is 0: a step is then a fraction of the
+    weights' size. With normalized gradients and `scope="layer"` this is LARS, with Adam
+    as the base much of LAMB. The blocks are those of the optimizer's `scope`.
+
+    Args:
+        coefficient: Float, above 0 and finite. Defaults to 1.0.
+
+    Raises:
+        ValueError: If `coefficient` is out of its range.
+
+    Example:
+        >>> import keras_normopt
+        >>> from keras_normopt.step_sizes import WeightNorm
+        >>> optimizer = keras_normopt.NormalizedSGD(
+        ...     0.1, scope="layer", step_size=WeightNorm(coefficient=0.01)
+        ... )
+
+    References:
+        - [You et al., 2017, Large Batch Training of Convolutional
+          Networks](https://arxiv.org/abs/1708.03888), LARS
+        - [You et al., 2019, Large Batch Optimization for Deep Learning: Training BERT
+          in 76 minutes](https://arxiv.org/abs/1904.00962), LAMB
+    """
+
+    name = "weight_norm"
+
+    def __init__(self, coefficient: float = 1.0) -> None:
+        self.coefficient = _checked(coefficient, "coefficient", above=0)
+
+    def get_config(self) -> dict[str, float]:
+        """The arguments, by name."""
+        return {"coefficient": self.coefficient}
+
+    def add_variables(self, add_variable, index, variable, shape):
+        """Adds the variables for one weight, the first of which is for its factor.
+
+        Args:
+            add_variable: Callable like `add_variable` of an optimizer.
+            index: Number of the weight.
+            variable: The weight.
+            shape: Shape of the weight's norm, where each unit may have one.
+        """
+        return [
+            add_variable(
+                f"step_size_{index}", shape=shape, dtype="float32", initializer="ones"
+            )
+        ]
+
+    def factors(self, gradients, weights, blocks, per_unit, kept):
+        """The factor of each weight in a block, by its position.
+
+        Args:
+            gradients: List of raw gradients.
+            weights: List of tensors, of the same shapes.
+            blocks: List of blocks, each a list of positions.
+            per_unit: Whether there is one factor for each unit of a weight.
+            kept: List of what `add_variables` returned for each weight.
+        """
+        sizes = measure(weights, blocks, norms.l2, per_unit)
+        result = {}
+        for block, size in zip(blocks, sizes, strict=True):
+            scaled = ops.multiply(size, norms.like(size, self.coefficient))
+            factor = ops.where(ops.equal(size, 0), ops.ones_like(size), scaled)
+            result |= dict.fromkeys(block, factor)
+        return result
+
+
+class GradientCorrelation:
+    """Multiplies the step of each variable by a factor that its gradients adapt.
+
+    The factor m is 1 at first, and then
+
+        m ← clip(m · (1 + rate · cos(g_t, g_{t−1})), minimum, maximum)
+
+    with the cosine between successive raw gradients of the variable, 0 at the first
+    step and where one of them is zero. It grows while gradients agree and shrinks when
+    they turn. Schedules of the learning rate still act. On deterministic problems it
+    finds its way from learning rates that are far too small. Under minibatch noise
+    successive gradients hardly agree and often turn, and the factor decays to its
+    minimum: choose another way there. It keeps a copy of the gradients.
+
+    Args:
+        rate: Float, above 0 and below 1. Defaults to 0.01.
+        minimum: Float, above 0 and at most 1. Defaults to 0.01.
+        maximum: Float, at least 1 and finite. Defaults to 100.0.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import keras_normopt
+        >>> from keras_normopt.step_sizes import GradientCorrelation
+        >>> optimizer = keras_normopt.NormalizedSGD(
+        ...     0.001, step_size=GradientCorrelation(rate=0.05)
+        ... )
+    """
+
+    name = "gradient_correlation"
+
+    def __init__(
+        self, rate: float = 0.01, minimum: float = 0.01, maximum: float = 100.0
+    ) -> None:
+        self.rate = _checked(rate, "rate", above=0, below=1)
+        self.minimum = _checked(minimum, "minimum", above=0, up_to=1)
+        self.maximum = _checked(maximum, "maximum", at_least=1)
+
+    def get_config(self) -> dict[str, float]:
+        """The arguments, by name."""
+        return {"rate": self.rate, "minimum": self.minimum, "maximum": self.maximum}
+
+    def add_variables(self, add_variable, index, variable, shape):
+        """Adds the variables for one weight: see `WeightNorm`."""
+        return [
+            add_variable(
+                f"step_size_{index}", shape=(), dtype="float32", initializer="ones"
+            ),
+            add_variable(
+                f"previous_gradient_{index}",
+                shape=variable.shape,
+                dtype=variable.dtype,
+                layout=getattr(variable, "_layout", None),
+            ),
+        ]
+
+    def factors(self, gradients, weights, blocks, per_unit, kept):
+        """The factor of each weight in a block, by its position: see `WeightNorm`."""
+        positions = [position for block in blocks for position in block]
+        raw = [ops.convert_to_tensor(sparse.densify(gradients[i])) for i in positions]
+        before = [ops.convert_to_tensor(kept[i][1]) for i in positions]
+        alone = [[i] for i in range(len(positions))]
+        # By their norms first: the product of two gradients may overflow or vanish.
+        sizes = zip(
+            measure(raw, alone, norms.l2), measure(before, alone, norms.l2), strict=True
+        )
+        result = {}
+        for i, new, old, (size, size_before) in zip(
+            positions, raw, before, sizes, strict=True
+        ):
+            unit, unit_before = _unit(new, size), _unit(old, size_before)
+            cosine = ops.cast(ops.sum(ops.multiply(unit, unit_before)), "float32")
+            factor, previous = kept[i]
+            factor = ops.multiply(factor, 1 + self.rate * cosine)
+            factor = ops.clip(factor, self.minimum, self.maximum)
+            previous.assign(ops.cast(new, previous.dtype))
+            result[i] = factor
+        return result
+
+
+def _unit(tensor, size):
+    wide = ops.cast(tensor, size.dtype)
+    return ops.divide(wide, ops.where(ops.equal(size, 0), ops.ones_like(size), size))
+
+
+_CLASSES = {cls.name: cls for cls in (WeightNorm, GradientCorrelation)}
+
+
+def get(identifier: Any) -> Any:
+    """Finds what `step_size=` stands for.
+
+    Args:
+        identifier: `None`, a name, an instance, or what `serialize` made of one.
+
+    Raises:
+        ValueError: If it is none of these, or its arguments are wrong.
+    """
+    if identifier is None or isinstance(identifier, tuple(_CLASSES.values())):
+        return identifier
+    name, arguments = identifier, {}
+    if isinstance(identifier, dict) and set(identifier) == {"name", "config"}:
+        name, arguments = identifier["name"], identifier["config"]
+    if isinstance(name, str) and name in _CLASSES and isinstance(arguments, dict):
+        try:
+            return _CLASSES[name](**arguments)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Wrong step_size={name!r}: {error}") from error
+    raise ValueError(
+        f"`step_size` must be None, {', '.join(map(repr, _CLASSES))}, or an object of "
+        f"`keras_normopt.step_sizes`. Received: step_size={reprlib.repr(identifier)}"
+    )
+
+
+def serialize(step_size: Any) -> dict[str, Any] | None:
+    """What `get` makes the same step size of, in types that JSON has."""
+    if step_size is None:
+        return None
+    return {"name": step_size.name, "config": step_size.get_config()}
+
+
+def _checked(value, name, *, above=None, below=None, at_least=None, up_to=None):
+    wrong = (
+        not isinstance(value, numbers.Real)
+        or isinstance(value, bool)
+        or not abs(value) < 1e30
+        or (above is not None and not value > above)
+        or (below is not None and not value < below)
+        or (at_least is not None and not value >= at_least)
+        or (up_to is not None and not value <= up_to)
+    )
+    if wrong:
+        limits = {
+            "above": above,
+            "below": below,
+            "of at least": at_least,
+            "of at most": up_to,
+        }
+        text = " and ".join(f"{k} {v}" for k, v in limits.items() if v is not None)
+        raise ValueError(
+            f"`{name}` must be a finite float {text}. "
+            f"Received: {name}={reprlib.repr(value)}"
+        )
+    return float(value)

@@ -1,0 +1,256 @@
+"""The norms that an optimizer keeps, and what shows them."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import by_hand
+import keras_normopt
+import oracle
+from keras_normopt.callbacks import GradientNorms
+from test_blocks import LAYERS, SHAPES, make_gradients, make_variables
+
+BACKEND = keras.backend.backend()
+BLOCKS = ["linear/kernel", "linear/bias"]
+
+
+def make_model(optimizer, **arguments):
+    dense = keras.layers.Dense(4, name="linear")
+    model = by_hand.make_model(optimizer, dense, **arguments)
+    return model
+
+
+def norms_by_hand(norm, plain, rescale=True):
+    """The norms of every gradient of a training by hand, one row per step."""
+    rows = []
+
+    def note(grads, weights):
+        rows.append([float(oracle.norm(norm, g)) for g in grads])
+        return grads
+
+    def keep(gradient):
+        return gradient
+
+    by_hand.train(plain, norm if rescale else keep, change=note)
+    return np.array(rows).reshape(by_hand.EPOCHS, -1, 2)
+
+
+def blocks(model):
+    """The names of kernel and bias, with the name of the model before them or not."""
+    return [v.path for v in model.trainable_variables]
+
+
+@pytest.mark.parametrize("norm", [*oracle.NORMS, None])
+@pytest.mark.parametrize("cls", ["NormalizedSGD", "ClippedSGD"])
+def test_the_norms_of_the_last_step(cls, norm):
+    optimizer = getattr(keras_normopt, cls)(0.1, norm=norm, track_norms=True)
+    assert optimizer.gradient_norms == {}
+    variables = make_variables()
+    for gradients in (make_gradients(seed=1), make_gradients(1e10)):
+        tensors = [ops.convert_to_tensor(g, "float32") for g in gradients.values()]
+        optimizer.apply(tensors, variables)
+    kept = optimizer.gradient_norms
+    assert list(kept) == list(SHAPES)
+    for path, value in kept.items():
+        expected = float(oracle.norm(norm or "l2", gradients[path]))
+        assert value == pytest.approx(expected, rel=1e-4)
+        assert type(value) is float
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "unit"])
+def test_blocks(scope):
+    optimizer = keras_normopt.NormalizedSGD(0.1, scope=scope, track_norms=True)
+    gradients = make_gradients()
+    tensors = [ops.convert_to_tensor(g, "float32") for g in gradients.values()]
+    optimizer.apply(tensors, make_variables())
+    kept = optimizer.gradient_norms
+    groups = {
+        "layer": {"a": LAYERS[0], "b": LAYERS[1], "offset": ["offset"], "a_2": ["a"]},
+        "global": {"global": list(SHAPES)},
+        "unit": {path: [path] for path in SHAPES},
+    }[scope]
+    assert list(kept) == list(groups)
+    for name, paths in groups.items():
+        long = np.concatenate([gradients[p].ravel() for p in paths])
+        expected = np.linalg.norm(long)
+        if scope == "unit" and gradients[name].ndim > 1:
+            columns = gradients[name].reshape(-1, gradients[name].shape[-1])
+            expected = np.linalg.norm(columns, axis=0).mean()
+        assert kept[name] == pytest.approx(expected, rel=1e-5)
+
+
+def test_missing_and_excluded_gradients():
+    optimizer = keras_normopt.NormalizedSGD(0.1, exclude="^b/", track_norms=True)
+    variables = make_variables()
+    tensors = [ops.ones(shape) for shape in SHAPES.values()]
+    tensors[0] = None
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply(tensors, variables)
+    kept = optimizer.gradient_norms
+    assert set(kept) == {p for p in SHAPES if not p.startswith("b/")}
+    assert kept["a/kernel"] == 0
+    assert kept["a/bias"] == pytest.approx(2)
+
+
+def test_without_tracking_there_are_none():
+    with pytest.raises(AttributeError, match="track_norms=True"):
+        _ = keras_normopt.NormalizedSGD().gradient_norms
+    with pytest.raises(ValueError, match="GradientNorms needs an optimizer that keeps"):
+        by_hand.fit(by_hand.make_model("normalized_sgd"), callbacks=[GradientNorms()])
+
+
+@pytest.mark.parametrize("frequency", [0, -1, 1.5, True, None, "batch"])
+def test_wrong_frequencies(frequency):
+    with pytest.raises(ValueError, match="`frequency` must be.*frequency="):
+        GradientNorms(frequency)
+
+
+MODES = {
+    "default": {},
+    "eager": {"run_eagerly": True},
+    "several steps": {"steps_per_execution": 2},
+}
+if BACKEND == "torch":
+    del MODES["several steps"]
+
+
+@pytest.mark.parametrize("frequency", ["epoch", 2])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cls", ["NormalizedAdam", "ClippedAdam"])
+def test_the_logs_of_fit(cls, mode, frequency):
+    optimizer = getattr(keras_normopt, cls)(0.1, norm="l2", track_norms=True)
+    model = make_model(optimizer, **MODES[mode])
+    callback = GradientNorms(frequency)
+    history = by_hand.fit(model, callbacks=[callback]).history
+    plain = keras.optimizers.Adam(0.1)
+    if cls == "ClippedAdam":
+        plain = keras_normopt.ClippedAdam(0.1)  # Whose steps test_clipping holds right.
+    expected = norms_by_hand("l2", plain, rescale=cls == "NormalizedAdam")
+    for i, name in enumerate(blocks(model)):
+        mean, largest = history[f"grad_norm/{name}"], history[f"grad_norm_max/{name}"]
+        np.testing.assert_allclose(mean, expected[:, :, i].mean(axis=1), rtol=1e-4)
+        np.testing.assert_allclose(largest, expected[:, :, i].max(axis=1), rtol=1e-4)
+    last = list(optimizer.gradient_norms.values())
+    np.testing.assert_allclose(last, expected[-1, -1], rtol=1e-4)
+
+
+def test_the_logs_of_batches():
+    seen = []
+
+    class Spy(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append({k: v for k, v in logs.items() if k.startswith("grad_norm/")})
+
+    model = make_model(keras_normopt.NormalizedSGD(0.1, track_norms=True))
+    by_hand.fit(model, callbacks=[GradientNorms(1), Spy()])
+    expected = norms_by_hand("l2", keras.optimizers.SGD(0.1)).reshape(-1, 2)
+    assert len(seen) == len(expected)
+    for logs, row in zip(seen, expected, strict=True):
+        values = [logs[f"grad_norm/{name}"] for name in blocks(model)]
+        np.testing.assert_allclose(values, row, rtol=1e-4)
+
+
+def test_other_callbacks_see_them(tmp_path, capsys):
+    model = make_model(keras_normopt.NormalizedSGD(0.1, track_norms=True))
+    callbacks = [GradientNorms(), keras.callbacks.CSVLogger(tmp_path / "log.csv")]
+    history = by_hand.fit(model, callbacks=callbacks, verbose=2).history
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    key = f"grad_norm/{blocks(model)[0]}"
+    assert [float(row[key]) for row in rows] == pytest.approx(history[key], rel=1e-6)
+    assert key in capsys.readouterr().out
+
+
+def test_accumulated_gradients_count_once():
+    optimizer = keras_normopt.NormalizedSGD(
+        0.1, gradient_accumulation_steps=3, track_norms=True
+    )
+    model = make_model(optimizer)
+    history = by_hand.fit(model, epochs=1, callbacks=[GradientNorms()]).history
+    gradients = by_hand.gradients(by_hand.X, by_hand.Y, *by_hand.START)
+    for name, gradient in zip(blocks(model), gradients, strict=True):
+        expected = [pytest.approx(np.linalg.norm(gradient), rel=1e-4)]
+        assert history[f"grad_norm/{name}"] == expected
+
+
+def test_through_a_loss_scale_optimizer():
+    inner = keras_normopt.NormalizedSGD(0.1, track_norms=True)
+    model = make_model(keras.optimizers.LossScaleOptimizer(inner))
+    history = by_hand.fit(model, callbacks=[GradientNorms()]).history
+    expected = norms_by_hand("l2", keras.optimizers.SGD(0.1))
+    mean = history[f"grad_norm/{blocks(model)[0]}"]
+    np.testing.assert_allclose(mean, expected[:, :, 0].mean(axis=1), rtol=1e-4)
+
+
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in this Keras"
+)
+def test_through_a_multi_optimizer():
+    def make(**arguments):
+        return keras_normopt.NormalizedSGD(
+            0.1, scope="global", track_norms=True, **arguments
+        )
+
+    by_path = keras.optimizers.OptimizerMap(make())
+    by_path[".*kernel"] = make(norm="max")
+    model = make_model(keras.optimizers.MultiOptimizer(by_path))
+    logs = by_hand.fit(model, epochs=1, batch_size=12, callbacks=[GradientNorms()])
+    of_kernel, of_bias = by_hand.gradients(by_hand.X, by_hand.Y, *by_hand.START)
+    found = {k: v[0] for k, v in logs.history.items() if k.startswith("grad_norm/")}
+    assert set(found) == {"grad_norm/global", "grad_norm/global_2"}
+    expected = [np.abs(of_kernel).max(), np.linalg.norm(of_bias)]
+    assert sorted(found.values()) == pytest.approx(sorted(expected), rel=1e-4)
+
+
+def test_tracking_off_adds_nothing():
+    model = make_model(keras_normopt.NormalizedSGD(0.1))
+    plain = make_model(keras.optimizers.SGD(0.1))
+    for m in (model, plain):
+        m.optimizer.build(m.trainable_variables)
+    assert len(model.optimizer.variables) == len(plain.optimizer.variables)
+
+
+def test_numbers_that_are_none_are_seen():
+    optimizer = keras_normopt.NormalizedSGD(0.1, track_norms=True)
+    optimizer.apply([ops.convert_to_tensor([1.0, np.nan])], [keras.Variable([0.0, 0])])
+    assert np.isnan(list(optimizer.gradient_norms.values())).all()
+    assert np.isnan(list(optimizer.norm_tracker.max.values())).all()
+
+
+# The drawing.
+
+
+def test_plot(tmp_path):
+    from matplotlib import pyplot
+
+    model = make_model(keras_normopt.NormalizedSGD(0.1, track_norms=True))
+    history = by_hand.fit(model, callbacks=[GradientNorms()])
+    ax = keras_normopt.plot_gradient_norms(history)
+    (image,) = ax.get_images()
+    names = blocks(model)
+    np.testing.assert_allclose(
+        image.get_array(), [history.history[f"grad_norm/{name}"] for name in names]
+    )
+    assert [label.get_text() for label in ax.get_yticklabels()] == names
+    assert ax.get_xlabel() == "epoch"
+    ax.figure.savefig(tmp_path / "norms.png")
+    _, own = pyplot.subplots()
+    assert keras_normopt.plot_gradient_norms(history.history, ax=own) is own
+    pyplot.close("all")
+
+
+def test_plot_leaves_zeros_and_nan_out():
+    from matplotlib import pyplot
+
+    history = {"grad_norm/a": [1.0, 0.0], "grad_norm/b": [np.nan, 2.0]}
+    (image,) = keras_normopt.plot_gradient_norms(history).get_images()
+    masked = np.ma.getmaskarray(image.get_array())
+    np.testing.assert_array_equal(masked, [[False, True], [True, False]])
+    pyplot.close("all")
+
+
+def test_plot_needs_norms():
+    with pytest.raises(ValueError, match=r"no gradient norms in the history.*'loss'"):
+        keras_normopt.plot_gradient_norms({"loss": [1.0]})
