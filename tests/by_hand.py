@@ -49,8 +49,8 @@ def make_model(optimizer, dense=None, **compile_arguments):
 
 
 def fit(model, **arguments):
-    arguments = {"batch_size": BATCH, "epochs": EPOCHS} | arguments
-    return model.fit(X, Y, shuffle=False, verbose=0, **arguments)
+    arguments = {"batch_size": BATCH, "epochs": EPOCHS, "verbose": 0} | arguments
+    return model.fit(X, Y, shuffle=False, **arguments)
 
 
 def assert_same(actual, expected, rtol=2e-5, atol=2e-6):

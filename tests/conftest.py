@@ -4,6 +4,12 @@ import hypothesis
 import keras
 import pytest
 
+# No test opens a window.
+os.environ.setdefault("MPLBACKEND", "agg")
+
+# No test opens a window.
+os.environ.setdefault("MPLBACKEND", "agg")
+
 hypothesis.settings.register_profile(
     "ci",
     max_examples=100,

@@ -22,7 +22,8 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def on_one_device(case):
-    return training.fit(*case).get_weights()
+    model = training.fit(case)
+    return training.outcome(model, model.optimizer)
 
 
 def assert_equal_to_one_device(weights, case):
@@ -32,7 +33,7 @@ def assert_equal_to_one_device(weights, case):
 
 def read(path, case):
     with np.load(path) as arrays:
-        return [arrays[f"{'-'.join(case)}-{i}"] for i in range(4)]
+        return [arrays[f"{'-'.join(case)}-{i}"] for i in range(5)]
 
 
 def free_ports(number):
@@ -60,8 +61,8 @@ def test_keras_distribution(sharded, case):
 @pytest.mark.parametrize("case", training.CASES, ids="-".join)
 def test_mirrored_strategy(strategy, case):
     with strategy.scope():
-        model = training.fit(*case, jit_compile=False)
-    assert_equal_to_one_device(model.get_weights(), case)
+        model = training.fit(case, jit_compile=False)
+    assert_equal_to_one_device(training.outcome(model, model.optimizer), case)
 
 
 @pytest.fixture(scope="module")

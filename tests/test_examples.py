@@ -112,3 +112,21 @@ def test_demo_refuses_no_epochs(capsys):
     with pytest.raises(SystemExit):
         demo.main(["--epochs", "0"])
     assert "--epochs must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_every_public_name_is_documented():
+    text = (ROOT / "docs/api.md").read_text()
+    modules = [keras_normopt.norms, keras_normopt.step_sizes, keras_normopt.testing]
+    names = {name for m in [keras_normopt, *modules] for name in m.__all__}
+    for name in names | {"GradientNorms", "optimizers", "ALIASES"}:
+        assert f"`{name}`" in text
+    for cls in keras_normopt.optimizers.ALIASES.values():
+        for option in cls.OPTIONS:
+            assert f"`{option}`" in text
+            assert f"\n    {option}: " in cls.__doc__
+
+
+def test_what_options_say_of_gradient_correlation():
+    shown = evaluate(ROOT / "docs/options.md")
+    assert shown["fixed"] == pytest.approx(4.44, abs=0.01)
+    assert shown["adaptive"] == pytest.approx(2.22, abs=0.01)

@@ -19,8 +19,7 @@ BLOCKS = ["linear/kernel", "linear/bias"]
 
 def make_model(optimizer, **arguments):
     dense = keras.layers.Dense(4, name="linear")
-    model = by_hand.make_model(optimizer, dense, **arguments)
-    return model
+    return by_hand.make_model(optimizer, dense, **arguments)
 
 
 def norms_by_hand(norm, plain, rescale=True):
@@ -104,7 +103,7 @@ def test_without_tracking_there_are_none():
 
 @pytest.mark.parametrize("frequency", [0, -1, 1.5, True, None, "batch"])
 def test_wrong_frequencies(frequency):
-    with pytest.raises(ValueError, match="`frequency` must be.*frequency="):
+    with pytest.raises(ValueError, match=r"`frequency` must be.*frequency="):
         GradientNorms(frequency)
 
 
@@ -157,7 +156,7 @@ def test_other_callbacks_see_them(tmp_path, capsys):
     model = make_model(keras_normopt.NormalizedSGD(0.1, track_norms=True))
     callbacks = [GradientNorms(), keras.callbacks.CSVLogger(tmp_path / "log.csv")]
     history = by_hand.fit(model, callbacks=callbacks, verbose=2).history
-    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
     key = f"grad_norm/{blocks(model)[0]}"
     assert [float(row[key]) for row in rows] == pytest.approx(history[key], rel=1e-6)
     assert key in capsys.readouterr().out

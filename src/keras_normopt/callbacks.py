@@ -78,7 +78,7 @@ class GradientNorms(keras.callbacks.Callback):
     def _trackers(self):
         # By way of `self.model`, on which Keras brings JAX's variables up to date.
         optimizers = tracking_optimizers(self.model.optimizer)
-        return [o.norm_tracker for o in optimizers if o.built]
+        return [o.norm_tracker for o in optimizers if o.norm_tracker]
 
     def _reset(self):
         for tracker in self._trackers():

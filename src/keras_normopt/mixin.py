@@ -42,6 +42,7 @@ class Rescaling(Road):
         self._norm_function = registry.get(self._norm)
         self._block_names, self._block_of = [], []
         self._own_variables = {}
+        self._norm_tracker = None
 
     def _checked(self, norm, scope, exclude, track_norms):
         _check_norm(norm, scope)
@@ -93,11 +94,12 @@ class Rescaling(Road):
         Raises:
             AttributeError: If the optimizer was not made with `track_norms=True`.
         """
-        return self.norm_tracker.last if self.built else {}
+        tracker = self.norm_tracker
+        return tracker.last if tracker else {}
 
     @property
-    def norm_tracker(self) -> NormTracker:
-        """Where the norms are kept; `callbacks.GradientNorms` reads it."""
+    def norm_tracker(self) -> NormTracker | None:
+        """Where the norms are kept; `None` before the optimizer is built."""
         if not self._track_norms:
             raise AttributeError(
                 f"{type(self).__name__} keeps no gradient norms. Make it with "

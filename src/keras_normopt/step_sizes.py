@@ -105,8 +105,8 @@ class GradientCorrelation:
     step and where one of them is zero. It grows while gradients agree and shrinks when
     they turn. Schedules of the learning rate still act. On deterministic problems it
     finds its way from learning rates that are far too small. Under minibatch noise
-    successive gradients hardly agree and often turn, and the factor decays to its
-    minimum: choose another way there. It keeps a copy of the gradients.
+    successive gradients hardly agree, near a minimum they turn, and the factor decays
+    towards its minimum: choose a schedule there. It keeps a copy of the gradients.
 
     Args:
         rate: Float, above 0 and below 1. Defaults to 0.01.

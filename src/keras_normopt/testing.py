@@ -50,11 +50,11 @@ def check_norm(function: Callable[[Any], Any], *, max_examples: int = 100) -> No
         >>> import keras_normopt
         >>> from keras import ops
         >>> keras_normopt.testing.check_norm(lambda g: ops.max(ops.abs(g)))
-        >>> keras_normopt.testing.check_norm(lambda g: ops.sum(ops.square(g)))
+        >>> keras_normopt.testing.check_norm(
+        ...     lambda g: ops.sum(ops.square(g))
+        ... )  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-            ...
-        AssertionError: ... is no norm to normalize by:
-        ...
+        AssertionError: <lambda> is no norm to normalize by: ...
     """
     import hypothesis
     from hypothesis import strategies as st

@@ -24,12 +24,12 @@ else:
     )
 keras.distribution.set_distribution(distribution)
 
-weights = {}
+outcomes = {}
 for case in training.CASES:
-    model = training.fit(*case)
+    model = training.fit(case)
     for variable in model.trainable_variables:
         sharding = variable.value.sharding
         assert len(sharding.device_set) == 4
         assert sharding.is_fully_replicated == (kind == "data")
-    weights[case] = model.get_weights()
-training.save(path, weights)
+    outcomes[case] = training.outcome(model, model.optimizer)
+training.save(path, outcomes)

@@ -21,10 +21,10 @@ worker = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 assert strategy.num_replicas_in_sync == WORKERS
 
 
-def train(base, norm):
+def train(case):
     with strategy.scope():
         model = training.make_model()
-        optimizer = training.make_optimizer(base, norm)
+        optimizer = training.make_optimizer(*case)
         optimizer.build(model.trainable_variables)
 
     @tf.function
@@ -42,9 +42,9 @@ def train(base, norm):
     for x, y in training.batches():
         rows = slice(worker * SHARE, (worker + 1) * SHARE)
         step(tf.constant(x[rows]), tf.constant(y[rows]))
-    return model.get_weights()
+    return training.outcome(model, optimizer)
 
 
-weights = {case: train(*case) for case in training.CASES}
+outcomes = {case: train(case) for case in training.CASES}
 if worker == 0:
-    training.save(sys.argv[1], weights)
+    training.save(sys.argv[1], outcomes)

@@ -16,9 +16,9 @@ assert workers == 2
 SHARE = training.BATCH // workers
 
 
-def train(base, norm):
+def train(case):
     model = training.make_model()
-    optimizer = training.make_optimizer(base, norm)
+    optimizer = training.make_optimizer(*case)
     parallel = DistributedDataParallel(model)
     for x, y in training.batches():
         rows = slice(worker * SHARE, (worker + 1) * SHARE)
@@ -28,11 +28,11 @@ def train(base, norm):
         variables = model.trainable_variables
         with torch.no_grad():
             optimizer.apply([v.value.grad for v in variables], variables)
-    return model.get_weights()
+    return training.outcome(model, optimizer)
 
 
-weights = {case: train(*case) for case in training.CASES}
+outcomes = {case: train(case) for case in training.CASES}
 if worker == 0:
-    training.save(sys.argv[1], weights)
+    training.save(sys.argv[1], outcomes)
 torch.distributed.barrier()
 os._exit(0)  # Gloo may hang while the interpreter shuts down.

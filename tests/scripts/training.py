@@ -13,7 +13,18 @@ OPTIMIZERS = {
     "Adam": {"learning_rate": 0.01},
     "RMSprop": {"learning_rate": 0.01},
 }
-CASES = list(itertools.product(OPTIMIZERS, ["l2", "std", "max"]))
+OPTIONS = {
+    "plain": {},
+    "unit": {"scope": "unit"},
+    "layer": {"scope": "layer", "exclude": "outputs/bias"},
+    "global": {"scope": "global", "track_norms": True},
+    "weight_norm": {"scope": "layer", "step_size": "weight_norm"},
+    "correlation": {"step_size": "gradient_correlation"},
+}
+CASES = [
+    *itertools.product(OPTIMIZERS, ["l2", "std", "max"], ["plain"]),
+    *itertools.product(["Adam"], ["std"], list(OPTIONS)[1:]),
+]
 
 _rng = np.random.default_rng(0)
 X = _rng.normal(size=(STEPS * BATCH, 12)).astype("float32")
@@ -31,16 +42,22 @@ def make_model():
     )
 
 
-def make_optimizer(base, norm):
+def make_optimizer(base, norm, option="plain"):
     cls = getattr(keras_normopt, f"Normalized{base}")
-    return cls(norm=norm, **OPTIMIZERS[base])
+    return cls(norm=norm, **OPTIMIZERS[base], **OPTIONS[option])
 
 
-def fit(base, norm, **compile_arguments):
+def fit(case, **compile_arguments):
     model = make_model()
-    model.compile(make_optimizer(base, norm), "mse", **compile_arguments)
+    model.compile(make_optimizer(*case), "mse", **compile_arguments)
     model.fit(X, Y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0)
     return model
+
+
+def outcome(model, optimizer):
+    """What should be the same everywhere."""
+    kept = optimizer.gradient_norms if optimizer.track_norms else {}
+    return [*model.get_weights(), np.array(list(kept.values()))]
 
 
 def batches():
@@ -50,13 +67,13 @@ def batches():
             yield X[start : start + BATCH], Y[start : start + BATCH]
 
 
-def save(path, weights):
-    """Writes the weights of all cases, by case and position."""
+def save(path, outcomes):
+    """Writes the outcomes of all cases, by case and position."""
     np.savez(
         path,
         **{
-            f"{base}-{norm}-{i}": array
-            for (base, norm), arrays in weights.items()
+            f"{'-'.join(case)}-{i}": array
+            for case, arrays in outcomes.items()
             for i, array in enumerate(arrays)
         },
     )
