@@ -15,6 +15,8 @@ PROJECT = nox.project.load_toml()
 OLDEST_KERAS = "3.12.0"
 # TensorFlow in the build without GPU support, PyTorch in a release known to pass.
 BACKENDS = {"jax": "jax", "tensorflow": "tensorflow-cpu", "torch": "torch==2.13.0"}
+# Libraries for one backend, to compare with in its tests.
+PEERS = {"jax": ["optax"]}
 
 
 def install(session, backend, *packages):
@@ -22,6 +24,11 @@ def install(session, backend, *packages):
     session.install(BACKENDS[backend])
     session.install(*packages)
     session.env.update(KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="2")
+
+
+def test_packages(backend):
+    group = nox.project.dependency_groups(PROJECT, "test")
+    return [*group, *PEERS.get(backend, ())]
 
 
 @nox.session
@@ -35,8 +42,7 @@ def tests(session, backend, keras):
     if keras:  # Norms were searched for exceptions with the newest one.
         session.env["HYPOTHESIS_PROFILE"] = "quick"
     keras = f"keras=={keras}" if keras else "keras"
-    test = nox.project.dependency_groups(PROJECT, "test")
-    install(session, backend, keras, ".[demo]", *test)
+    install(session, backend, keras, ".[demo]", *test_packages(backend))
     session.run("pytest", *(session.posargs or ["-n", "auto"]))
 
 
@@ -44,8 +50,7 @@ def tests(session, backend, keras):
 @nox.parametrize("backend", list(BACKENDS), ids=list(BACKENDS))
 def prerelease(session, backend):
     """Run the tests on one backend with the nightly build of Keras."""
-    test = nox.project.dependency_groups(PROJECT, "test")
-    install(session, backend, ".[demo]", *test)
+    install(session, backend, ".[demo]", *test_packages(backend))
     session.run("pip", "uninstall", "--yes", "keras", silent=True)
     session.install("--pre", "keras-nightly")
     session.run("pytest", *(session.posargs or ["-n", "auto"]))

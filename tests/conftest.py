@@ -73,11 +73,14 @@ def strategy():
 
 # Where stock Muon itself cannot make a step: it asks TensorFlow's variables for a path.
 MUON_STEPS = {
+    "test_a_factor_of_one_is_the_base",
     "test_equals_base_on_normalized_gradients",
+    "test_every_base",
     "test_every_base_learns",
     "test_going_on_from_a_file",
     "test_norm_none_is_exactly_the_base",
     "test_state_moves_between_base_and_normalized",
+    "test_the_step_of_every_base_scales",
 }
 
 

@@ -105,6 +105,36 @@ def test_functions(result):
         np.testing.assert_allclose(moved, -GRADIENT / norm, rtol=1e-6, atol=2e-38)
 
 
+OPTIONS = {
+    "scope": st.one_of(st.sampled_from(["unit", "layer", "global"]), anything),
+    "exclude": st.one_of(st.from_regex(r"[a-z*+?()|\[\]]{0,8}"), anything),
+    "step_size": st.one_of(st.just("weight_norm"), anything),
+    "track_norms": anything,
+    "max_norm": epsilons,
+}
+
+
+@pytest.mark.filterwarnings("ignore:exclude=")  # That a pattern matches nothing.
+@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")  # Python's.
+@pytest.mark.parametrize("from_config", [False, True])
+@pytest.mark.parametrize("option", OPTIONS)
+@given(data=st.data())
+def test_options(option, from_config, data):
+    value = data.draw(OPTIONS[option])
+    cls = keras_normopt.NormalizedSGD
+    if option == "max_norm":
+        cls = keras_normopt.ClippedSGD
+    try:
+        if from_config:
+            optimizer = cls.from_config(cls().get_config() | {option: value})
+        else:
+            optimizer = cls(**{option: value})
+    except (ValueError, TypeError) as error:
+        assert_names(error, f"{option}=")
+    else:
+        assert np.isfinite(step(optimizer)).all()
+
+
 # Files from strangers.
 
 CALLED = []

@@ -149,7 +149,8 @@ def test_dtypes_together(float64):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="Optax is a library for JAX")
 def test_global_equals_optax():
-    optax = pytest.importorskip("optax")
+    import optax
+
     gradients = make_gradients()
     tree = {path: ops.convert_to_tensor(g, "float32") for path, g in gradients.items()}
     transformation = optax.normalize_by_update_norm(eps=0)
@@ -211,6 +212,18 @@ def test_missing_gradients_are_in_no_block():
     np.testing.assert_allclose(
         -ops.convert_to_numpy(variables[0]), np.float64(wanted), rtol=1e-5
     )
+
+
+@every_scope
+def test_a_variable_alone(scope):
+    gradient = make_gradients()["b/kernel"]
+    variable = keras.Variable(np.zeros(gradient.shape))
+    optimizer = keras_normopt.NormalizedSGD(1.0, scope=scope)
+    optimizer.apply([ops.convert_to_tensor(gradient, "float32")], [variable])
+    wanted = oracle.normalize("l2", gradient)
+    if scope == "unit":
+        wanted = expected(scope, "l2", {"x": gradient})["x"]
+    np.testing.assert_allclose(-as_numpy(variable), np.float64(wanted), rtol=1e-5)
 
 
 def test_the_same_path_twice_is_two_blocks_of_their_own():

@@ -14,6 +14,7 @@ from keras import ops
 
 import keras_normopt
 from keras_normopt import normalized
+from processes import finish, start
 
 BACKEND = keras.backend.backend()
 needs_multi_optimizer = pytest.mark.skipif(
@@ -40,6 +41,18 @@ def step(optimizer, gradient=(3.0, 4.0)):
     variable = keras.Variable([0.0, 0.0])
     optimizer.apply_gradients([(ops.convert_to_tensor(gradient), variable)])
     return -ops.convert_to_numpy(variable)
+
+
+def test_importing_loads_nothing_that_only_some_need():
+    code = """
+import sys, keras
+before = set(sys.modules)  # Keras itself looks for some.
+import keras_normopt
+optional = {"jax", "tensorflow", "torch", "matplotlib", "hypothesis", "sklearn"}
+print(sorted((sys.modules.keys() - before) & optional))
+"""
+    (printed,) = finish(start("-c", code))
+    assert printed.splitlines()[-1] == "[]"
 
 
 def test_third_party():

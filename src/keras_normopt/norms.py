@@ -117,7 +117,8 @@ def split(vector, blocks):
     if all(block.shape == () for block in blocks):
         return ops.unstack(vector, len(blocks))
     ends = list(itertools.accumulate(math.prod(block.shape) for block in blocks))
-    parts = ops.split(vector, ends[:-1])
+    # On PyTorch there must be some place to split at.
+    parts = ops.split(vector, ends[:-1]) if len(blocks) > 1 else [vector]
     return [ops.reshape(p, b.shape) for p, b in zip(parts, blocks, strict=True)]
 
 
