@@ -296,6 +296,9 @@ def test_a_function_that_returns_the_gradient_has_no_norm_to_share(custom_norms)
         optimizer.norm = "signs"
     with pytest.raises(ValueError, match=r"norm='signs'.*no norm to clip"):
         keras_normopt.ClippedSGD(norm="signs")
+    optimizer = keras_normopt.ClippedSGD()
+    with pytest.raises(ValueError, match="norm='signs'"):
+        optimizer.norm = "signs"
 
 
 def test_options_are_saved(tmp_path):

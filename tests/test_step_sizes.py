@@ -285,6 +285,13 @@ def test_bases_that_scale_their_steps_themselves():
     for name in OWN_SCALE:
         with pytest.raises(ValueError, match=f"{name} sets the size of its steps"):
             getattr(keras_normopt, name)(step_size="weight_norm")
+
+    class Together(keras.optimizers.SGD):
+        def _backend_update_step(self, grads, trainable_variables, learning_rate):
+            pass
+
+    with pytest.raises(ValueError, match="Together updates all variables together"):
+        keras_normopt.normalized(Together)(step_size="weight_norm")
     adafactor = keras_normopt.NormalizedAdafactor(
         relative_step=False, step_size="weight_norm"
     )

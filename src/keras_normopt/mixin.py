@@ -45,7 +45,7 @@ class Rescaling(Road):
         self._norm_tracker = None
 
     def _checked(self, norm, scope, exclude, track_norms):
-        _check_norm(norm, scope)
+        self._check_norm(norm, scope)
         if not isinstance(track_norms, bool):
             raise ValueError(
                 "`track_norms` must be True or False. "
@@ -58,6 +58,21 @@ class Rescaling(Road):
             "track_norms": track_norms,
         }
 
+    @staticmethod
+    def _check_norm(norm, scope):
+        function = registry.get(norm)
+        if not isinstance(scope, str) or scope not in blocks.SCOPES:
+            raise ValueError(
+                f"`scope` must be one of {', '.join(map(repr, blocks.SCOPES))}. "
+                f"Received: scope={reprlib.repr(scope)}"
+            )
+        if scope != "variable" and isinstance(function, registry.ReturnsGradient):
+            raise ValueError(
+                f"norm={norm!r} returns the normalized gradient: there is no norm to "
+                f"share. Received: scope={scope!r}. Pass "
+                'scope="variable", or a function that returns a norm.'
+            )
+
     @property
     def norm(self) -> Any:
         """A registered name, a function from a gradient to its norm, or `None`."""
@@ -65,7 +80,7 @@ class Rescaling(Road):
 
     @norm.setter
     def norm(self, norm: Any) -> None:
-        _check_norm(norm, self._scope)
+        self._check_norm(norm, self._scope)
         self._norm_function = registry.get(norm)
         self._norm = norm
 
@@ -238,6 +253,19 @@ class Normalization(Rescaling):
                 f"step_size={step_sizes.serialize(self._step_size)}. Leave it out, or "
                 "take another base (or Adafactor with `relative_step=False`)."
             )
+        owner = self._next_in_line("_backend_update_step")
+        if owner.__module__.partition(".")[0] != "keras":
+            raise ValueError(
+                f"{owner.__name__} updates all variables together, in its "
+                "`_backend_update_step`, with one learning rate. Received: "
+                f"step_size={step_sizes.serialize(self._step_size)}. Leave it out, or "
+                "move the update to `update_step`."
+            )
+
+    def _next_in_line(self, name):
+        """The class of the base that a call of a method goes to."""
+        mro = type(self).__mro__
+        return next(c for c in mro[mro.index(Road) + 1 :] if name in vars(c))
 
     def get_config(self):
         return super().get_config() | {
@@ -311,10 +339,7 @@ class Normalization(Rescaling):
             return
         # Keras's foreach classes for PyTorch know one learning rate only. Past their
         # override is the base's own, which steps variable by variable.
-        mro = type(self).__mro__
-        foreach = next(
-            c for c in mro[mro.index(Road) + 1 :] if "_backend_update_step" in vars(c)
-        )
+        foreach = self._next_in_line("_backend_update_step")
         super(foreach, self)._backend_update_step(grads, variables, learning_rate)
 
     def _warn_of_clipping_in_vain(self, any_excluded):
@@ -345,12 +370,16 @@ class Clipping(Rescaling):
 
     def _checked(self, max_norm, **options):
         _check_max_norm(max_norm)
-        if isinstance(registry.get(options["norm"]), registry.ReturnsGradient):
-            raise ValueError(
-                f"norm={options['norm']!r} returns the normalized gradient, which "
-                "has no norm to clip by. Pass a function that returns a norm."
-            )
         return super()._checked(**options) | {"max_norm": float(max_norm)}
+
+    @staticmethod
+    def _check_norm(norm, scope):
+        if isinstance(registry.get(norm), registry.ReturnsGradient):
+            raise ValueError(
+                f"norm={norm!r} returns the normalized gradient, which has no norm to "
+                "clip by. Pass a function that returns a norm."
+            )
+        Rescaling._check_norm(norm, scope)
 
     @property
     def max_norm(self) -> float:
@@ -367,21 +396,6 @@ class Clipping(Rescaling):
 
     def _warn_of_clipping_in_vain(self, any_excluded):
         pass  # Keras's clipping comes first, and then ours: both act.
-
-
-def _check_norm(norm, scope):
-    function = registry.get(norm)
-    if scope not in blocks.SCOPES:
-        raise ValueError(
-            f"`scope` must be one of {', '.join(map(repr, blocks.SCOPES))}. "
-            f"Received: scope={reprlib.repr(scope)}"
-        )
-    if scope != "variable" and isinstance(function, registry.ReturnsGradient):
-        raise ValueError(
-            f"norm={norm!r} returns the normalized gradient, so that there is no norm "
-            f"for several variables to share. Received: scope={scope!r}. Pass "
-            'scope="variable", or a function that returns a norm.'
-        )
 
 
 def _checked_patterns(exclude):
