@@ -57,5 +57,11 @@ ALIASES = NORMALIZED | CLIPPED
 __all__ = [cls.__name__ for cls in ALIASES.values()]
 
 # What `model.compile(optimizer="normalized_adam")` looks a string up in.
-for _alias, _class in ALIASES.items():
-    keras.saving.get_custom_objects().update({_alias: _class, _class.__name__: _class})
+_BY_NAME = ALIASES | {cls.__name__: cls for cls in ALIASES.values()}
+keras.saving.get_custom_objects().update(_BY_NAME)
+try:
+    optimizers.get("normalized_sgd")
+except (
+    ValueError
+):  # The nightly builds of Keras 3.16 look in a table of their own only.
+    getattr(keras.src.optimizers, "ALL_OBJECTS_DICT", {}).update(_BY_NAME)
