@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 import keras_normopt
-from keras_normopt import NormalizedOptimizer, norms, register_norm
+from keras_normopt import NormalizedOptimizer, norms, register_norm, step_sizes
 
 
 def largest(gradient: Any) -> Any:
@@ -20,6 +20,15 @@ keras_normopt.NormalizedAdam(learning_rate=0.001, norm=None, clipnorm=1.0)
 keras_normopt.NormalizedSGD(norm=largest)
 keras_normopt.NormalizedSGD(norm=3)  # type: ignore[arg-type]
 keras_normopt.NormalizedSGD(norm_epsilon="1e-7")  # type: ignore[arg-type]
+
+keras_normopt.NormalizedAdam(scope="layer", exclude=("bias",), track_norms=True)
+keras_normopt.NormalizedAdam(scope="model")  # type: ignore[arg-type]
+keras_normopt.NormalizedAdam(step_size=step_sizes.WeightNorm(coefficient=0.1))
+keras_normopt.NormalizedAdam(step_size="lars")  # type: ignore[arg-type]
+clipped = keras_normopt.ClippedAdam(norm="max", max_norm=2.0, track_norms=True)
+sizes: dict[str, float] = clipped.gradient_norms
+keras_normopt.testing.check_norm(norms.l2, max_examples=10)
+keras_normopt.callbacks.GradientNorms(frequency=10)
 
 optimizer = keras_normopt.NormalizedMuon()
 floor: float = optimizer.norm_epsilon
