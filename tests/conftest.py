@@ -7,9 +7,6 @@ import pytest
 # No test opens a window.
 os.environ.setdefault("MPLBACKEND", "agg")
 
-# No test opens a window.
-os.environ.setdefault("MPLBACKEND", "agg")
-
 hypothesis.settings.register_profile(
     "ci",
     max_examples=100,

@@ -1,5 +1,6 @@
 """On several devices training is what it is on one, given the same global batch."""
 
+import functools
 import json
 import pathlib
 import re
@@ -21,6 +22,7 @@ GUIDE = pathlib.Path(__file__).parents[1] / "docs/devices.md"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
+@functools.cache
 def on_one_device(case):
     model = training.fit(case)
     return training.outcome(model, model.optimizer)

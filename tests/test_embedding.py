@@ -1,5 +1,7 @@
 """The gradient of an embedding, sparse on TensorFlow, with indices that repeat."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -35,8 +37,11 @@ def sum_tokens(rows):
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
-@pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
-@pytest.mark.parametrize("norm", oracle.NORMS)
+# A base sees a normalized gradient, sparse or not, whatever the norm was.
+@pytest.mark.parametrize(
+    ("norm", "base"),
+    [*zip(oracle.NORMS, itertools.cycle(["SGD", "Adam", "RMSprop"]))],
+)
 def test_equals_the_dense_step(base, norm, run_eagerly):
     cls = getattr(keras_normopt, f"Normalized{base}")
     model = make_model(cls(0.5, norm=norm), run_eagerly=run_eagerly)

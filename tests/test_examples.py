@@ -1,6 +1,7 @@
 """Whatever README, the documentation and docstrings show, runs; so does the demo."""
 
 import doctest
+import functools
 import importlib
 import pathlib
 import pkgutil
@@ -41,6 +42,7 @@ def test_pages(page, tmp_path, monkeypatch, custom_norms):
     evaluate(page)
 
 
+@functools.cache
 def evaluate(page):
     """Runs the code of a page, and returns the names that it defined."""
     document = Document.parse(str(page), PythonCodeBlockParser(), SkipParser())
@@ -98,7 +100,8 @@ def test_every_class_shows_an_example_of_itself():
         assert any(cls.__name__ in example.source for example in examples)
 
 
-def test_demo(tmp_path, capsys):
+def test_demo(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "LAYERS", 4)  # The session `demo` trains all 30.
     picture = tmp_path / "curves.png"
     demo.main(["--epochs", "1", "--output", str(picture)])
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -31,11 +31,20 @@ ARGUMENTS = {
 SCALED = ARGUMENTS | {"loss scale": {"loss_scale_factor": 1024.0}}
 
 
-@pytest.mark.parametrize("arguments", SCALED.values(), ids=SCALED)
-@pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
-@pytest.mark.parametrize("norm", ["l2", "std", "max"])
-def test_arguments_of_the_base(arguments, base, norm):
-    arguments = {"learning_rate": 0.1} | arguments
+BASES, NORMS = ["SGD", "Adam", "RMSprop"], ["l2", "std", "max"]
+
+
+# Every pair of an argument, a base and a norm: no three of them act on one another.
+@pytest.mark.parametrize(
+    ("name", "base", "norm"),
+    [
+        (name, base, NORMS[(i + j) % 3])
+        for i, name in enumerate(SCALED)
+        for j, base in enumerate(BASES)
+    ],
+)
+def test_arguments_of_the_base(name, base, norm):
+    arguments = {"learning_rate": 0.1} | SCALED[name]
     cls = getattr(keras_normopt, f"Normalized{base}")
     model = make_model(cls(norm=norm, **arguments))
     fit(model)

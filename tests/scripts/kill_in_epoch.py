@@ -1,6 +1,6 @@
-"""Trains with a backup after every epoch; writes the weights, if it comes that far.
+"""Trains with a backup after every epoch; writes the state, if it comes that far.
 
-Usage: python kill_in_epoch.py BASE DIRECTORY FILE [EPOCH-TO-DIE-IN]
+Usage: python kill_in_epoch.py DIRECTORY FILE [EPOCH-TO-DIE-IN]
 """
 
 import os
@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import training
 
-base, directory, path, *fatal = sys.argv[1:]
+directory, path, *fatal = sys.argv[1:]
 
 
 class Killer(keras.callbacks.Callback):
@@ -23,11 +23,6 @@ class Killer(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-model = training.make_model()
-model.compile(training.make_optimizer(base, "l2"), "mse")
 backup = keras.callbacks.BackupAndRestore(directory, save_freq="epoch")
-arguments = {"batch_size": training.BATCH, "epochs": 4, "shuffle": False}
-callbacks = [backup, Killer()]
-model.fit(training.X, training.Y, callbacks=callbacks, verbose=0, **arguments)
-variables = [*model.get_weights(), *(v.numpy() for v in model.optimizer.variables)]
-np.savez(path, *variables)
+model = training.fit(("Adam", "l2"), epochs=4, callbacks=[backup, Killer()])
+np.savez(path, *training.state(model))

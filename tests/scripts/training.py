@@ -21,8 +21,9 @@ OPTIONS = {
     "weight_norm": {"scope": "layer", "step_size": "weight_norm"},
     "correlation": {"step_size": "gradient_correlation"},
 }
+# The bases see normalized gradients only: each needs no more than one of the norms.
 CASES = [
-    *itertools.product(OPTIMIZERS, ["l2", "std", "max"], ["plain"]),
+    *zip(OPTIMIZERS, ["l2", "std", "max"], itertools.repeat("plain")),
     *itertools.product(["Adam"], ["std"], list(OPTIONS)[1:]),
 ]
 
@@ -47,11 +48,17 @@ def make_optimizer(base, norm, option="plain"):
     return cls(norm=norm, **OPTIMIZERS[base], **OPTIONS[option])
 
 
-def fit(case, **compile_arguments):
+def fit(case, epochs=EPOCHS, callbacks=(), **compile_arguments):
     model = make_model()
     model.compile(make_optimizer(*case), "mse", **compile_arguments)
-    model.fit(X, Y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0)
+    arguments = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
+    model.fit(X, Y, epochs=epochs, callbacks=list(callbacks), **arguments)
     return model
+
+
+def state(model):
+    variables = [*model.weights, *model.optimizer.variables]
+    return [keras.ops.convert_to_numpy(v) for v in variables]
 
 
 def outcome(model, optimizer):
