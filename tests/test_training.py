@@ -25,7 +25,7 @@ def accuracy(optimizer, epochs=4, **dense_arguments):
         ]
     )
     model.compile(optimizer, "sparse_categorical_crossentropy")
-    model.fit(x[:1500], y[:1500], batch_size=64, epochs=epochs, verbose=0)
+    model.fit(x[:1500], y[:1500], batch_size=32, epochs=epochs, verbose=0)
     # Not by `evaluate`, which would be compiled as well.
     predicted = np.argmax(ops.convert_to_numpy(model(x[1500:])), axis=1)
     return model, np.mean(predicted == y[1500:])
