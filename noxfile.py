@@ -34,7 +34,7 @@ def test_packages(backend):
     return [*group, *PEERS.get(backend, ())]
 
 
-def run_tests(session, *options):
+def run_tests(session, left_out=()):
     # JAX compiles most of what the tests compute many times over. These keep all of it,
     # for the other processes and for the session with the other Keras.
     session.env.update(
@@ -44,7 +44,8 @@ def run_tests(session, *options):
     )
     # Neighbours in a file stay together, and share fixtures and compiled functions.
     defaults = ["-n", "auto", "--dist", "worksteal"]
-    session.run("pytest", *options, *(session.posargs or defaults))
+    defaults += [f"--ignore=tests/test_{name}.py" for name in left_out]
+    session.run("pytest", *(session.posargs or defaults))
 
 
 @nox.session
@@ -59,10 +60,7 @@ def tests(session, backend, keras):
     install(session, backend, package, ".[demo]", *test_packages(backend))
     if keras:  # Arguments were searched for exceptions with the newest one.
         session.env["HYPOTHESIS_PROFILE"] = "quick"
-        left_out = [f"--ignore=tests/test_{name}.py" for name in NEWEST_ONLY]
-        run_tests(session, *left_out)
-    else:
-        run_tests(session)
+    run_tests(session, left_out=NEWEST_ONLY if keras else ())
 
 
 @nox.session(default=False)
