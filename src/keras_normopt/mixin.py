@@ -300,7 +300,7 @@ class Normalization(Rescaling):
         # gradients are rescaled to the replicas' updates.
         for i, variable in enumerate(variables):
             if self._block_of[i] is not None:
-                shape = blocks.Block([variable], self._scope == "unit").shape
+                shape = blocks.norm_shape(variable.shape, self._scope == "unit")
                 self._kept[i] = self._step_size.add_variables(
                     self._add_own_variable, i, variable, shape
                 )

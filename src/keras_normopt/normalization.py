@@ -1,9 +1,11 @@
 """The one place where a list of gradients becomes a list of rescaled gradients."""
 
+import functools
+
 from keras import ops
 
 from keras_normopt import norms, sparse
-from keras_normopt.blocks import Block
+from keras_normopt.blocks import Opaque, stack
 from keras_normopt.registry import ReturnsGradient
 
 
@@ -31,39 +33,72 @@ def rescale(gradients, blocks, norm, divisor, per_unit=False):
             result[i] = ops.cast(norm(gradient), gradients[i].dtype)
         return result, lambda: measure(gradients, blocks, norms.l2)
 
-    positions = blocks
-    blocks = _blocks(gradients, positions, per_unit)
-    values, known_safe = norms.compute(norm, blocks)
-    if known_safe:
-        divisors = norms.split(divisor(values), blocks)
-        factors = [None] * len(blocks)
+    stacks = stack(gradients, blocks, per_unit)
+    values, none_huge = norms.compute(norm, stacks)
+    if none_huge:
+        divisors = norms.split(divisor(values), stacks)
+        factors = [None] * len(stacks)
     else:
-        divided = [_small_divisor(divisor(v)) for v in _as_list(values, blocks)]
+        divided = [_small_divisor(divisor(v)) for v in _as_list(values, stacks)]
         divisors, factors = zip(*divided, strict=True)
-    for block, d, f in zip(positions, divisors, factors, strict=True):
-        for i in block:
-            result[i] = sparse.map_values(
-                lambda values, d=d, f=f: _quotient(values, d, f), gradients[i]
-            )
-    return result, lambda: _as_list(values, blocks)
+    divide = _divide_each if isinstance(values, list) else _divide_stacked
+    for some, d, f in zip(stacks, divisors, factors, strict=True):
+        divide(some, result, d, f)
+    return result, lambda: _by_block(values, stacks)
 
 
 def measure(gradients, blocks, norm, per_unit=False):
     """Computes the list of the blocks' norms; the arguments are those of `rescale`."""
-    blocks = _blocks(gradients, blocks, per_unit)
-    values, _ = norms.compute(norm, blocks)
-    return _as_list(values, blocks)
+    stacks = stack(gradients, blocks, per_unit)
+    values, _ = norms.compute(norm, stacks)
+    return _by_block(values, stacks)
 
 
-def _blocks(gradients, positions, per_unit):
-    return [
-        Block([norms.widen(sparse.densify(gradients[i])) for i in block], per_unit)
-        for block in positions
-    ]
+def _as_list(values, stacks):
+    return values if isinstance(values, list) else norms.split(values, stacks)
 
 
-def _as_list(values, blocks):
-    return values if isinstance(values, list) else norms.split(values, blocks)
+def _by_block(values, stacks):
+    result = {}
+    for some, value in zip(stacks, _as_list(values, stacks), strict=True):
+        result |= zip(some.numbers, _unstacked(value, some), strict=True)
+    return [result[number] for number in range(len(result))]
+
+
+def _unstacked(value, stack):
+    if stack.is_single:
+        return [value]
+    return ops.unstack(value, len(stack.blocks))
+
+
+def _divide_stacked(stack, gradients, divisor, factor):
+    d, f = stack.spread(divisor), stack.spread(factor)
+    divide = functools.partial(_quotient, divisor=d, factor=f)
+    while stack.tensors:  # Each copy is let go before the next is divided.
+        positions, tensor = stack.positions.pop(), stack.tensors.pop()
+        first = gradients[positions[0]]
+        if len(positions) == 1:
+            gradients[positions[0]] = sparse.map_values(divide, first)
+            continue
+        quotient = ops.cast(divide(tensor), first.dtype)
+        shape = Opaque([len(positions), *first.shape])
+        parts = ops.unstack(ops.reshape(quotient, shape), len(positions))
+        for position, part in zip(positions, parts, strict=True):
+            gradients[position] = part
+
+
+def _divide_each(stack, gradients, divisor, factor):
+    # What compilers fuse with the update by itself, but slowly if it comes in a stack.
+    divided = zip(
+        stack.blocks,
+        _unstacked(divisor, stack),
+        _unstacked(factor, stack),
+        strict=True,
+    )
+    for block, d, f in divided:
+        for i in block:
+            divide = functools.partial(_quotient, divisor=d, factor=f)
+            gradients[i] = sparse.map_values(divide, gradients[i])
 
 
 def floored(norm, floor):

@@ -26,7 +26,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt.blocks import Block
+from keras_normopt.blocks import Opaque, stack
 
 __all__ = [
     "avg_l1",
@@ -49,8 +49,8 @@ def widen(gradient):
     return ops.cast(gradient, "float64" if is_double else "float32")
 
 
-def compute(norm, blocks):
-    """Computes the norms of a non-empty list of blocks of widened tensors.
+def compute(norm, stacks):
+    """Computes the norms of the blocks in a non-empty list of `Stack`.
 
     A definition such as sqrt(sum(square(g))) overflows or vanishes long before its
     exact result does (float32: beyond 1e19 and below 1e-23). Homogeneity is the way
@@ -58,68 +58,71 @@ def compute(norm, blocks):
     gradient are taken only when a plain result is out of its safe range.
 
     Returns:
-        The norms, and whether they are known to be in the safe range. Eagerly the norms
-        are one vector, on which a few calls do what would take many: `split` takes it
-        apart. While a graph is traced nothing is known, and the norms are a list, one
-        item per block: compilers take long over what is joined and taken apart again.
+        The norms, and whether none is known to be beyond `safe_ceiling`. Eagerly the
+        norms are one vector, on which a few calls do what would take many: `split`
+        takes it apart. While a graph is traced nothing is known, and the norms are a
+        list, one item per stack: compilers take long over what is joined and taken
+        apart again.
     """
     is_built_in = norm in BUILT_IN.values()
     plain = [
-        _of(norm.definition, block) if is_built_in else _custom(norm, block)
-        for block in blocks
+        _of(norm.definition, stack) if is_built_in else _custom(norm, stack)
+        for stack in stacks
     ]
 
-    def rescaled(block):
-        return _of(norm.definition, block, rescale=True)
+    def rescaled(stack):
+        return _of(norm.definition, stack, rescale=True)
 
     vector = join(plain)
     has_floor = is_built_in and norm.squares
     floors, ceilings = [], []  # Lists: what NumPy does here PyTorch would compile.
-    for block in blocks:
-        count = math.prod(block.shape)
-        floors += [_safe_floor(block) if has_floor else 0.0] * count
-        ceilings += [safe_ceiling(block.dtype)] * count
-    safe = ops.logical_and(
-        ops.greater_equal(vector, like(vector, floors)),
-        ops.less_equal(vector, like(vector, ceilings)),
-    )
+    for stack in stacks:
+        count = math.prod(stack.shape)
+        floors += [_safe_floor(stack) if has_floor else 0.0] * count
+        ceilings += [safe_ceiling(stack.dtype)] * count
+    ceilings = like(vector, Opaque(ceilings))
+    safe = ops.less_equal(vector, ceilings)
+    if has_floor:
+        safe = ops.logical_and(safe, ops.greater_equal(vector, like(vector, Opaque(floors))))
     all_safe = ops.all(safe)
+    needs_rescue = is_built_in and norm.leaves_range
     try:
-        known_safe = bool(all_safe)
+        none_huge = bool(all_safe)
     except (TypeError, RuntimeError):  # Being traced: there are no values yet.
-        if is_built_in:
+        if needs_rescue:
             plain = _choose(
                 all_safe,
                 lambda: tuple(plain),
-                lambda: tuple(rescaled(b) for b in blocks),
+                lambda: tuple(rescaled(s) for s in stacks),
             )
         return list(plain), False
-    if is_built_in and not known_safe:
-        parts = [ops.convert_to_numpy(part) for part in split(safe, blocks)]
+    if needs_rescue and not none_huge:
+        parts = [ops.convert_to_numpy(part) for part in split(safe, stacks)]
         vector = join(
             [
-                p if s.all() else rescaled(b)
-                for p, s, b in zip(plain, parts, blocks, strict=True)
+                p if ok.all() else rescaled(s)
+                for p, ok, s in zip(plain, parts, stacks, strict=True)
             ]
         )
-    return vector, known_safe
+        none_huge = bool(ops.all(ops.less_equal(vector, ceilings)))
+    return vector, none_huge
 
 
 def join(values):
-    """Joins scalars, or one value for each unit of a block, to a vector."""
-    if all(len(v.shape) == 0 for v in values):
-        return ops.stack(values)
-    return ops.concatenate([ops.reshape(v, (-1,)) for v in values])
+    """Joins the values for the norms of each stack to a vector."""
+    flat = [v if len(v.shape) == 1 else ops.reshape(v, (-1,)) for v in values]
+    return flat[0] if len(flat) == 1 else ops.concatenate(flat)
 
 
-def split(vector, blocks):
+def split(vector, stacks):
     """Takes apart what `join` joined."""
-    if all(block.shape == () for block in blocks):
-        return ops.unstack(vector, len(blocks))
-    ends = list(itertools.accumulate(math.prod(block.shape) for block in blocks))
+    ends = list(itertools.accumulate(math.prod(stack.shape) for stack in stacks))
     # On PyTorch there must be some place to split at.
-    parts = ops.split(vector, ends[:-1]) if len(blocks) > 1 else [vector]
-    return [ops.reshape(p, b.shape) for p, b in zip(parts, blocks, strict=True)]
+    parts = ops.split(vector, ends[:-1]) if len(stacks) > 1 else [vector]
+    return [
+        p if len(s.shape) == 1 else ops.reshape(p, s.shape)
+        for p, s in zip(parts, stacks, strict=True)
+    ]
 
 
 def _choose(condition, if_true, if_false):
@@ -131,27 +134,27 @@ def _choose(condition, if_true, if_false):
     ]
 
 
-def _of(definition, block, rescale=False):
-    if not block.size:
-        return ops.zeros(block.shape, dtype=block.dtype)
+def _of(definition, stack, rescale=False):
+    if not stack.size:
+        return ops.zeros(stack.shape, dtype=stack.dtype)
     if not rescale:
-        return definition(block)
-    scale = block.largest()
+        return definition(stack)
+    scale = stack.largest()
     # Not `ops.minimum`, which on PyTorch returns float32 for float64.
-    ceiling = like(scale, safe_ceiling(block.dtype))
+    ceiling = like(scale, safe_ceiling(stack.dtype))
     scale = ops.where(ops.greater(scale, ceiling), ceiling, scale)
     scale = ops.where(ops.equal(scale, 0), ops.ones_like(scale), scale)
-    return ops.multiply(scale, definition(block.divided_by(scale)))
+    return ops.multiply(scale, definition(stack.divided_by(scale)))
 
 
-def _safe_floor(block):
+def _safe_floor(stack):
     """The smallest plain result, of a norm that squares, that is accurate to rounding.
 
     Each of the N squares may have lost up to the smallest normal number to underflow,
     which must be nothing beside the square of the result.
     """
-    limits = np.finfo(block.dtype)
-    return float(np.sqrt(block.size * limits.tiny / (8 * limits.eps)))
+    limits = np.finfo(stack.dtype)
+    return float(np.sqrt(stack.size * limits.tiny / (8 * limits.eps)))
 
 
 def safe_ceiling(dtype):
@@ -172,13 +175,16 @@ def dtype_of(tensor):
     return keras.backend.standardize_dtype(tensor.dtype)
 
 
-def _custom(norm, block):
-    if not block.is_per_unit:
-        return _scalar(norm, block.as_one_tensor())
-    (tensor,) = block.tensors
+def _custom(norm, stack):
+    values = [_custom_of_one(norm, t, stack) for t in stack.each_as_one_tensor()]
+    return values[0] if stack.is_single else ops.stack(values)
+
+
+def _custom_of_one(norm, tensor, stack):
+    if not stack.is_per_unit:
+        return _scalar(norm, tensor)
     units = ops.moveaxis(tensor, -1, 0)
-    values = ops.vectorized_map(functools.partial(_scalar, norm), units)
-    return ops.reshape(values, block.shape)
+    return ops.vectorized_map(functools.partial(_scalar, norm), units)
 
 
 def _scalar(norm, gradient):
@@ -209,87 +215,85 @@ def describe(function):
 
 
 def _built_in(
-    *, squares: bool = False
+    *, squares: bool = False, leaves_range: bool = True
 ) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
-    """Makes a public norm of a definition that only works at ordinary magnitudes."""
+    """Makes a public norm of a definition that only works at ordinary magnitudes.
+
+    Args:
+        squares: Whether it vanishes before its exact result does, too.
+        leaves_range: Whether it overflows, or vanishes, before its exact result does.
+    """
 
     def decorate(definition):
         @functools.wraps(definition)
         def norm(gradient):
-            block = Block([widen(gradient)])
-            norms, _ = compute(norm, [block])
-            return norms[0]
+            values, _ = compute(norm, stack([widen(gradient)], [[0]]))
+            return values[0]
 
-        # What users see takes a gradient; what is defined below takes a `Block`.
+        # What users see takes a gradient; what is defined below takes a `Stack`.
         norm.__signature__ = inspect.Signature(
             [inspect.Parameter("gradient", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
         )
         norm.definition = definition
-        norm.squares = squares
+        norm.squares, norm.leaves_range = squares, leaves_range
         return norm
 
     return decorate
 
 
-@_built_in()
-def l1(block):
+@_built_in(leaves_range=False)
+def l1(stack):
     """Sum of the absolute values, Σ|g|."""
-    return block.total(ops.abs)
+    return stack.total(ops.abs)
 
 
 @_built_in(squares=True)
-def l2(block):
+def l2(stack):
     """Euclidean norm, √Σg²."""
-    # One kernel instead of three on PyTorch, but TensorFlow's takes ranks 1 and 2 only,
-    # and JAX's returns float32 for float64.
-    if block.is_one_tensor and block.dtype == "float32":
-        (tensor,) = block.tensors
-        if len(tensor.shape) in (1, 2):
-            return ops.norm(tensor)
-    return ops.sqrt(block.total(ops.square))
+    return stack.length()
 
 
 @_built_in(squares=True)
-def l1_l2(block):
+def l1_l2(stack):
     """Mean of the l1 and the l2 norm, (l1 + l2) / 2."""
-    return (l1.definition(block) + l2.definition(block)) / 2
+    return (l1.definition(stack) + l2.definition(stack)) / 2
 
 
 @_built_in()
-def avg_l1(block):
+def avg_l1(stack):
     """Mean absolute value, l1 / N for N entries."""
-    return l1.definition(block) / block.size
+    return l1.definition(stack) / stack.size
 
 
 @_built_in(squares=True)
-def avg_l2(block):
+def avg_l2(stack):
     """Root mean square, √mean(g²), which is l2 / √N for N entries."""
-    return l2.definition(block) / math.sqrt(block.size)
+    return l2.definition(stack) / math.sqrt(stack.size)
 
 
 @_built_in(squares=True)
-def avg_l1_l2(block):
+def avg_l1_l2(stack):
     """Mean of the averaged norms, (avg_l1 + avg_l2) / 2."""
-    return (avg_l1.definition(block) + avg_l2.definition(block)) / 2
+    return (avg_l1.definition(stack) + avg_l2.definition(stack)) / 2
 
 
-@_built_in()
-def max(block):
+@_built_in(leaves_range=False)
+def max(stack):
     """Largest absolute value, max|g|. `linf` is the same norm."""
-    return block.largest()
+    return stack.largest()
 
 
 linf = max
 
 
 @_built_in()
-def min_max(block):
+def min_max(stack):
     """Mean of the largest and the smallest absolute value, (max|g| + min|g|) / 2."""
-    return (block.largest() + block.smallest()) / 2
+    return (stack.largest() + stack.smallest()) / 2
 
 
 @_built_in(squares=True)
-def std(block):
+def std(stack):
     """Population standard deviation of the entries, or their root mean square.
 
     The root mean square stands in where the gradient has one element or is constant up
@@ -298,10 +302,10 @@ def std(block):
     gradient of, say, the bias of ``Dense(1)`` a million times.
     """
     # Not `ops.mean`, which on JAX computes in float32 for float64 as well.
-    mean = block.total() / block.size
-    deviation = block.deviation(mean)
+    mean = stack.total() / stack.size
+    deviation = stack.deviation(mean)
     root_mean_square = ops.sqrt(ops.square(deviation) + ops.square(mean))
-    root_eps = float(np.sqrt(np.finfo(block.dtype).eps))
+    root_eps = float(np.sqrt(np.finfo(stack.dtype).eps))
     constant = ops.less(deviation, root_eps * root_mean_square)
     return ops.where(constant, root_mean_square, deviation)
 

@@ -25,6 +25,9 @@ if keras.backend.backend() == "tensorflow":
             tf.ensure_shape(values, [None, *rest]), indices, tf.constant([rows, *rest])
         )
 
+    def is_sparse(gradient):
+        return isinstance(gradient, tf.IndexedSlices)
+
     def densify(gradient):
         """Turns a sparse gradient into the tensor that it stands for."""
         if not isinstance(gradient, tf.IndexedSlices):
@@ -44,6 +47,9 @@ else:
     def prepare(gradient, variable):
         """Makes a tensor of what Keras takes for one, JAX's sparse arrays included."""
         return ops.convert_to_tensor(gradient, sparse=False)
+
+    def is_sparse(gradient):
+        return False
 
     def densify(gradient):
         return gradient

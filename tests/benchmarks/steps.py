@@ -1,0 +1,173 @@
+"""One optimizer step, as each backend makes it, of Keras, of this package, by hand."""
+
+import functools
+import math
+
+import keras
+import numpy as np
+
+import keras_normopt
+
+BACKEND = keras.backend.backend()
+
+# What `fit` makes of a step: compiled by XLA on JAX and TensorFlow, eager on PyTorch.
+# TensorFlow without XLA is what a custom loop under `tf.function` makes of it.
+if BACKEND == "jax":
+    import jax
+    import optax
+elif BACKEND == "tensorflow":
+    import tensorflow as tf
+else:
+    import torch
+
+BASES = {
+    "SGD": (keras.optimizers.SGD, keras_normopt.NormalizedSGD, {"momentum": 0.9}),
+    "Adam": (keras.optimizers.Adam, keras_normopt.NormalizedAdam, {}),
+}
+
+
+def sizes(quick=False):
+    """The shapes of the variables, by the name of their size."""
+    many, large = (20, 512) if quick else (80, 1536)
+    return {
+        f"{2 * many} small": [(64, 64), (64,)] * many,
+        "8 large": [(large, large), (large,)] * 4,
+    }
+
+
+def count(shapes):
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def arrays(shapes):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=shape).astype("float32") for shape in shapes]
+
+
+def variables(shapes):
+    return [
+        keras.Variable(value, name=f"variable_{i}", dtype="float32")
+        for i, value in enumerate(arrays(shapes))
+    ]
+
+
+def gradients(shapes):
+    """Far from the variables' own values, and of one size, as in training."""
+    return [keras.ops.convert_to_tensor(a[::-1] * 1e-3) for a in arrays(shapes)]
+
+
+def of(optimizer, shapes, grads, jit_compile=True):
+    """A function without arguments that makes one step, and waits for its end."""
+    weights = variables(shapes)
+    optimizer.build(weights)
+    if BACKEND == "torch":
+
+        def step():
+            with torch.no_grad():
+                optimizer.apply(grads, weights)
+
+    elif BACKEND == "tensorflow":
+
+        @functools.partial(tf.function, jit_compile=jit_compile)
+        def compiled():
+            optimizer.apply_gradients(zip(grads_in, weights, strict=True))
+            return optimizer.iterations.value
+
+        # Captured, or they would be constants to the compiler.
+        grads_in = [tf.Variable(g, trainable=False) for g in grads]
+
+        def step():
+            compiled().numpy()
+
+    else:
+        step = _jitted(
+            optimizer.stateless_apply,
+            [v.value for v in optimizer.variables],
+            grads,
+            [v.value for v in weights],
+        )
+    return step
+
+
+def lower(optimizer, shapes):
+    """On JAX: what XLA is to compile for one step."""
+    weights = variables(shapes)
+    optimizer.build(weights)
+    state = [v.value for v in optimizer.variables]
+    jitted = jax.jit(optimizer.stateless_apply, donate_argnums=(0, 2))
+    return jitted.lower(state, gradients(shapes), [v.value for v in weights])
+
+
+def _jitted(function, state, grads, weights):
+    jitted = jax.jit(function, donate_argnums=(0, 2))
+    # Donated buffers are gone: those of the variables must stay.
+    carried = [jax.tree.map(jax.numpy.copy, (weights, state))]
+
+    def step():
+        weights, state = carried[0]
+        carried[0] = jitted(state, grads, weights)
+        jax.block_until_ready(carried[0])
+
+    return step
+
+
+def stock(base, **options):
+    optimizer_class, _, arguments = BASES[base]
+    return optimizer_class(1e-3, **arguments, **options)
+
+
+def normalized(base, **options):
+    _, optimizer_class, arguments = BASES[base]
+    return optimizer_class(1e-3, **arguments, **options)
+
+
+def by_hand(base, shapes, grads):
+    """What one would write for this backend alone; it does not guard against overflow.
+
+    `None` on TensorFlow, which has no peer to compare with.
+    """
+    if BACKEND == "jax":
+        base = {"SGD": lambda: optax.sgd(1e-3, 0.9), "Adam": lambda: optax.adam(1e-3)}[
+            base
+        ]()
+        return _optax_step(base, shapes, grads)
+    if BACKEND == "torch":
+        base = {
+            "SGD": functools.partial(torch.optim.SGD, momentum=0.9),
+            "Adam": torch.optim.Adam,
+        }[base]
+        return _torch_step(base, shapes, grads)
+    return None
+
+
+def _optax_step(base, shapes, grads):
+    @optax.stateless
+    def normalize(updates, _):
+        return jax.tree.map(
+            lambda g: g / jax.numpy.maximum(jax.numpy.linalg.norm(g), 1e-30), updates
+        )
+
+    transform = optax.chain(normalize, base)
+
+    def step(state, grads, weights):
+        updates, state = transform.update(grads, state, weights)
+        return optax.apply_updates(weights, updates), state
+
+    weights = [jax.numpy.asarray(a) for a in arrays(shapes)]
+    return _jitted(step, transform.init(weights), grads, weights)
+
+
+def _torch_step(base, shapes, grads):
+    weights = [torch.nn.Parameter(torch.as_tensor(a)) for a in arrays(shapes)]
+    optimizer = base(weights, lr=1e-3, foreach=True)
+
+    def step():
+        norms = torch._foreach_norm(grads)
+        torch._foreach_clamp_min_(norms, 1e-30)
+        for weight, grad in zip(
+            weights, torch._foreach_div(grads, norms), strict=True
+        ):
+            weight.grad = grad
+        optimizer.step()
+
+    return step
