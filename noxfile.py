@@ -5,6 +5,7 @@ no other and that the wheel is whole.
 """
 
 import os
+import pathlib
 
 import nox
 
@@ -71,6 +72,22 @@ def prerelease(session, backend):
     session.run("pip", "uninstall", "--yes", "keras", silent=True)
     session.install("--pre", "keras-nightly")
     run_tests(session)
+
+
+@nox.session(default=False)
+@nox.parametrize("backend", list(BACKENDS), ids=list(BACKENDS))
+def bench(session, backend):
+    """Time a step beside stock Keras and hand-written peers; `-- --quick` is short."""
+    install(session, backend, ".", "matplotlib", *PEERS.get(backend, ()))
+    found = pathlib.Path(session.cache_dir, "bench")
+    found.mkdir(parents=True, exist_ok=True)
+    path = found / f"{backend}.json"
+    session.run("python", "tests/benchmarks/bench.py", path, *session.posargs)
+    figure = found / "benchmark.png"
+    # Of all backends so far.
+    every = sorted(found.glob("*.json"))
+    session.run("python", "tests/benchmarks/report.py", *every, "--figure", figure)
+    session.log(f"results are in {found}")
 
 
 @nox.session

@@ -11,10 +11,10 @@ from keras_normopt import sparse
 
 SCOPES = ("variable", "unit", "layer", "global")
 
-# How much is stacked at most. Each call costs the same however small its tensors are,
-# so that a stack of many is cheap; but it is a copy, and compilers take long over one of
-# very many.
-STACK_LENGTH = 16
+# How much is stacked at most. A call on PyTorch costs the same however small its tensor
+# is, so that a stack of many is cheap; but compilers take long over one of very many,
+# and it is a copy.
+STACK_LENGTH = 64 if keras.backend.backend() == "torch" else 16
 STACK_ENTRIES = 2**18
 
 

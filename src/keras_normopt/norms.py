@@ -26,7 +26,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt.blocks import Opaque, stack
+from keras_normopt import blocks
 
 __all__ = [
     "avg_l1",
@@ -80,10 +80,12 @@ def compute(norm, stacks):
         count = math.prod(stack.shape)
         floors += [_safe_floor(stack) if has_floor else 0.0] * count
         ceilings += [safe_ceiling(stack.dtype)] * count
-    ceilings = like(vector, Opaque(ceilings))
+    ceilings = like(vector, blocks.Opaque(ceilings))
     safe = ops.less_equal(vector, ceilings)
     if has_floor:
-        safe = ops.logical_and(safe, ops.greater_equal(vector, like(vector, Opaque(floors))))
+        safe = ops.logical_and(
+            safe, ops.greater_equal(vector, like(vector, blocks.Opaque(floors)))
+        )
     all_safe = ops.all(safe)
     needs_rescue = is_built_in and norm.leaves_range
     try:
@@ -227,7 +229,7 @@ def _built_in(
     def decorate(definition):
         @functools.wraps(definition)
         def norm(gradient):
-            values, _ = compute(norm, stack([widen(gradient)], [[0]]))
+            values, _ = compute(norm, blocks.stack([widen(gradient)], [[0]]))
             return values[0]
 
         # What users see takes a gradient; what is defined below takes a `Stack`.

@@ -164,10 +164,23 @@ def _torch_step(base, shapes, grads):
     def step():
         norms = torch._foreach_norm(grads)
         torch._foreach_clamp_min_(norms, 1e-30)
-        for weight, grad in zip(
-            weights, torch._foreach_div(grads, norms), strict=True
-        ):
+        for weight, grad in zip(weights, torch._foreach_div(grads, norms), strict=True):
             weight.grad = grad
         optimizer.step()
 
     return step
+
+
+def memory_of(optimizer, shapes):
+    """On PyTorch: bytes allocated at most in one step, and still after it."""
+    step = of(optimizer, shapes, gradients(shapes))
+    step()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        step()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak, now

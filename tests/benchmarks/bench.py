@@ -1,0 +1,238 @@
+"""Measures what normalization costs, beside stock Keras and what one writes by hand.
+
+`python bench.py out.json` measures on the backend of `KERAS_BACKEND` and writes what it
+found; `python report.py *.json` makes tables and a figure of it. `nox -s bench` does
+both. Times are in seconds, sizes in bytes.
+"""
+
+import argparse
+import gc
+import json
+import os
+import pathlib
+import platform
+import random
+import statistics
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+import keras
+import numpy as np
+
+import steps  # isort: skip
+from keras_normopt import norms
+
+NORMS = [name for name in norms.__all__ if name != "linf"]
+SCOPES = ["variable", "unit", "layer", "global"]
+LIBRARIES = ["keras", "jax", "optax", "tensorflow_cpu", "tensorflow", "torch", "numpy"]
+
+
+def interleaved(contenders, seconds):
+    """Times functions in turn, in an order drawn anew each round.
+
+    Not pytest-benchmark, pyperf or asv: they time one function after the other, and
+    here only ratios count. On a machine whose speed drifts by more than the goals allow
+    those are fair only between times taken side by side.
+
+    Returns:
+        The median of each, by its name.
+    """
+    for step in contenders.values():
+        step()
+        step()
+    times = {name: [] for name in contenders}
+    order = list(contenders)
+    gc.collect()
+    gc.disable()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[order[0]]) < 5:
+        random.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            contenders[name]()
+            times[name].append(time.perf_counter() - start)
+    gc.enable()
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def step_times(quick):
+    modes = {"xla": True}
+    if steps.BACKEND == "tensorflow":
+        modes["graph"] = False
+    for size, shapes in steps.sizes(quick).items():
+        grads = steps.gradients(shapes)
+        for base in steps.BASES:
+            for mode, jit in modes.items():
+                optimizers = {
+                    "stock": steps.stock(base),
+                    "clipnorm": steps.stock(base, clipnorm=1.0),
+                    "l2": steps.normalized(base),
+                    "None": steps.normalized(base, norm=None),
+                }
+                contenders = {
+                    name: steps.of(optimizer, shapes, grads, jit)
+                    for name, optimizer in optimizers.items()
+                }
+                peer = steps.by_hand(base, shapes, grads)
+                if peer:
+                    contenders["by hand"] = peer
+                medians = interleaved(contenders, 1 if quick else 12)
+                mode = mode if steps.BACKEND == "tensorflow" else ""
+                yield {"size": size, "base": base, "mode": mode, "medians": medians}
+
+
+def norm_times(quick):
+    for size, shapes in steps.sizes(quick).items():
+        grads = steps.gradients(shapes)
+        for scope in SCOPES:
+            contenders = {
+                "reference": steps.of(steps.normalized("SGD"), shapes, grads),
+            } | {
+                name: steps.of(
+                    steps.normalized("SGD", norm=name, scope=scope), shapes, grads
+                )
+                for name in NORMS
+            }
+            medians = interleaved(contenders, 1 if quick else 5)
+            yield {"size": size, "scope": scope, "medians": medians}
+
+
+def growth(quick):
+    """With the number of variables, and with that of their entries."""
+    numbers = [50, 100] if quick else [125, 250, 500, 1000]
+    cases = [(f"{n} variables of 64×64", [(64, 64)] * n) for n in numbers]
+    for entries in [10**5, 10**6] if quick else [10**6, 10**7, 10**8]:
+        side = round((entries / 4) ** 0.5)
+        cases.append((f"4 variables of {side}×{side}", [(side, side)] * 4))
+    for name, shapes in cases:
+        grads = steps.gradients(shapes)
+        contenders, first = {}, {}
+        for kind, make in (("stock", steps.stock), ("l2", steps.normalized)):
+            contenders[kind] = steps.of(make("SGD"), shapes, grads)
+            start = time.perf_counter()
+            contenders[kind]()
+            first[kind] = time.perf_counter() - start
+        medians = interleaved(contenders, 1 if quick else 6)
+        yield {
+            "case": name,
+            "variables": len(shapes),
+            "entries": steps.count(shapes),
+            "medians": medians,
+            "first": first,
+        }
+
+
+def memory(quick):
+    if steps.BACKEND == "tensorflow":
+        return
+    for size, shapes in steps.sizes(quick).items():
+        for name, make in {
+            "stock": lambda: steps.stock("SGD"),
+            "clipnorm": lambda: steps.stock("SGD", clipnorm=1.0),
+            "l2": lambda: steps.normalized("SGD"),
+        }.items():
+            if steps.BACKEND == "jax":
+                compiled = steps.lower(make(), shapes).compile()
+                peak, kept = compiled.memory_analysis().temp_size_in_bytes, 0
+            else:
+                peak, kept = steps.memory_of(make(), shapes)
+            yield {
+                "size": size,
+                "optimizer": name,
+                "gradients": 4 * steps.count(shapes),
+                "peak": peak,
+                "kept": kept,
+            }
+
+
+def fit_times(quick):
+    """Steps of `fit`, of a 30-layer network on random data."""
+    batches = 5 if quick else 20
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(128 * batches, 64)).astype("float32")
+    y = rng.integers(0, 10, size=128 * batches)
+    for base in steps.BASES:
+        contenders = {}
+        for name, optimizer in {
+            "stock": steps.stock(base),
+            "l2": steps.normalized(base),
+            "None": steps.normalized(base, norm=None),
+        }.items():
+            model = network()
+            model.compile(optimizer, "sparse_categorical_crossentropy")
+
+            def epoch(model=model):
+                model.fit(x, y, batch_size=128, epochs=1, verbose=0, shuffle=False)
+
+            contenders[name] = epoch
+        medians = interleaved(contenders, 1 if quick else 30)
+        yield {
+            "base": base,
+            "medians": {name: t / batches for name, t in medians.items()},
+        }
+
+
+def network():
+    layers = [keras.Input((64,))]
+    for _ in range(30):
+        layers += [
+            keras.layers.Dense(
+                128,
+                "relu",
+                kernel_initializer="he_normal",
+                kernel_regularizer=keras.regularizers.L2(1e-5),
+            ),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.2),
+        ]
+    return keras.Sequential([*layers, keras.layers.Dense(10, "softmax")])
+
+
+PARTS = {
+    "steps": step_times,
+    "norms": norm_times,
+    "growth": growth,
+    "memory": memory,
+    "fit": fit_times,
+}
+
+
+def environment():
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "backend": steps.BACKEND,
+        "versions": versions,
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": platform.machine(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("path", type=pathlib.Path, help="JSON file; parts are added")
+    parser.add_argument("--quick", action="store_true", help="small, short, imprecise")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    arguments = parser.parse_args()
+    found = {}
+    if arguments.path.exists():
+        found = json.loads(arguments.path.read_text())
+    found |= environment() | {"quick": arguments.quick}
+    for part in arguments.only:
+        print(f"{steps.BACKEND}: {part}", flush=True)
+        found[part] = list(PARTS[part](arguments.quick))
+        # Whole or not at all, however the program ends.
+        with tempfile.NamedTemporaryFile(
+            "w", dir=arguments.path.parent, delete=False
+        ) as file:
+            json.dump(found, file, indent=1)
+        os.replace(file.name, arguments.path)
+
+
+if __name__ == "__main__":
+    main()

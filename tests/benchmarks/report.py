@@ -1,0 +1,183 @@
+"""Makes tables, and one figure, of what `bench.py` found on one or several backends."""
+
+import argparse
+import json
+import pathlib
+
+import matplotlib as mpl
+
+NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
+PEERS = {"jax": "Optax", "torch": "torch.optim, foreach"}
+# Shape and colour say the same, so that either is enough.
+AGAINST = {
+    "stock": ("tab:blue", "o", "stock Keras"),
+    "clipnorm": ("tab:orange", "s", "stock Keras with clipnorm"),
+    "by hand": ("tab:green", "^", "written by hand"),
+}
+OF_SCOPES = {
+    "variable": ("tab:blue", "o"),
+    "unit": ("tab:orange", "s"),
+    "layer": ("tab:green", "^"),
+    "global": ("tab:red", "x"),
+}
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def backend_name(found, mode=""):
+    name = NAMES[found["backend"]]
+    return name + {"": "", "xla": ", XLA", "graph": ", graph"}[mode]
+
+
+def ratio(medians, name, to):
+    return f"{medians[name] / medians[to]:.2f}" if to in medians else "–"
+
+
+def milliseconds(seconds):
+    return f"{1e3 * seconds:.2f}"
+
+
+def tables(every):
+    """Yields (title, text)."""
+    rows = [
+        [backend_name(found, row["mode"]), row["base"], row["size"]]
+        + [milliseconds(row["medians"]["stock"])]
+        + [ratio(row["medians"], "l2", to) for to in AGAINST]
+        + [ratio(row["medians"], "None", "stock")]
+        for found in every
+        for row in found.get("steps", [])
+    ]
+    head = ["backend", "base", "variables", "stock, ms", "l2 / stock", "l2 / clipnorm"]
+    yield "One step", table([*head, "l2 / by hand", "norm=None / stock"], rows)
+
+    rows = [
+        [backend_name(found), row["base"], milliseconds(row["medians"]["stock"])]
+        + [ratio(row["medians"], name, "stock") for name in ("l2", "None")]
+        for found in every
+        for row in found.get("fit", [])
+    ]
+    head = ["backend", "base", "stock, ms", "l2 / stock", "norm=None / stock"]
+    yield "One step of `fit`", table(head, rows)
+
+    rows = [
+        [backend_name(found), row["size"], row["scope"]]
+        + [
+            ratio(row["medians"], n, "reference")
+            for n in row["medians"]
+            if n != "reference"
+        ]
+        for found in every
+        for row in found.get("norms", [])
+    ]
+    names = next(
+        (list(row["medians"]) for f in every for row in f.get("norms", [])), []
+    )
+    head = ["backend", "variables", "scope", *(n for n in names if n != "reference")]
+    yield "Norms and scopes, to l2 of each variable", table(head, rows)
+
+    rows = [
+        [backend_name(found), row["case"]]
+        + [milliseconds(row["medians"][name]) for name in ("stock", "l2")]
+        + [ratio(row["medians"], "l2", "stock")]
+        + [f"{row['first'][name]:.2f}" for name in ("stock", "l2")]
+        for found in every
+        for row in found.get("growth", [])
+    ]
+    head = ["backend", "variables", "stock, ms", "l2, ms", "ratio"]
+    yield (
+        "Growth, and the first step, which compiles",
+        table([*head, "first step, stock, s", "first step, l2, s"], rows),
+    )
+
+    rows = [
+        [backend_name(found), row["size"], row["optimizer"]]
+        + [f"{row[name] / 2**20:.2f}" for name in ("gradients", "peak", "kept")]
+        for found in every
+        for row in found.get("memory", [])
+    ]
+    head = ["backend", "variables", "optimizer", "gradients, MiB", "at most, MiB"]
+    yield "Memory of one step", table([*head, "kept, MiB"], rows)
+
+
+def figure(every):
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    fig, axes = plt.subplots(
+        2, len(every), figsize=(4.6 * len(every), 8.5), squeeze=False, sharey="row"
+    )
+    for column, found in enumerate(every):
+        _draw_steps(axes[0, column], found)
+        _draw_norms(axes[1, column], found)
+    axes[0, 0].set_ylabel("time of a step with l2, as a ratio")
+    axes[1, 0].set_ylabel("time of a step, as a ratio to l2 of each variable")
+    axes[0, 0].legend(title="to a step of", fontsize="small")
+    axes[1, 0].legend(title="scope (filled: many small variables)", fontsize="small")
+    fig.tight_layout()
+    return fig
+
+
+def _draw_steps(axis, found):
+    rows = found.get("steps", [])
+    labels = [f"{r['base']}\n{r['size']}\n{r['mode']}".rstrip() for r in rows]
+    for to, (colour, marker, label) in AGAINST.items():
+        points = [
+            (x, r["medians"]["l2"] / r["medians"][to])
+            for x, r in enumerate(rows)
+            if to in r["medians"]
+        ]
+        if points:
+            axis.plot(*zip(*points, strict=True), marker, color=colour, label=label)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.set_title(NAMES[found["backend"]])
+    axis.set_xticks(range(len(rows)), labels, fontsize="x-small", rotation=60)
+    axis.set_yscale("log")
+    axis.set_yticks([0.25, 0.5, 1, 2, 4], ["¼", "½", "1", "2", "4"])
+    axis.minorticks_off()
+    axis.grid(axis="y", alpha=0.3)
+
+
+def _draw_norms(axis, found):
+    rows = found.get("norms", [])
+    names = [n for n in (rows[0]["medians"] if rows else {}) if n != "reference"]
+    sizes = list(dict.fromkeys(r["size"] for r in rows))
+    for row in rows:
+        colour, marker = OF_SCOPES[row["scope"]]
+        is_first = row["size"] == sizes[0]
+        shift = 0.16 * (list(OF_SCOPES).index(row["scope"]) - 1.5)
+        axis.plot(
+            [x + shift for x in range(len(names))],
+            [row["medians"][n] / row["medians"]["reference"] for n in names],
+            marker,
+            color=colour,
+            markerfacecolor=colour if is_first else "none",
+            markersize=5 if is_first else 7,
+            label=row["scope"] if is_first else None,
+        )
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.axhline(2, color="black", linewidth=0.8, linestyle=":")
+    axis.set_xticks(range(len(names)), names, rotation=60)
+    axis.set_xlabel("norm")
+    axis.grid(axis="y", alpha=0.3)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", nargs="+", type=pathlib.Path, help="JSON files")
+    parser.add_argument("--figure", type=pathlib.Path, help="where to save it")
+    arguments = parser.parse_args()
+    every = [json.loads(path.read_text()) for path in arguments.paths]
+    every.sort(key=lambda found: found["backend"])
+    for found in every:
+        print(f"{NAMES[found['backend']]}: {found['versions']}, {found['cores']} cores")
+    for title, text in tables(every):
+        print(f"\n## {title}\n\n{text}")
+    if arguments.figure:
+        figure(every).savefig(arguments.figure, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

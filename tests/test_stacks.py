@@ -1,0 +1,214 @@
+"""Gradients normalized together: right, and at the cost that stacking is for."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_normopt
+import oracle
+from keras_normopt import norms
+from keras_normopt.blocks import STACK_ENTRIES, STACK_LENGTH
+from keras_normopt.normalization import floored, rescale
+
+BACKEND = keras.backend.backend()
+MANY = 2 * STACK_LENGTH + 3
+
+compilers = {"eager": lambda function: function}
+if BACKEND == "jax":
+    import jax
+
+    compilers["jit"] = jax.jit
+elif BACKEND == "tensorflow":
+    import tensorflow as tf
+
+    compilers["graph"] = tf.function
+else:
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def normalize(gradients, norm, blocks=None, per_unit=False):
+    blocks = blocks or [[i] for i in range(len(gradients))]
+    return rescale(
+        gradients, blocks, norm, functools.partial(floored, floor=0.0), per_unit
+    )
+
+
+def of_many_sizes(shape, number=MANY):
+    """Gradients of equal shape, of all magnitudes, some of them zero."""
+    rng = np.random.default_rng(0)
+    sizes = [1.0, 1e-30, 1e30, 0.0, 1e-15]
+    return [
+        (rng.normal(size=shape) * sizes[i % len(sizes)]).astype("float32")
+        for i in range(number)
+    ]
+
+
+@pytest.mark.parametrize("compiled", compilers.values(), ids=compilers)
+@pytest.mark.parametrize("name", oracle.NORMS)
+def test_each_by_itself(name, compiled):
+    gradients = of_many_sizes((4, 3)) + of_many_sizes((5,)) + of_many_sizes((2, 2, 2))
+    gradients = gradients[::2] + gradients[1::2]
+    norm = getattr(norms, name)
+    results = compiled(lambda *g: normalize(g, norm)[0])(*map(ops.array, gradients))
+    for result, gradient in zip(results, gradients, strict=True):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(result),
+            oracle.normalize(name, gradient).astype("float64"),
+            rtol=2e-5 if name == "std" else 3e-6,
+            atol=1e-37,
+        )
+
+
+@pytest.mark.parametrize("compiled", compilers.values(), ids=compilers)
+@pytest.mark.parametrize("name", oracle.NORMS)
+def test_layers(name, compiled):
+    kernels, biases = of_many_sizes((4, 3)), of_many_sizes((3,))
+    second = [k[::-1].copy() for k in kernels]
+    gradients = [*kernels, *biases, *second]
+    blocks = [[i, i + MANY, i + 2 * MANY] for i in range(MANY)]
+    norm = getattr(norms, name)
+    results = compiled(lambda *g: normalize(g, norm, blocks)[0])(
+        *map(ops.array, gradients)
+    )
+    for block in blocks:
+        whole = np.concatenate([gradients[i].ravel() for i in block])
+        result = [ops.convert_to_numpy(results[i]).ravel() for i in block]
+        np.testing.assert_allclose(
+            np.concatenate(result),
+            oracle.normalize(name, whole).astype("float64"),
+            rtol=2e-5 if name == "std" else 3e-6,
+            atol=1e-37,
+        )
+
+
+@pytest.mark.parametrize("compiled", compilers.values(), ids=compilers)
+@pytest.mark.parametrize("name", oracle.NORMS)
+def test_units(name, compiled):
+    gradients = of_many_sizes((2, 4, 3))
+    norm = getattr(norms, name)
+    results = compiled(lambda *g: normalize(g, norm, per_unit=True)[0])(
+        *map(ops.array, gradients)
+    )
+    for result, gradient in zip(results, gradients, strict=True):
+        expected = [oracle.normalize(name, gradient[..., u]) for u in range(3)]
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(result),
+            np.stack(expected, axis=-1).astype("float64"),
+            rtol=2e-5 if name == "std" else 3e-6,
+            atol=1e-37,
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(dtype):
+    gradients = [ops.cast(g, dtype) for g in np.full((MANY, 2, 8), 0.25, "float32")]
+    results, _ = normalize(gradients, norms.avg_l1)
+    for result in results:
+        assert keras.backend.standardize_dtype(result.dtype) == dtype
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(ops.cast(result, "int32")), 1
+        )
+
+
+def test_norms_come_in_the_order_of_the_blocks():
+    shapes = [(2,), (3,), (2,), (1, 2), (3,)]
+    gradients = [np.full(s, i + 1.0, "float32") for i, s in enumerate(shapes)]
+    _, measured = normalize(gradients, norms.max)
+    assert [float(value) for value in measured()] == [1, 2, 3, 4, 5]
+
+
+def test_custom_norms_see_each_gradient_alone():
+    seen = []
+
+    def norm(gradient):
+        seen.append(tuple(gradient.shape))
+        return ops.sum(ops.abs(gradient))
+
+    gradients = of_many_sizes((4, 3), 5) + of_many_sizes((2,), 5)
+    results, _ = normalize(list(map(ops.array, gradients)), norm)
+    assert sorted(seen) == [(2,)] * 5 + [(4, 3)] * 5
+    for result, gradient in zip(results, gradients, strict=True):
+        expected = oracle.normalize("l1", gradient).astype("float64")
+        np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=3e-6)
+
+
+def variables(number, shape):
+    return [keras.Variable(np.ones(shape, "float32")) for _ in range(number)]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="counts what PyTorch is asked to do")
+@pytest.mark.parametrize("norm", oracle.NORMS)
+def test_calls_do_not_grow_with_the_number_of_variables(norm):
+    class Counter(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    def calls(number):
+        gradients = [torch.ones(4, 4) for _ in range(number)]
+        with Counter() as counter:
+            normalize(gradients, getattr(norms, norm))
+        return counter.calls
+
+    assert calls(3) == calls(STACK_LENGTH)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="asks PyTorch what it allocates")
+@pytest.mark.parametrize("shape", [(64, 64), (1024, 1024)])
+def test_memory_is_that_of_one_copy_of_the_gradients(shape):
+    gradients = [torch.randn(shape) for _ in range(2**22 // shape[0] ** 2)]
+    normalize(gradients, norms.l2)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        results, measured = normalize(gradients, norms.l2)
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    size = sum(g.nbytes for g in results)
+    some = 4 * STACK_ENTRIES
+    assert size <= now <= size + some / 4
+    assert peak <= size + 2 * some
+    assert len(measured()) == len(gradients)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="asks XLA what it allocates")
+@pytest.mark.parametrize(("number", "shape"), [(40, (64, 64)), (3, (1024, 1024))])
+def test_memory_compiled_is_that_of_clipnorm(number, shape):
+    def temporary(optimizer):
+        weights = variables(number, shape)
+        optimizer.build(weights)
+        step = jax.jit(optimizer.stateless_apply, donate_argnums=(0, 2))
+        state, values = ([v.value for v in vs] for vs in (optimizer.variables, weights))
+        compiled = step.lower(state, values, values).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    of_clipnorm = temporary(keras.optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0))
+    ours = temporary(keras_normopt.NormalizedSGD(0.1, momentum=0.9))
+    assert ours <= of_clipnorm + STACK_ENTRIES
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch compiles nothing here")
+def test_compiles_once():
+    weights = variables(MANY, (2, 3))
+    optimizer = keras_normopt.NormalizedAdam()
+    optimizer.build(weights)
+    gradients = of_many_sizes((2, 3))
+    if BACKEND == "tensorflow":
+        step = tf.function(optimizer.apply)
+        for sign in (1, -1, 0):
+            step([tf.constant(sign * g) for g in gradients])
+        assert step.experimental_get_tracing_count() == 1
+        return
+    step = jax.jit(optimizer.stateless_apply)
+    state, values = ([v.value for v in vs] for vs in (optimizer.variables, weights))
+    for sign in (1, -1, 0):
+        values, state = step(state, [sign * g for g in gradients], values)
+    assert step._cache_size() == 1
