@@ -212,3 +212,16 @@ def test_compiles_once():
     for sign in (1, -1, 0):
         values, state = step(state, [sign * g for g in gradients], values)
     assert step._cache_size() == 1
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="reads the program that XLA is given")
+def test_without_norm_the_program_is_that_of_the_base():
+    def program(optimizer):
+        weights = variables(3, (2, 3))
+        optimizer.build(weights)
+        state, values = ([v.value for v in vs] for vs in (optimizer.variables, weights))
+        return jax.jit(optimizer.stateless_apply).lower(state, values, values).as_text()
+
+    of_base = program(keras.optimizers.Adam())
+    assert program(keras_normopt.NormalizedAdam(norm=None)) == of_base
+    assert program(keras_normopt.NormalizedAdam()) != of_base

@@ -169,9 +169,10 @@ class Stack:
 
     def length(self):
         """The Euclidean length."""
-        # One kernel instead of three on PyTorch, but TensorFlow's takes one axis, or
-        # all of two, and JAX's returns float32 for float64.
-        if len(self.tensors) == 1 and self.dtype == "float32":
+        # One kernel instead of three on PyTorch, though slow over the first axis; but
+        # TensorFlow's takes one axis, or two, and JAX's returns float32 for float64.
+        is_alone = len(self.tensors) == 1 and not self.is_per_unit
+        if is_alone and self.dtype == "float32":
             (tensor,) = self.tensors
             over = self._over(tensor)
             if over == 1 or over in ((0,), (0, 1)):
@@ -196,7 +197,7 @@ class Stack:
 
     def deviation(self, mean):
         """The standard deviation, given the mean."""
-        if len(self.tensors) == 1:
+        if len(self.tensors) == 1 and not self.is_per_unit:
             (tensor,) = self.tensors
             return ops.std(tensor, axis=self._over(tensor))
         mean = self.spread(mean)
