@@ -158,8 +158,6 @@ def _check_shapes(grads, variables):
             "gradient, or None, for each variable."
         )
     for grad, variable in zip(grads, variables, strict=True):
-        if getattr(grad, "shape", None) == variable.shape:
-            continue  # Which is quick, and the rule.
         given, expected = _known_shape(grad), _known_shape(variable)
         if given is None or expected is None or given == expected:
             continue

@@ -46,8 +46,6 @@ else:
 
     def prepare(gradient, variable):
         """Makes a tensor of what Keras takes for one, JAX's sparse arrays included."""
-        if ops.is_tensor(gradient) and not hasattr(gradient, "todense"):
-            return gradient
         return ops.convert_to_tensor(gradient, sparse=False)
 
     def is_sparse(gradient):

@@ -142,7 +142,11 @@ def _draw_steps(axis, found):
 
 def _draw_norms(axis, found):
     rows = found.get("norms", [])
-    names = [n for n in (rows[0]["medians"] if rows else {}) if n != "reference"]
+    if not rows:
+        axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
+        axis.set_xticks([])
+        return
+    names = [n for n in rows[0]["medians"] if n != "reference"]
     sizes = list(dict.fromkeys(r["size"] for r in rows))
     for row in rows:
         colour, marker = OF_SCOPES[row["scope"]]
