@@ -101,6 +101,15 @@ def lint(session):
     session.run("mypy")
 
 
+@nox.session
+def docs(session):
+    """Build the site; `-- -b linkcheck` follows the links out of it instead."""
+    group = nox.project.dependency_groups(PROJECT, "docs")
+    install(session, "jax", ".[experiments]", *group)
+    options = session.posargs or ["-b", "html"]
+    session.run("sphinx-build", "-W", "--keep-going", *options, "docs", "docs/_build")
+
+
 @nox.session(default=False)
 def demo(session):
     """Train a 30-layer network with and without normalization; draw the curves."""

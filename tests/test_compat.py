@@ -8,7 +8,7 @@ from keras.optimizers import SGD, Adam
 
 import keras_normopt
 import oracle
-from keras_normopt import NormalizedOptimizer
+from keras_normopt import ClippedOptimizer, NormalizedOptimizer
 
 GRADIENT = np.array([[3.0, -4.0], [0.5, 0.0]], "float32")
 
@@ -213,12 +213,12 @@ def test_both_forms_are_handed_the_widened_gradient(function, dtype, custom_norm
     np.testing.assert_allclose(result, -1 / 500, rtol=4e-3)
 
 
-def test_names_are_listed_sorted(custom_norms):
+@pytest.mark.parametrize("cls", [NormalizedOptimizer, ClippedOptimizer])
+def test_names_are_listed_sorted(cls, custom_norms):
     built_in = sorted([*oracle.NORMS, "linf"])
-    assert NormalizedOptimizer.get_normalization_functions() == built_in
-    NormalizedOptimizer.set_normalization_function("a_first", total)
-    names = NormalizedOptimizer.get_normalization_functions()
-    assert names == ["a_first", *built_in]
+    assert cls.get_normalization_functions() == built_in
+    cls.set_normalization_function("a_first", total)
+    assert cls.get_normalization_functions() == ["a_first", *built_in]
 
 
 @pytest.mark.parametrize(

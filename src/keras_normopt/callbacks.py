@@ -8,6 +8,8 @@ import numpy as np
 
 from keras_normopt.monitoring import tracking_optimizers
 
+__all__ = ["GradientNorms", "plot_gradient_norms"]
+
 _MEAN, _MAX = "grad_norm/", "grad_norm_max/"
 
 

@@ -142,6 +142,9 @@ class ClippedOptimizer(abc.ABC):  # noqa: B024
     ) -> Any:
         return _converted(optimizer, clipped, normalization, max_norm=clipnorm)
 
+    set_normalization_function = NormalizedOptimizer.set_normalization_function
+    get_normalization_functions = NormalizedOptimizer.get_normalization_functions
+
 
 NormalizedOptimizer.register(Normalization)
 ClippedOptimizer.register(Clipping)

@@ -52,6 +52,7 @@ CLIPPED = {
     "clipped_rmsprop": ClippedRMSprop,
 }
 
+#: The strings for `model.compile`, and the classes that they stand for.
 ALIASES = NORMALIZED | CLIPPED
 
 __all__ = [cls.__name__ for cls in ALIASES.values()]
@@ -61,7 +62,6 @@ _BY_NAME = ALIASES | {cls.__name__: cls for cls in ALIASES.values()}
 keras.saving.get_custom_objects().update(_BY_NAME)
 try:
     optimizers.get("normalized_sgd")
-except (
-    ValueError
-):  # The nightly builds of Keras 3.16 look in a table of their own only.
+except ValueError:
+    # The nightly builds of Keras 3.16 look in a table of their own only.
     getattr(keras.src.optimizers, "ALL_OBJECTS_DICT", {}).update(_BY_NAME)
