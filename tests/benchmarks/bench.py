@@ -83,7 +83,8 @@ def step_times(quick):
 
 
 def norm_times(quick):
-    for size, shapes in steps.sizes(quick).items():
+    # Compilers would take too long over 80 programs for many variables.
+    for size, shapes in steps.sizes(quick or steps.BACKEND != "torch").items():
         grads = steps.gradients(shapes)
         for scope in SCOPES:
             contenders = {
@@ -166,7 +167,7 @@ def fit_times(quick):
                 model.fit(x, y, batch_size=128, epochs=1, verbose=0, shuffle=False)
 
             contenders[name] = epoch
-        medians = interleaved(contenders, 1 if quick else 30)
+        medians = interleaved(contenders, 1 if quick else 60)
         yield {
             "base": base,
             "medians": {name: t / batches for name, t in medians.items()},
