@@ -58,7 +58,7 @@ def run_tests(session, left_out=()):
 def tests(session, backend, keras):
     """Run the tests on one backend, with the newest or the oldest supported Keras."""
     package = f"keras=={keras}" if keras else "keras"
-    install(session, backend, package, ".[demo]", *test_packages(backend))
+    install(session, backend, package, ".[experiments]", *test_packages(backend))
     if keras:  # Arguments were searched for exceptions with the newest one.
         session.env["HYPOTHESIS_PROFILE"] = "quick"
     run_tests(session, left_out=NEWEST_ONLY if keras else ())
@@ -68,7 +68,7 @@ def tests(session, backend, keras):
 @nox.parametrize("backend", list(BACKENDS), ids=list(BACKENDS))
 def prerelease(session, backend):
     """Run the tests on one backend with the nightly build of Keras."""
-    install(session, backend, ".[demo]", *test_packages(backend))
+    install(session, backend, ".[experiments]", *test_packages(backend))
     session.run("pip", "uninstall", "--yes", "keras", silent=True)
     session.install("--pre", "keras-nightly")
     run_tests(session)

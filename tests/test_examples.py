@@ -28,6 +28,7 @@ WITHOUT_EXAMPLES = {
     "blocks",
     "demo",
     "documentation",
+    "experiments",
     "mixin",
     "monitoring",
     "normalization",

@@ -3,10 +3,12 @@
 import argparse
 import pathlib
 import sys
+import textwrap
 
 from tqdm import tqdm
 
-from keras_normopt import experiments
+from keras_normopt import experiments, norms
+from keras_normopt.blocks import SCOPES
 from keras_normopt.experiments import data, figures, results, runs
 from keras_normopt.experiments.tasks import TASKS
 
@@ -28,10 +30,11 @@ def main(arguments=None):
         status = 0
     except KeyboardInterrupt:
         status = 130  # As a shell has it.
+        found.read()  # It may have come between writing and reading.
     finished = found.of(plan)
     if not finished.empty:
         found.summarize(plan, vars(options))
-        paths = figures.draw(finished, task.epoch, options.out)
+        paths = figures.draw(finished, task, options.out)
         print(results.table(finished), *paths, sep="\n")
     if status:
         print(
@@ -44,13 +47,19 @@ def main(arguments=None):
 
 def _train(plan, task, loaded, found):
     left = [run for run in plan if run not in found]
-    steps = -(-len(loaded.x) // plan[0].batch_size)
     with tqdm(total=len(plan), initial=len(plan) - len(left), desc="runs") as bar:
         for run in left:
-            about = f"{run.network}, {results.name_of(vars(run))}, seed {run.seed}"
-            with tqdm(total=run.epochs * steps, desc=about, leave=False) as inner:
-                found.add(runs.train(run, task, loaded, inner))
+            if run not in found:  # Another process may have trained it meanwhile.
+                found.add(_with_bar(run, task, loaded))
             bar.update()
+
+
+def _with_bar(run, task, loaded):
+    about = f"{run.network}, {results.name_of(vars(run))}, seed {run.seed}"
+    steps = run.epochs * -(-len(loaded.x) // run.batch_size)
+    # On a terminal only: it would fill a log.
+    with tqdm(total=steps, desc=about, leave=False, disable=None) as bar:
+        return runs.train(run, task, loaded, bar)
 
 
 def _complete(options):
@@ -79,13 +88,18 @@ def _complete(options):
 def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m keras_normopt.experiments",
-        description=experiments.__doc__ and experiments.__doc__.partition("\n\n")[2],
-        epilog="Lists are separated by commas. KERAS_BACKEND chooses the backend. "
-        "Defaults depend on the task.",
+        description=experiments.__doc__ and experiments.__doc__.split("\n\n")[1],
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("task", choices=TASKS)
-    add("--dataset", choices=data.DATASETS, default="digits", help="%(default)s")
+    add(
+        "--dataset",
+        choices=data.DATASETS,
+        default="digits",
+        help="default: %(default)s, which needs no file",
+    )
     add(
         "--data-dir",
         type=pathlib.Path,
@@ -99,44 +113,90 @@ def _parser():
         metavar="F",
         help="share of the training images to train on",
     )
-    add("--networks", type=_names, metavar="N,...", help="of rnn: lstm_rows, …")
+    add(
+        "--networks",
+        type=_names,
+        metavar="N,...",
+        help=f"of rnn: {', '.join(TASKS['rnn'].networks)}; the others have one",
+    )
     add(
         "--optimizers",
         type=_optimizers,
         metavar="NAME,...",
         help="names as model.compile takes them; sgd:0.01 sets a learning rate for one",
     )
-    add("--norms", type=_names, metavar="NORM,...", help="for the normalized ones")
+    add(
+        "--norms",
+        type=_names,
+        metavar="NORM,...",
+        help=f"for normalized and clipped ones: {', '.join(norms.__all__)}",
+    )
     add(
         "--scopes",
         type=_names,
         default=["variable"],
         metavar="SCOPE,...",
-        help="for the normalized ones: variable, unit, layer, global",
+        help=f"for these as well: {', '.join(SCOPES)}; default: variable",
     )
     add("--learning-rates", type=_rates, metavar="LR,...")
     add(
         "--momentum",
         type=_number(float, lambda value: 0 <= value < 1, "at least 0, below 1"),
         default=0.9,
-        help="Nesterov momentum of SGD, normalized or not; 0 is plain SGD; %(default)s",
+        help="Nesterov momentum of SGD and Muon, normalized, clipped or neither; 0 is "
+        "plain SGD; default: %(default)s",
     )
     add(
         "--schedule",
         choices=["constant", "stages"],
         help="stages: as published, a new optimizer with a lower rate for each",
     )
-    positive = _number(int, lambda value: value > 0, "at least 1")
+    positive = _number(int, lambda value: value > 0, "a whole number of at least 1")
     add("--epochs", type=positive, metavar="N")
     add("--batch-size", type=positive, metavar="N")
     add("--seeds", type=positive, metavar="N", help="seeds 0 to N - 1")
-    add("--out", type=pathlib.Path, metavar="DIR", help="default: experiments/TASK")
-    add("--quick", action="store_true", help="minutes at most: few images and epochs")
+    add(
+        "--out",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="for results.csv, summary.json and figures; results that are there stay",
+    )
+    add(
+        "--quick",
+        action="store_true",
+        help="for minutes at most, other defaults: one seed and learning rate, a tenth "
+        "of the images, an epoch for each stage",
+    )
     return parser
 
 
+def _epilog():
+    lines = [
+        "Lists are separated by commas. KERAS_BACKEND chooses the backend. Defaults "
+        "are --seeds 3, --fraction 1, --out experiments/TASK, every network, and:"
+    ]
+    for name, task in TASKS.items():
+        defaults = {
+            "--optimizers": ",".join(task.optimizers),
+            "--norms": ",".join(task.norms),
+            "--learning-rates": ",".join(map(str, task.learning_rates)),
+            "--epochs": task.epochs,
+            "--batch-size": task.batch_size,
+            "--schedule": task.schedule,
+        }
+        typed = " ".join(f"{option} {value}" for option, value in defaults.items())
+        lines.append(f"  {name} {typed}")
+    return "\n".join(
+        textwrap.fill(line, 80, subsequent_indent=indent, break_on_hyphens=False)
+        for line, indent in zip(lines, ["", *["      "] * len(TASKS)], strict=True)
+    )
+
+
 def _names(text):
-    return [name for name in text.split(",") if name]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"must be one or more, not {text!r}")
+    return names
 
 
 def _optimizers(text):

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import zipfile
-import zlib
 
 import keras
 import numpy as np
@@ -12,6 +11,7 @@ from sklearn.model_selection import train_test_split
 
 DATASETS = ("digits", "mnist", "cifar10")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+CLASSES = 10
 
 
 class DataError(ValueError):
@@ -80,38 +80,42 @@ def _download(name):
         train, test = getattr(keras.datasets, name).load_data()
     except Exception as error:  # Whatever a download fails with.
         raise DataError(
-            f"keras.datasets could not provide {name}: {error} Without a network, pass "
-            f"--data-dir with a directory that holds {name}.npz, or --dataset digits."
+            f"keras.datasets could not provide {name}: {error}. Without a network, "
+            f"pass --data-dir with a directory that holds {name}.npz, or "
+            "--dataset digits."
         ) from error
     return *train, *test
 
 
 def _read(path):
     expected = f"Expected a NumPy archive with the arrays {', '.join(ARRAYS)}."
-    try:
-        with np.load(path) as archive:
-            missing = [name for name in ARRAYS if name not in archive.files]
-            if missing:
-                raise DataError(f"{path} lacks {', '.join(missing)}. {expected}")
-            arrays = [archive[name] for name in ARRAYS]
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise DataError(
             f"Looked for {path.name} in {path.parent.resolve()}: no such file. "
             f"{expected}"
-        ) from error
-    except (
-        OSError,
-        EOFError,
-        AttributeError,  # An array file instead of an archive.
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise DataError(f"{path} is damaged: {error} {expected}") from error
-    for x, y, part in ((*arrays[:2], "train"), (*arrays[2:], "test")):
-        if x.ndim not in (3, 4) or len(x) == 0 or y.size != len(x):
+        )
+    try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("no archive, or cut off")
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in ARRAYS if name in archive}
+    except Exception as error:  # Whatever reading a damaged file fails with.
+        raise DataError(f"{path} is damaged: {error}. {expected}") from error
+    missing = [name for name in ARRAYS if name not in arrays]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}. {expected}")
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if not (
+            x.ndim in (3, 4)
+            and x.shape[1:] == arrays["x_train"].shape[1:]
+            and x.dtype == np.uint8
+            and len(x) == y.size > 0
+            and np.isin(y, range(CLASSES)).all()
+        ):
             raise DataError(
-                f"{path} is damaged: x_{part} has shape {x.shape} and y_{part} "
-                f"{y.shape}, which are not images and a label for each."
+                f"{path} is damaged: x_{part} is {x.dtype} of shape {x.shape}, "
+                f"y_{part} {y.dtype} of shape {y.shape}. Expected images, all of one "
+                f"size, as uint8, and for each a label from 0 to {CLASSES - 1}."
             )
-    return arrays
+    return [arrays[name] for name in ARRAYS]

@@ -15,17 +15,14 @@ LABELS = {
 }
 
 
-def draw(rows, epoch, directory):
-    """Draws the results of a command into PNG files, and returns their paths.
-
-    `epoch` is the label of the horizontal axis.
-    """
+def draw(rows, task, directory):
+    """Draws the results of a command into PNG files, and returns their paths."""
     mpl.use("Agg")
     sns.set_theme(style="whitegrid")
     paths = []
     for network, of_network in rows.groupby("network", sort=False):
         prefix = f"{network}_" if rows["network"].nunique() > 1 else ""
-        for name, grid in _figures(of_network, epoch):
+        for name, grid in _figures(of_network, task):
             grid.figure.suptitle(_about(of_network), y=1.02)
             paths.append(directory / f"{prefix}{name}.png")
             with results.replacing(paths[-1]) as path:
@@ -43,13 +40,15 @@ def _about(rows):
     parts = [first["network"], dataset, batches]
     seeds = rows["seed"].nunique()
     spread = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    if not np.isfinite(rows[["loss", "val_loss"]]).all(axis=None):
+        spread += ", none where one diverged"
     return ", ".join(filter(None, parts)) + f"; {spread}"
 
 
-def _figures(rows, epoch):
+def _figures(rows, task):
     metrics = results.metrics(rows)
     judged = metrics[-1]
-    named = rows.rename(columns={"epoch": epoch}).assign(
+    named = rows.rename(columns={"epoch": task.epoch}).assign(
         optimizer=[results.name_of(row) for _, row in rows.iterrows()],
         rate=[f"{rate:g}" for rate in rows["initial_learning_rate"]],
     )
@@ -57,27 +56,28 @@ def _figures(rows, epoch):
     at_best = at_best.assign(
         optimizer=at_best["optimizer"] + ", rate " + at_best["rate"]
     )
-    ids = ["optimizer", "seed", epoch]
+    ids = ["optimizer", "seed", task.epoch]
     long = at_best.melt(ids, metrics, var_name="metric")
-    yield "best", _curves(long, epoch, "value", line="optimizer", panel="metric")
+    yield "best", _curves(long, task, "value", line="optimizer", panel="metric")
     if rows["initial_learning_rate"].nunique() > 1:
         for panel, line in (("rate", "optimizer"), ("optimizer", "rate")):
-            yield f"by_{panel}", _curves(named, epoch, judged, line, panel)
-        last = named[named[epoch] == named["epochs"]]
-        yield "rates", _over_rates(last, judged)
+            yield f"by_{panel}", _curves(named, task, judged, line, panel)
+        last = named[named[task.epoch] == named["epochs"]]
+        yield "rates", _over_rates(last, task, judged)
 
 
-def _curves(rows, epoch, metric, line, panel):
+def _curves(rows, task, metric, line, panel):
+    rows = _without_divergence(rows, [line, panel, task.epoch], metric)
     grid = sns.relplot(
         kind="line",
-        data=_without_divergence(rows, [line, panel, epoch], metric),
-        x=epoch,
+        data=rows,
+        x=task.epoch,
         y=metric,
         # Told apart by colour, dashes and markers, so that none of them is needed.
         hue=line,
         style=line,
         markers=True,
-        markevery=max(1, rows[epoch].nunique() // 8),
+        markevery=max(1, rows[task.epoch].nunique() // 8),
         col=panel,
         col_wrap=min(3, rows[panel].nunique()) if metric != "value" else 2,
         errorbar=("pi", 100),
@@ -87,23 +87,22 @@ def _curves(rows, epoch, metric, line, panel):
     )
     grid.set_titles("{col_name}" if panel != "rate" else "learning rate {col_name}")
     for key, axes in grid.axes_dict.items():
-        shown = key if metric == "value" else metric
-        axes.set_ylabel(LABELS[shown])
+        shown, drawn = metric, rows[metric]
         if metric == "value":
+            shown, drawn = key, drawn[rows["metric"] == key]
             axes.set_title("")
-        if shown.endswith("loss"):
-            values = rows[metric][(metric != "value") | (rows[panel] == key)]
-            first = values[rows[epoch] == rows[epoch].min()]
-            # A loss that explodes leaves the panel; all began at about the same loss.
-            low, high = values.min(), first.median()
-            axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+        axes.set_ylabel(LABELS[shown])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _limit(axes, task, shown, drawn)
+    grid.tight_layout()
     return grid
 
 
-def _over_rates(last, metric):
+def _over_rates(last, task, metric):
+    last = _without_divergence(last, ["optimizer", "rate"], metric)
     grid = sns.relplot(
         kind="line",
-        data=_without_divergence(last, ["optimizer", "rate"], metric),
+        data=last,
         x="initial_learning_rate",
         y=metric,
         hue="optimizer",
@@ -115,10 +114,20 @@ def _over_rates(last, metric):
         aspect=1.5,
     )
     grid.set(xscale="log", xlabel="initial learning rate", ylabel=LABELS[metric])
+    _limit(grid.ax, task, metric, last[metric])
     return grid
 
 
 def _without_divergence(rows, columns, metric):
-    """Leaves out a mean of which a part is not finite, rather than average the rest."""
+    """Has no mean drawn of which a part is not finite, rather than average the rest."""
     finite = np.isfinite(rows[metric]).groupby([rows[c] for c in columns])
-    return rows[finite.transform("all")]
+    # Infinity keeps its panel and its place in the legend.
+    return rows.assign(**{metric: rows[metric].where(finite.transform("all"), np.inf)})
+
+
+def _limit(axes, task, metric, values):
+    """Lets a loss that explodes leave the panel, so that the others can be seen."""
+    values = values[np.isfinite(values)]
+    low, top = values.min(), 2 * task.loss_at_start
+    if metric.endswith("loss") and low < top < values.max():
+        axes.set_ylim(low - 0.05 * (top - low), top)

@@ -16,6 +16,8 @@ from keras_normopt.experiments.runs import METRICS, Run
 
 RUN_COLUMNS = [field.name for field in dataclasses.fields(Run)]
 COLUMNS = [*RUN_COLUMNS, "epoch", *METRICS, "learning_rate", "seconds", "versions"]
+KINDS = {field.name: field.type for field in dataclasses.fields(Run)}
+KINDS |= {"epoch": int} | dict.fromkeys((*METRICS, "learning_rate", "seconds"), float)
 # Runs of one command that differ in the seed only are averaged.
 SERIES = ["network", "optimizer", "norm", "scope", "initial_learning_rate"]
 
@@ -30,45 +32,48 @@ class Results:
     def __init__(self, directory):
         self.directory = directory
         self.path = directory / "results.csv"
-        self._read()
+        self.read()
+
+    def read(self):
+        self.rows = (
+            self._read() if self.path.exists() else pd.DataFrame(columns=COLUMNS)
+        )
+        # Of a file that was cut off the last run is to be trained again.
+        last = self.rows[self.rows["epoch"] == self.rows["epochs"]]
+        self._finished = set(_keys(last))
 
     def _read(self):
-        if not self.path.exists():
-            self.rows = pd.DataFrame(columns=COLUMNS)
-            return
-        header = pd.read_csv(self.path, nrows=0).columns
-        if list(header) != COLUMNS:
-            raise ResultsError(
-                f"{self.path} was not written by this version of the command. It has "
-                f"the columns {', '.join(header)}; expected {', '.join(COLUMNS)}. "
-                "Move it away, or choose another --out."
-            )
-        self.rows = pd.read_csv(
-            self.path,
-            dtype={field.name: field.type for field in dataclasses.fields(Run)},
-            keep_default_na=False,
-            na_values={metric: ["nan"] for metric in METRICS},
-            float_precision="round_trip",
+        way_out = "Move it away, or choose another --out."
+        try:
+            columns = list(pd.read_csv(self.path, nrows=0).columns)
+            if columns == COLUMNS:
+                # Python's own `float` reads exactly what was written.
+                return pd.read_csv(self.path, converters=KINDS, keep_default_na=False)
+        except ValueError as error:  # No table, or words in place of numbers.
+            raise ResultsError(f"{self.path} is damaged: {error}. {way_out}") from error
+        raise ResultsError(
+            f"{self.path} was not written by this version of the command. It has the "
+            f"columns {', '.join(columns)}; expected {', '.join(COLUMNS)}. {way_out}"
         )
 
     def __contains__(self, run):
-        return not self.of([run]).empty
+        return dataclasses.astuple(run) in self._finished
 
     def of(self, runs):
         """The rows of those of the runs that have finished."""
-        wanted = {dataclasses.astuple(run) for run in runs}
-        keys = self.rows[RUN_COLUMNS].itertuples(index=False, name=None)
-        return self.rows[[key in wanted for key in keys]]
+        wanted = {dataclasses.astuple(run) for run in runs} & self._finished
+        return self.rows[[key in wanted for key in _keys(self.rows)]]
 
     def add(self, rows):
         """Adds the rows of a run that has finished, to the file as well."""
-        self._read()  # Another process may have added to it.
+        self.read()  # Another process may have added to it, even the same run.
         new = pd.DataFrame(rows).assign(versions=_versions())[COLUMNS]
-        self.rows = (
-            new if self.rows.empty else pd.concat([self.rows, new], ignore_index=True)
-        )
+        (key,) = set(_keys(new))
+        others = self.rows[[other != key for other in _keys(self.rows)]]
+        both = new if others.empty else pd.concat([others, new], ignore_index=True)
         with replacing(self.path) as path:
-            self.rows.to_csv(path, index=False, na_rep="nan")
+            both.to_csv(path, index=False, na_rep="nan")
+        self.read()
 
     def summarize(self, runs, arguments):
         """Writes summary.json, on those of the runs that have finished."""
@@ -83,6 +88,11 @@ class Results:
         with replacing(self.directory / "summary.json") as path:
             text = json.dumps(summary, indent=2, allow_nan=False, default=str)
             path.write_text(text + "\n")
+
+
+def _keys(rows):
+    """What tells runs apart, for each of the rows."""
+    return rows[RUN_COLUMNS].itertuples(index=False, name=None)
 
 
 def metrics(rows):
@@ -129,9 +139,12 @@ def rows_at_best(rows):
 
 
 def _score(entry):
-    metric, sign = ("val_accuracy", 1) if "val_accuracy" in entry else ("val_loss", -1)
-    mean = entry[metric]["mean"]
-    return -math.inf if mean is None else sign * mean
+    # The accuracy stays a number where the loss is none any more.
+    if entry["loss"]["mean"] is None or entry["val_loss"]["mean"] is None:
+        return -math.inf
+    if "val_accuracy" in entry:
+        return entry["val_accuracy"]["mean"]
+    return -entry["val_loss"]["mean"]
 
 
 def _mask(rows, entry):

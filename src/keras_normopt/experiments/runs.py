@@ -7,6 +7,8 @@ import time
 import keras
 import numpy as np
 
+import keras_normopt
+
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
@@ -34,7 +36,8 @@ def plan(task, options):
     """Lists the runs that the options ask for, one seed of all before the next.
 
     Raises:
-        ValueError: If an optimizer, norm or scope is unknown.
+        ValueError: If a network, optimizer, norm or scope is unknown, or a stage of the
+            schedule would have no epoch.
     """
     unknown = set(options.networks) - set(task.networks)
     if unknown:
@@ -42,6 +45,14 @@ def plan(task, options):
             f"--networks of {options.task} are {', '.join(task.networks)}. "
             f"Received: {', '.join(sorted(unknown))}"
         )
+    if options.schedule == "stages" and options.epochs < len(task.stages):
+        raise ValueError(
+            f"--schedule stages of {options.task} has {len(task.stages)} stages, so "
+            f"--epochs must be at least {len(task.stages)}. Received: {options.epochs}"
+        )
+    for norm, scope in itertools.product(options.norms, options.scopes):
+        keras_normopt.NormalizedSGD(norm=norm, scope=scope)  # Fails if one is unknown.
+    configs = {name: _get(name).get_config() for name, _ in options.optimizers}
     runs = {}  # An optimizer without norm would come once for each norm.
     for seed, network, (optimizer, rate), norm, scope in itertools.product(
         range(options.seeds),
@@ -50,7 +61,7 @@ def plan(task, options):
         options.norms,
         options.scopes,
     ):
-        config = keras.optimizers.get(optimizer).get_config()
+        config = configs[optimizer]
         for learning_rate in [rate] if rate else options.learning_rates:
             run = Run(
                 task=options.task,
@@ -68,13 +79,23 @@ def plan(task, options):
                 batch_size=options.batch_size,
                 seed=seed,
             )
-            make_optimizer(run)  # An unknown norm shall fail before any training.
             runs[run] = None
     return list(runs)
 
 
+def _get(name):
+    try:
+        return keras.optimizers.get(name)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            "--optimizers must be names that model.compile takes: Keras's, such as sgd "
+            f"or adam, and {', '.join(keras_normopt.optimizers.ALIASES)}. "
+            f"Received: {name!r}"
+        ) from error
+
+
 def make_optimizer(run):
-    default = keras.optimizers.get(run.optimizer)
+    default = _get(run.optimizer)
     changes = {"learning_rate": run.initial_learning_rate}
     if run.norm:
         changes |= {"norm": run.norm, "scope": run.scope}

@@ -1,6 +1,7 @@
 """The tasks: what is trained, and the settings it was published with."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import keras
@@ -9,8 +10,9 @@ from keras import layers, ops
 from sklearn.datasets import make_spd_matrix
 
 from keras_normopt.experiments import data as datasets
+from keras_normopt.experiments.data import CLASSES
 
-CLASSES = 10
+MLP_LAYERS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Task:
 
     `networks` maps names to functions from the shape of an image to a model. `stages`
     are the factors of the learning rate in the published schedule, each for an equal
-    share of the epochs.
+    share of the epochs. `loss_at_start` is about the loss of what has learned nothing.
     """
 
     networks: dict[str, Callable]
@@ -32,10 +34,11 @@ class Task:
     stages: tuple[float, ...]
     has_images: bool = True
     epoch: str = "epoch"
+    loss_at_start: float = math.log(CLASSES)
 
     def load(self, options):
         if not self.has_images:  # Ten steps an epoch, on nothing.
-            nothing = np.zeros((10, 1), "float32")
+            nothing = np.zeros((10 * options.batch_size, 1), "float32")
             return datasets.Data(nothing, nothing, nothing[:1], nothing[:1])
         return datasets.load(options.dataset, options.data_dir, options.fraction)
 
@@ -81,10 +84,10 @@ def quadratic(shape):
 
 
 def mlp(shape):
-    """30 hidden layers, as deep as the published one."""
+    """As deep as the published one."""
     hidden = [
         layer
-        for _ in range(30)
+        for _ in range(MLP_LAYERS)
         for layer in (
             layers.Dense(
                 128,
@@ -161,6 +164,7 @@ TASKS = {
         stages=(1, 0.1, 0.01),
         has_images=False,
         epoch="epoch (ten steps)",
+        loss_at_start=100.0,
     ),
     "mlp": Task(
         networks={"mlp": mlp},
