@@ -20,7 +20,8 @@ BACKENDS = {"jax": "jax", "tensorflow": "tensorflow-cpu", "torch": "torch==2.13.
 PEERS = {"jax": ["optax"]}
 # With the newest Keras only. They ask about numbers, and whether libraries that are
 # built on Keras work beside it: what an older Keras does differently shows in the rest.
-NEWEST_ONLY = ["check_norm", "properties", "search"]
+NEWEST_ONLY = ["check_norm", "experiments_data", "experiments_tasks"]
+NEWEST_ONLY += ["properties", "search"]
 
 
 def install(session, backend, *packages):

@@ -41,7 +41,7 @@ def _about(rows):
     seeds = rows["seed"].nunique()
     spread = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
     if not np.isfinite(rows[["loss", "val_loss"]]).all(axis=None):
-        spread += ", none where one diverged"
+        spread += "; no curve where a run diverged"
     return ", ".join(filter(None, parts)) + f"; {spread}"
 
 
