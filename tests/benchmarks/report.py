@@ -56,11 +56,12 @@ def tables(every):
     rows = [
         [backend_name(found), row["base"], milliseconds(row["medians"]["stock"])]
         + [ratio(row["medians"], name, "stock") for name in ("l2", "None")]
+        + [f"{max(row['each']['stock']) / min(row['each']['stock']):.2f}"]
         for found in every
         for row in found.get("fit", [])
     ]
     head = ["backend", "base", "stock, ms", "l2 / stock", "norm=None / stock"]
-    yield "One step of `fit`", table(head, rows)
+    yield "One step of `fit`", table([*head, "slowest / fastest of stock"], rows)
 
     rows = [
         [backend_name(found), row["size"], row["scope"]]
