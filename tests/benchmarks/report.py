@@ -116,7 +116,11 @@ def figure(every):
     axes[0, 0].set_ylabel("time of a step with l2, as a ratio")
     axes[1, 0].set_ylabel("time of a step, as a ratio to l2 of each variable")
     axes[0, 0].legend(title="to a step of", fontsize="small")
-    axes[1, 0].legend(title="scope (filled: many small variables)", fontsize="small")
+    axes[1, 0].legend(
+        title="scope (filled: many small variables)",
+        fontsize="small",
+        loc="upper left",
+    )
     fig.tight_layout()
     return fig
 
