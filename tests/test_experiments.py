@@ -422,3 +422,18 @@ def test_figures_of_each_network(tmp_path, drawn, pretended, capsys, monkeypatch
     about = "digits (10% of the training images), batches of 64; one seed"
     titles = [figure.get_suptitle() for figure in drawn]
     assert titles == [f"{network}, {about}" for network in networks]
+
+
+def test_figures_of_an_interrupted_command(tmp_path, drawn, pretended, monkeypatch):
+    train = runs.train
+
+    def interrupted(*arguments):
+        if len(pretended) == 3:
+            raise KeyboardInterrupt
+        return train(*arguments)
+
+    monkeypatch.setattr(figures, "draw", draw)
+    monkeypatch.setattr(runs, "train", interrupted)
+    arguments = "mlp --quick --optimizers adam,sgd --seeds 2 --out"
+    assert main([*arguments.split(), str(tmp_path)]) == 130
+    assert drawn[0].get_suptitle().endswith("; mean and range of 1 to 2 seeds")

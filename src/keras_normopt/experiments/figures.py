@@ -38,8 +38,9 @@ def _about(rows):
         dataset += f" ({first['fraction']:.0%} of the training images)"
     batches = f"batches of {first['batch_size']}" if dataset else ""
     parts = [first["network"], dataset, batches]
-    seeds = rows["seed"].nunique()
-    spread = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
+    seeds = rows.groupby(results.SERIES)["seed"].nunique()
+    number = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
+    spread = f"mean and range of {number} seeds" if seeds.max() > 1 else "one seed"
     if not np.isfinite(rows[["loss", "val_loss"]]).all(axis=None):
         spread += "; no curve where a run diverged"
     return ", ".join(filter(None, parts)) + f"; {spread}"
