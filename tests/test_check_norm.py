@@ -1,5 +1,7 @@
 """`check_norm` passes every norm of ours and catches faults that were planted."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -104,3 +106,9 @@ def test_neither_state_nor_files_are_left(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     assert keras.backend.floatx() == "float32"
     assert np.random.get_state()[1][0] == np.random.RandomState(0).get_state()[1][0]
+
+
+def test_without_hypothesis(monkeypatch):
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    with pytest.raises(ImportError, match="pip install hypothesis"):
+        check_norm(l4)

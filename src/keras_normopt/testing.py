@@ -56,10 +56,15 @@ def check_norm(function: Callable[[Any], Any], *, max_examples: int = 100) -> No
         Traceback (most recent call last):
         AssertionError: <lambda> is no norm to normalize by: ...
     """
-    import hypothesis
-    from hypothesis import strategies as st
-    from hypothesis.extra.numpy import arrays
-
+    try:
+        import hypothesis
+        from hypothesis import strategies as st
+        from hypothesis.extra.numpy import arrays
+    except ImportError as error:
+        raise ImportError(
+            "`check_norm` searches with Hypothesis, which could not be imported: "
+            f"{error}. Run `pip install hypothesis`."
+        ) from error
     if not callable(function):
         raise TypeError(
             "`function` must be a callable from a gradient to its norm. "
