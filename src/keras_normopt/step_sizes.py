@@ -27,9 +27,11 @@ __all__ = ["GradientCorrelation", "WeightNorm"]
 class WeightNorm:
     """Multiplies the step of each block by the l2 norm of the block's weights.
 
-    factor = coefficient · ‖w‖₂, or 1 where ‖w‖₂ is 0: a step is then a fraction of the
-    weights' size. With normalized gradients and `scope="layer"` this is LARS, with Adam
-    as the base much of LAMB. The blocks are those of the optimizer's `scope`.
+    factor = coefficient · ‖w‖₂, or 1 where ‖w‖₂ is 0. The blocks are those of the
+    optimizer's `scope`. With `NormalizedSGD`, `norm="l2"` and no momentum a step has
+    the length lr · factor, a fraction of the weights' size; with `scope="layer"` that
+    is LARS. Adam's step on N entries has a length of about √N itself, so that with it
+    the fraction grows with N: for LAMB take `keras.optimizers.Lamb`.
 
     Args:
         coefficient: Float, above 0 and finite. Defaults to 1.0.
@@ -47,8 +49,6 @@ class WeightNorm:
     References:
         - [You et al., 2017, Large Batch Training of Convolutional
           Networks](https://arxiv.org/abs/1708.03888), LARS
-        - [You et al., 2019, Large Batch Optimization for Deep Learning: Training BERT
-          in 76 minutes](https://arxiv.org/abs/1904.00962), LAMB
     """
 
     name = "weight_norm"
