@@ -270,3 +270,14 @@ def test_warns_once_of_clipping_in_vain(name, norm):
 )
 def test_does_not_warn_of_clipping_that_acts(arguments):
     fit(make_model(keras_normopt.NormalizedSGD(0.1, **arguments)))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_clipnorm_evens_out_the_variables_of_a_block(scope):
+    with keras.name_scope("dense"):
+        both = [keras.Variable(np.zeros(2), name=name) for name in ("kernel", "bias")]
+    gradients = [ops.array([30.0, 40.0]), ops.array([0.3, 0.4])]
+    optimizer = keras_normopt.NormalizedSGD(1.0, scope=scope, clipnorm=1.0)
+    optimizer.apply(gradients, both)
+    lengths = [np.linalg.norm(ops.convert_to_numpy(variable)) for variable in both]
+    np.testing.assert_allclose(lengths, np.array([1, 0.5]) / 1.25**0.5, rtol=1e-5)
