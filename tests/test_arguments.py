@@ -115,7 +115,7 @@ OPTIONS = {
 
 
 @pytest.mark.filterwarnings("ignore:exclude=")  # That a pattern matches nothing.
-@pytest.mark.filterwarnings("ignore:Possible .*set:FutureWarning")  # Python's.
+@pytest.mark.filterwarnings("ignore:Possible (nested )?set:FutureWarning")  # Python's.
 @pytest.mark.parametrize("from_config", [False, True])
 @pytest.mark.parametrize("option", OPTIONS)
 @given(data=st.data())
