@@ -22,6 +22,21 @@ for name, max_examples in {"quick": 20, "thorough": 3000}.items():
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--plain",
+        action="store_true",
+        help="leave out what is there for speed alone: every other test must pass",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("plain"):
+        from keras_normopt import mixin, step
+
+        mixin.FastStep = step.Step
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     keras.utils.set_random_seed(0)
@@ -81,7 +96,11 @@ MUON_STEPS = {
 }
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("plain"):
+        for item in items:
+            if item.get_closest_marker("speed"):
+                item.add_marker(pytest.mark.skip(reason="asks for speed"))
     if keras.backend.backend() != "tensorflow" or keras.version() != "3.12.0":
         return
     for item in items:

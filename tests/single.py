@@ -1,9 +1,25 @@
-"""Normalization of a list of gradients, each by itself, without an optimizer."""
+"""Normalization of a list of gradients, without an optimizer."""
 
-from keras_normopt.normalization import floored, rescale
+import numpy as np
+from keras import ops
+
+from keras_normopt import lengths, mixin
+from keras_normopt.custom import ReturnsGradient
 
 
-def normalize(gradients, norm, epsilon):
-    blocks = [[i] for i in range(len(gradients))]
-    result, _ = rescale(gradients, blocks, norm, lambda value: floored(value, epsilon))
-    return result
+def make_step(gradients, blocks=None, per_unit=False, kind=None):
+    gradients = [
+        ops.convert_to_tensor(g) if isinstance(g, np.ndarray) else g for g in gradients
+    ]
+    blocks = blocks or [[i] for i in range(len(gradients))]
+    kind = kind or mixin.FastStep  # Another one with `--plain`.
+    return kind(gradients, None, blocks, per_unit)
+
+
+def normalize(gradients, norm, epsilon=0.0, blocks=None, per_unit=False, kind=None):
+    step = make_step(gradients, blocks, per_unit, kind)
+    if isinstance(norm, ReturnsGradient):
+        step.replace(norm)
+    else:
+        lengths.normalize(step, norm, epsilon)
+    return step.gradients

@@ -25,15 +25,25 @@ MODULES = [
     for module in pkgutil.iter_modules(keras_normopt.__path__, "keras_normopt.")
 ]
 WITHOUT_EXAMPLES = {
-    "blocks",
+    "_branch",
+    "_groups",
+    "_range",
+    "clipping",
+    "custom",
     "demo",
-    "documentation",
+    "docstrings",
+    "entries",
     "experiments",
+    "hook",
+    "lengths",
     "mixin",
     "monitoring",
     "normalization",
-    "road",
+    "options",
+    "saving",
+    "scopes",
     "sparse",
+    "step",
 }
 
 

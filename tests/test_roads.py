@@ -305,7 +305,7 @@ def test_a_base_with_an_update_of_its_own(monkeypatch):
 def test_a_keras_without_the_place_is_refused(monkeypatch):
     from keras_normopt import factory
 
-    monkeypatch.setattr(factory, "PLACE", "_renamed_by_keras")
+    monkeypatch.setattr(factory, "HOOK", "_renamed_by_keras")
     with pytest.raises(RuntimeError, match=r"has no `Optimizer\._renamed_by_keras`"):
         keras_normopt.normalized(type("Fresh", (keras.optimizers.SGD,), {}))
 

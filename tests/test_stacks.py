@@ -1,19 +1,22 @@
 """Gradients normalized together: right, and at the cost that stacking is for."""
 
-import functools
 import gc
+import math
 import weakref
 
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from keras import ops
 
 import keras_normopt
 import oracle
-from keras_normopt import norms
-from keras_normopt.blocks import STACK_ENTRIES, STACK_LENGTH
-from keras_normopt.normalization import floored, rescale
+from keras_normopt import lengths, norms
+from keras_normopt._groups import STACK_ENTRIES, STACK_LENGTH, FastStep
+from keras_normopt.step import Step
+from single import make_step, normalize
 
 BACKEND = keras.backend.backend()
 MANY = 2 * STACK_LENGTH + 3
@@ -32,13 +35,6 @@ else:
     from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def normalize(gradients, norm, blocks=None, per_unit=False):
-    blocks = blocks or [[i] for i in range(len(gradients))]
-    return rescale(
-        gradients, blocks, norm, functools.partial(floored, floor=0.0), per_unit
-    )
-
-
 def of_many_sizes(shape, number=MANY):
     """Gradients of equal shape, of all magnitudes, some of them zero."""
     rng = np.random.default_rng(0)
@@ -55,7 +51,7 @@ def test_each_by_itself(name, compiled):
     gradients = of_many_sizes((4, 3)) + of_many_sizes((5,)) + of_many_sizes((2, 2, 2))
     gradients = gradients[::2] + gradients[1::2]
     norm = getattr(norms, name)
-    results = compiled(lambda *g: normalize(g, norm)[0])(*map(ops.array, gradients))
+    results = compiled(lambda *g: normalize(g, norm))(*map(ops.array, gradients))
     for result, gradient in zip(results, gradients, strict=True):
         np.testing.assert_allclose(
             ops.convert_to_numpy(result),
@@ -73,7 +69,7 @@ def test_layers(name, compiled):
     gradients = [*kernels, *biases, *second]
     blocks = [[i, i + MANY, i + 2 * MANY] for i in range(MANY)]
     norm = getattr(norms, name)
-    results = compiled(lambda *g: normalize(g, norm, blocks)[0])(
+    results = compiled(lambda *g: normalize(g, norm, blocks=blocks))(
         *map(ops.array, gradients)
     )
     for block in blocks:
@@ -92,7 +88,7 @@ def test_layers(name, compiled):
 def test_units(name, compiled):
     gradients = of_many_sizes((2, 4, 3))
     norm = getattr(norms, name)
-    results = compiled(lambda *g: normalize(g, norm, per_unit=True)[0])(
+    results = compiled(lambda *g: normalize(g, norm, per_unit=True))(
         *map(ops.array, gradients)
     )
     for result, gradient in zip(results, gradients, strict=True):
@@ -108,7 +104,7 @@ def test_units(name, compiled):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(dtype):
     gradients = [ops.cast(g, dtype) for g in np.full((MANY, 2, 8), 0.25, "float32")]
-    results, _ = normalize(gradients, norms.avg_l1)
+    results = normalize(gradients, norms.avg_l1)
     for result in results:
         assert keras.backend.standardize_dtype(result.dtype) == dtype
         np.testing.assert_array_equal(
@@ -119,8 +115,9 @@ def test_half_precision(dtype):
 def test_norms_come_in_the_order_of_the_blocks():
     shapes = [(2,), (3,), (2,), (1, 2), (3,)]
     gradients = [np.full(s, i + 1.0, "float32") for i, s in enumerate(shapes)]
-    _, measured = normalize(gradients, norms.max)
-    assert [float(value) for value in measured()] == [1, 2, 3, 4, 5]
+    step = make_step(gradients)
+    measured = step.by_block(step.norms(norms.max))
+    assert [float(value) for value in measured] == [1, 2, 3, 4, 5]
 
 
 def test_custom_norms_see_each_gradient_alone():
@@ -131,17 +128,67 @@ def test_custom_norms_see_each_gradient_alone():
         return ops.sum(ops.abs(gradient))
 
     gradients = of_many_sizes((4, 3), 5) + of_many_sizes((2,), 5)
-    results, _ = normalize(list(map(ops.array, gradients)), norm)
+    results = normalize(list(map(ops.array, gradients)), norm)
     assert sorted(seen) == [(2,)] * 5 + [(4, 3)] * 5
     for result, gradient in zip(results, gradients, strict=True):
         expected = oracle.normalize("l1", gradient).astype("float64")
         np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=3e-6)
 
 
+# The plain path, block by block, against which the fast one is there for speed alone.
+
+
+@st.composite
+def gradients_and_blocks(draw):
+    shapes = [(4, 3), (3,), (2, 2, 3), (), (1, 3)]
+    chosen = draw(st.lists(st.sampled_from(shapes), min_size=1, max_size=40))
+    exponents = draw(
+        st.lists(st.integers(-120, 120), min_size=len(chosen), max_size=len(chosen))
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    gradients = [
+        (rng.normal(size=shape) * 2.0**e).astype("float32") * draw(st.booleans())
+        for shape, e in zip(chosen, exponents, strict=True)
+    ]
+    numbers = draw(
+        st.lists(st.integers(0, 5), min_size=len(chosen), max_size=len(chosen))
+    )
+    blocks = [[i for i, n in enumerate(numbers) if n == number] for number in range(6)]
+    return gradients, [block for block in blocks if block]
+
+
+@pytest.mark.parametrize("scope", ["variable", "unit", "blocks"])
+@pytest.mark.parametrize("norm", [*oracle.NORMS, "of one's own"])
+@given(drawn=gradients_and_blocks())
+def test_the_fast_path_is_the_plain_one(norm, scope, drawn):
+    gradients, blocks = drawn
+    if scope != "blocks":
+        blocks = [[i] for i in range(len(gradients))]
+
+    def own(gradient):
+        return ops.sum(ops.sqrt(ops.abs(gradient)))
+
+    function = getattr(norms, norm, own)
+    tensors = [ops.convert_to_tensor(g) for g in gradients]
+    fast, plain = (
+        make_step(tensors, blocks, scope == "unit", kind) for kind in (FastStep, Step)
+    )
+    for one, other in zip(
+        fast.by_block(fast.norms(function)), plain.norms(function), strict=True
+    ):
+        np.testing.assert_allclose(*map(ops.convert_to_numpy, (one, other)), rtol=1e-5)
+    for step in (fast, plain):
+        lengths.normalize(step, function, 1e-30)
+    for one, other in zip(fast.gradients, plain.gradients, strict=True):
+        one, other = map(ops.convert_to_numpy, (one, other))
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-30)
+
+
 def variables(number, shape):
     return [keras.Variable(np.ones(shape, "float32")) for _ in range(number)]
 
 
+@pytest.mark.speed
 @pytest.mark.skipif(BACKEND != "torch", reason="counts what PyTorch is asked to do")
 @pytest.mark.parametrize("norm", oracle.NORMS)
 def test_calls_do_not_grow_with_the_number_of_variables(norm):
@@ -175,6 +222,7 @@ def keras_frees_operands():
         gc.enable()
 
 
+@pytest.mark.speed
 @pytest.mark.skipif(BACKEND != "torch", reason="asks PyTorch what it allocates")
 @pytest.mark.parametrize("shape", [(64, 64), (1024, 1024)])
 def test_memory_is_that_of_one_copy_of_the_gradients(shape):
@@ -183,7 +231,7 @@ def test_memory_is_that_of_one_copy_of_the_gradients(shape):
     gc.collect()
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        results, measured = normalize(gradients, norms.l2)
+        results = normalize(gradients, norms.l2)
         gc.collect()
     now = peak = 0
     for event in profile.profiler.kineto_results.events():
@@ -195,14 +243,13 @@ def test_memory_is_that_of_one_copy_of_the_gradients(shape):
     assert size <= now <= size + some / 4
     if keras_frees_operands():
         assert peak <= size + 2 * some
-    assert len(measured()) == len(gradients)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="asks XLA what it allocates")
-@pytest.mark.parametrize(("number", "shape"), [(40, (64, 64)), (3, (1024, 1024))])
-def test_memory_compiled_is_that_of_clipnorm(number, shape):
+@pytest.mark.parametrize("shapes", [[(64, 64)] * 40, [(1024, 1024)] * 3])
+def test_memory_compiled_is_that_of_clipnorm(shapes):
     def temporary(optimizer):
-        weights = variables(number, shape)
+        weights = [keras.Variable(np.ones(shape, "float32")) for shape in shapes]
         optimizer.build(weights)
         step = jax.jit(optimizer.stateless_apply, donate_argnums=(0, 2))
         state, values = ([v.value for v in vs] for vs in (optimizer.variables, weights))
@@ -211,7 +258,11 @@ def test_memory_compiled_is_that_of_clipnorm(number, shape):
 
     of_clipnorm = temporary(keras.optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0))
     ours = temporary(keras_normopt.NormalizedSGD(0.1, momentum=0.9))
-    assert ours <= of_clipnorm + STACK_ENTRIES
+    # A stack is a copy, and XLA may keep all of them until the norms are known.
+    stacked = sum(
+        4 * math.prod(s) for s in shapes if math.prod(s) <= STACK_ENTRIES // 2
+    )
+    assert ours <= of_clipnorm + max(stacked, STACK_ENTRIES)
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="PyTorch compiles nothing here")

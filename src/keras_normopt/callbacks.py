@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_normopt.monitoring import tracking_optimizers
+from keras_normopt.scopes import unique
 
 __all__ = ["GradientNorms", "plot_gradient_norms"]
 
@@ -93,8 +94,10 @@ class GradientNorms(keras.callbacks.Callback):
             if not tracker.count:
                 continue
             count = tracker.count
-            means |= _without_collision(tracker.mean, means)
-            largest |= _without_collision(tracker.max, largest)
+            # The optimizers of a `MultiOptimizer` may each have a block `global`.
+            names = unique(tracker.names, taken=means)
+            means |= zip(names, tracker.mean.values(), strict=True)
+            largest |= zip(names, tracker.max.values(), strict=True)
             tracker.reset()
         for name, mean in means.items():
             self._sums[name] = self._sums.get(name, 0.0) + count * mean
@@ -103,18 +106,6 @@ class GradientNorms(keras.callbacks.Callback):
             self._largest[name] = float(np.maximum(before, largest[name]))
         self._count += count
         return means, largest
-
-
-def _without_collision(new, taken):
-    """Renames what has the name of another optimizer's block, such as `global`."""
-    result = {}
-    for name, value in new.items():
-        number, unique = 1, name
-        while unique in taken or unique in result:
-            number += 1
-            unique = f"{name}_{number}"
-        result[unique] = value
-    return result
 
 
 def _enter(logs, means, largest):

@@ -18,8 +18,9 @@ import numpy as np
 from keras import ops
 
 from keras_normopt import registry
+from keras_normopt.clipping import Clipping
 from keras_normopt.factory import clipped, normalized
-from keras_normopt.mixin import Clipping, Normalization
+from keras_normopt.normalization import Normalization
 
 
 class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` only)

@@ -10,9 +10,11 @@ from typing import Any
 
 import keras
 
-from keras_normopt import documentation
-from keras_normopt.mixin import Clipping, Normalization, Rescaling
-from keras_normopt.road import PLACE
+from keras_normopt import docstrings
+from keras_normopt.clipping import Clipping
+from keras_normopt.hook import HOOK
+from keras_normopt.mixin import Rescaling
+from keras_normopt.normalization import Normalization
 
 _making = threading.Lock()
 
@@ -131,13 +133,13 @@ def _check_base(base, mixin):
             f"`optimizer_class` must leave the argument {taken} to the class made from "
             f"it. {received}Rename it."
         )
-    _check_road(base, received)
+    _check_entries(base, received)
 
 
-def _check_road(base, received):
-    if not hasattr(keras.optimizers.Optimizer, PLACE):
+def _check_entries(base, received):
+    if not hasattr(keras.optimizers.Optimizer, HOOK):
         raise RuntimeError(
-            f"Keras {keras.version()} has no `Optimizer.{PLACE}`, where keras_normopt "
+            f"Keras {keras.version()} has no `Optimizer.{HOOK}`, where keras_normopt "
             "takes up gradients. Install a version of Keras that this version of "
             "keras_normopt supports, or a newer keras_normopt."
         )
@@ -174,7 +176,7 @@ def _make(base, mixin):
     if _is_keras_own(base):
         public = getattr(keras.optimizers, base.__name__, base)
     name = f"{mixin.PREFIX}{public.__name__}"
-    construction = f"keras_normopt.{name}(norm={mixin.OPTIONS['norm']!r})"
+    construction = f"keras_normopt.{name}(norm={mixin.norm.default!r})"
     module = "keras_normopt.optimizers"
     if not _is_keras_own(base):
         factory = mixin.PREFIX.lower()
@@ -185,14 +187,14 @@ def _make(base, mixin):
         mixin.__init__(self, *args, **kwargs)
 
     # On the function: a class-level __signature__ would be that of subclasses as well.
-    __init__.__signature__ = documentation.signature(base, mixin.OPTIONS)
+    __init__.__signature__ = docstrings.signature(base, mixin.OPTIONS)
     __init__.__qualname__ = f"{name}.__init__"
     __init__.__module__ = module
 
     members = {
         "__init__": __init__,
         "__module__": module,
-        "__doc__": documentation.docstring(
+        "__doc__": docstrings.docstring(
             public, mixin, construction, __init__.__signature__
         ),
         "_made_from": (public, mixin),

@@ -1,125 +1,134 @@
-"""The one place where a list of gradients becomes a list of rescaled gradients."""
+"""What a normalized optimizer adds to its base."""
 
-import functools
+import warnings
 
+import keras
 from keras import ops
 
-from keras_normopt import norms, sparse
-from keras_normopt.blocks import Opaque, stack
-from keras_normopt.registry import ReturnsGradient
+from keras_normopt import lengths, norms, options, step_sizes
+from keras_normopt.custom import ReturnsGradient
+from keras_normopt.hook import Hook
+from keras_normopt.mixin import Rescaling
 
 
-def rescale(gradients, blocks, norm, divisor, per_unit=False):
-    """Divides the gradients of each block by a function of the block's norm.
+class Normalization(Rescaling):
+    """What a normalized optimizer adds to its base. Not for use by itself."""
 
-    Args:
-        gradients: List of tensors, or on TensorFlow of `tf.IndexedSlices` in which no
-            index repeats.
-        blocks: Non-empty list of blocks, each a list of positions in `gradients`. A
-            gradient in none of them stays as it is.
-        norm: Callable from a gradient to a scalar norm, or a `ReturnsGradient`.
-        divisor: Callable from a tensor of norms to a tensor of divisors. Has no part in
-            a `ReturnsGradient`.
-        per_unit: Whether there is one norm for each unit, the last axis, of a gradient.
+    norm_epsilon = options.NORM_EPSILON
+    step_size = options.STEP_SIZE
 
-    Returns:
-        List of gradients of the same shapes and dtypes, and a function without
-        arguments that returns the list of the blocks' norms.
-    """
-    result = list(gradients)
-    if isinstance(norm, ReturnsGradient):
-        for i in (i for block in blocks for i in block):
-            gradient = norms.widen(sparse.densify(gradients[i]))
-            result[i] = ops.cast(norm(gradient), gradients[i].dtype)
-        return result, lambda: measure(gradients, blocks, norms.l2)
+    PREFIX = "Normalized"
+    VERB = "normalize"
 
-    stacks = stack(gradients, blocks, per_unit)
-    values, none_huge = norms.compute(norm, stacks)
-    if none_huge:
-        divisors = norms.split(divisor(values), stacks)
-        factors = [None] * len(stacks)
-    else:
-        divided = [_small_divisor(divisor(v)) for v in _as_list(values, stacks)]
-        divisors, factors = zip(*divided, strict=True)
-    divide = _divide_each if isinstance(values, list) else _divide_stacked
-    for some, d, f in zip(stacks, divisors, factors, strict=True):
-        divide(some, result, d, f)
-    return result, lambda: _by_block(values, stacks)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._kept = {}
+        if self.step_size is not None:
+            self._check_base_takes_factors()
 
+    def _check_base_takes_factors(self):
+        # Ftrl finds its weights anew each time, from sums over all rates so far.
+        scales = isinstance(self, keras.optimizers.Lamb | keras.optimizers.Ftrl)
+        if isinstance(self, keras.optimizers.Adafactor):
+            scales = self.relative_step
+        if scales:
+            raise ValueError(
+                f"{type(self).__name__} sets the size of its steps by itself: there is "
+                "no learning rate of a step to multiply. Received: "
+                f"step_size={step_sizes.serialize(self.step_size)}. Leave it out, or "
+                "take another base (or Adafactor with `relative_step=False`)."
+            )
+        owner = self._next_in_line("_backend_update_step")
+        if owner.__module__.partition(".")[0] != "keras":
+            raise ValueError(
+                f"{owner.__name__} updates all variables together, in its "
+                "`_backend_update_step`, with one learning rate. Received: "
+                f"step_size={step_sizes.serialize(self.step_size)}. Leave it out, or "
+                "move the update to `update_step`."
+            )
 
-def measure(gradients, blocks, norm, per_unit=False):
-    """Computes the list of the blocks' norms; the arguments are those of `rescale`."""
-    stacks = stack(gradients, blocks, per_unit)
-    values, _ = norms.compute(norm, stacks)
-    return _by_block(values, stacks)
+    def _next_in_line(self, name):
+        """The class of the base that a call of a method goes to."""
+        mro = type(self).__mro__
+        return next(c for c in mro[mro.index(Hook) + 1 :] if name in vars(c))
 
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self._warn_of_clipping_in_vain()
 
-def _as_list(values, stacks):
-    return values if isinstance(values, list) else norms.split(values, stacks)
+    def _build_transforms(self, variables):
+        super()._build_transforms(variables)
+        if self.step_size is None:
+            return
+        # The factors are variables, as TensorFlow hands nothing else on from where
+        # gradients are rescaled to the replicas' updates.
+        for i, variable in enumerate(variables):
+            if self._blocks.of[i] is not None:
+                self._kept[i] = self.step_size.add_variables(
+                    self._add_own_variable,
+                    i,
+                    variable,
+                    self._blocks.norm_shape(variable),
+                )
 
+    def _transforms(self):
+        transforms = super()._transforms()
+        if self.step_size is not None:
+            transforms.append(self._set_factors)
+        if self._norm_function is not None:
+            transforms.append(self._normalize)
+        return transforms
 
-def _by_block(values, stacks):
-    result = {}
-    for some, value in zip(stacks, _as_list(values, stacks), strict=True):
-        result |= zip(some.numbers, _unstacked(value, some), strict=True)
-    return [result[number] for number in range(len(result))]
+    def _normalize(self, step):
+        if isinstance(self._norm_function, ReturnsGradient):
+            step.replace(self._norm_function)
+        else:
+            lengths.normalize(step, self._norm_function, self.norm_epsilon)
 
+    def _set_factors(self, step):
+        kept = [self._kept.get(self._get_variable_index(v)) for v in step.weights]
+        for position, factor in self.step_size.factors(step, kept).items():
+            variable, *_ = kept[position]
+            variable.assign(ops.cast(factor, "float32"))
 
-def _unstacked(value, stack):
-    if stack.is_single:
-        return [value]
-    return ops.unstack(value, len(stack.blocks))
+    def update_step(self, gradient, variable, learning_rate):
+        if self.step_size is not None:
+            kept = self._kept.get(self._get_variable_index(variable))
+            if kept:
+                learning_rate = ops.multiply(
+                    ops.cast(learning_rate, variable.dtype),
+                    ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype),
+                )
+        super().update_step(gradient, variable, learning_rate)
 
+    def _update(self, grads, variables, learning_rate):
+        if self.step_size is None or not hasattr(self, "_parallel_update_step"):
+            super()._update(grads, variables, learning_rate)
+            return
+        # Keras's foreach classes for PyTorch know one learning rate only. Past their
+        # override is the base's own, which steps variable by variable.
+        foreach = self._next_in_line("_backend_update_step")
+        super(foreach, self)._backend_update_step(grads, variables, learning_rate)
 
-def _divide_stacked(stack, gradients, divisor, factor):
-    d, f = stack.spread(divisor), stack.spread(factor)
-    divide = functools.partial(_quotient, divisor=d, factor=f)
-    while stack.tensors:  # Each copy is let go before the next is divided.
-        positions, tensor = stack.positions.pop(), stack.tensors.pop()
-        first = gradients[positions[0]]
-        if len(positions) == 1:
-            gradients[positions[0]] = sparse.map_values(divide, first)
-            continue
-        quotient = ops.cast(divide(tensor), first.dtype)
-        shape = Opaque([len(positions), *first.shape])
-        parts = ops.unstack(ops.reshape(quotient, shape), len(positions))
-        for position, part in zip(positions, parts, strict=True):
-            gradients[position] = part
-
-
-def _divide_each(stack, gradients, divisor, factor):
-    # What compilers fuse with the update by itself, but slowly if it comes in a stack.
-    divided = zip(
-        stack.blocks,
-        _unstacked(divisor, stack),
-        _unstacked(factor, stack),
-        strict=True,
-    )
-    for block, d, f in divided:
-        for i in block:
-            divide = functools.partial(_quotient, divisor=d, factor=f)
-            gradients[i] = sparse.map_values(divide, gradients[i])
-
-
-def floored(norm, floor):
-    """max(norm, floor), or 1 where that is 0."""
-    # Comparisons, as they let NaN through: a NaN in a gradient must reach the user. A
-    # norm of 0 is that of an all-zero gradient, which is to stay zero, not NaN.
-    floor = norms.like(norm, floor)
-    divisor = ops.where(ops.less(norm, floor), floor, norm)
-    return ops.where(ops.equal(divisor, 0), ops.ones_like(divisor), divisor)
-
-
-def _small_divisor(divisor):
-    """A divisor that has a reciprocal, and the factor that makes up for it."""
-    ceiling = norms.safe_ceiling(norms.dtype_of(divisor))
-    is_large = ops.greater(divisor, norms.like(divisor, ceiling))
-    factor = ops.where(is_large, norms.like(divisor, 2.0**-8), ops.ones_like(divisor))
-    return ops.multiply(divisor, factor), factor
-
-
-def _quotient(values, divisor, factor=None):
-    wide = ops.cast(values, divisor.dtype)
-    if factor is not None:
-        wide = ops.multiply(wide, factor)
-    return ops.cast(ops.divide(wide, divisor), values.dtype)
+    def _warn_of_clipping_in_vain(self):
+        # Known of the built-in norms, all of which are homogeneous.
+        if (
+            any(self._blocks.excluded)
+            or self._norm_function not in norms.BUILT_IN.values()
+        ):
+            return
+        in_vain = ["global_clipnorm"]
+        if self.scope in ("variable", "unit"):
+            in_vain.append("clipnorm")
+        for name in in_vain:
+            if (getattr(self, name) or 0) > 0:
+                warnings.warn(
+                    f"{name}={getattr(self, name)} has no effect on "
+                    f"{type(self).__name__} with norm={self.norm!r}: it clips the raw "
+                    "gradient, which keeps its direction, and its length is divided "
+                    f"out after that. Leave `{name}` out, or use `clipvalue`, which "
+                    "bounds each entry.",
+                    stacklevel=3,
+                )

@@ -5,7 +5,8 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 
-from keras_normopt.mixin import Clipping, Normalization
+from keras_normopt.clipping import Clipping
+from keras_normopt.normalization import Normalization
 from keras_normopt.step_sizes import GradientCorrelation, WeightNorm
 
 # `str` is a registered name of one's own; the literals are there to be completed.

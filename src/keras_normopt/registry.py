@@ -6,32 +6,13 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from keras import ops
-
 from keras_normopt import norms
+from keras_normopt.custom import ReturnsGradient, describe
 
 _Norm = TypeVar("_Norm", bound=Callable[[Any], Any])
 
 _registered = {}
 _registering = threading.Lock()
-
-
-class ReturnsGradient:
-    """A registered function that returns the normalized gradient instead of a norm."""
-
-    def __init__(self, function):
-        self.function = function
-
-    def __call__(self, gradient):
-        result = ops.convert_to_tensor(self.function(gradient))
-        if tuple(result.shape) != tuple(gradient.shape):
-            raise ValueError(
-                f"{norms.describe(self.function)} was registered as a function that "
-                "returns the normalized gradient, so the shapes must match. It "
-                f"returned shape {tuple(result.shape)} for a gradient of shape "
-                f"{tuple(gradient.shape)}."
-            )
-        return result
 
 
 def names() -> list[str]:
@@ -175,7 +156,7 @@ def serialize(identifier):
         if function == identifier:
             return name
     raise ValueError(
-        f"Cannot save norm={norms.describe(identifier)}: only the name of a norm is "
+        f"Cannot save norm={describe(identifier)}: only the name of a norm is "
         "saved, and this function has none. Register it with "
         "`keras_normopt.register_norm(name, function)`, here and before loading."
     )

@@ -9,6 +9,8 @@ TensorFlow code in the package.
 import keras
 from keras import ops
 
+_ON_TORCH = keras.backend.backend() == "torch"
+
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
@@ -29,9 +31,7 @@ if keras.backend.backend() == "tensorflow":
         return isinstance(gradient, tf.IndexedSlices)
 
     def densify(gradient):
-        """Turns a sparse gradient into the tensor that it stands for."""
-        if not isinstance(gradient, tf.IndexedSlices):
-            return gradient
+        """Turns a sparse gradient, or a variable, into the tensor it stands for."""
         return tf.convert_to_tensor(gradient)
 
     def map_values(function, gradient):
@@ -46,6 +46,8 @@ else:
 
     def prepare(gradient, variable):
         """Makes a tensor of what Keras takes for one, JAX's sparse arrays included."""
+        if _ON_TORCH and ops.is_tensor(gradient):  # For many, conversion takes long.
+            return gradient
         return ops.convert_to_tensor(gradient, sparse=False)
 
     def is_sparse(gradient):

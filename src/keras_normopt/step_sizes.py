@@ -19,7 +19,8 @@ from typing import Any
 from keras import ops
 
 from keras_normopt import norms, sparse
-from keras_normopt.normalization import measure
+from keras_normopt._range import quotient
+from keras_normopt.entries import like
 
 __all__ = ["GradientCorrelation", "WeightNorm"]
 
@@ -75,20 +76,17 @@ class WeightNorm:
             )
         ]
 
-    def factors(self, gradients, weights, blocks, per_unit, kept):
+    def factors(self, step, kept):
         """The factor of each weight in a block, by its position.
 
         Args:
-            gradients: List of raw gradients.
-            weights: List of tensors, of the same shapes.
-            blocks: List of blocks, each a list of positions.
-            per_unit: Whether there is one factor for each unit of a weight.
+            step: The `Step`, with raw gradients.
             kept: List of what `add_variables` returned for each weight.
         """
-        sizes = measure(weights, blocks, norms.l2, per_unit)
+        sizes = step.by_block(step.weight_norms(norms.l2))
         result = {}
-        for block, size in zip(blocks, sizes, strict=True):
-            scaled = ops.multiply(size, norms.like(size, self.coefficient))
+        for block, size in zip(step.blocks, sizes, strict=True):
+            scaled = ops.multiply(size, like(size, self.coefficient))
             factor = ops.where(ops.equal(size, 0), ops.ones_like(size), scaled)
             result |= dict.fromkeys(block, factor)
         return result
@@ -151,19 +149,17 @@ class GradientCorrelation:
             ),
         ]
 
-    def factors(self, gradients, weights, blocks, per_unit, kept):
+    def factors(self, step, kept):
         """The factor of each weight in a block, by its position: see `WeightNorm`."""
-        positions = [position for block in blocks for position in block]
-        raw = [ops.convert_to_tensor(sparse.densify(gradients[i])) for i in positions]
+        positions = [position for block in step.blocks for position in block]
+        raw = [sparse.densify(step.gradients[i]) for i in positions]
         before = [ops.convert_to_tensor(kept[i][1]) for i in positions]
-        alone = [[i] for i in range(len(positions))]
         # By their norms first: the product of two gradients may overflow or vanish.
-        sizes = zip(
-            measure(raw, alone, norms.l2), measure(before, alone, norms.l2), strict=True
-        )
+        sizes = step.sizes(raw, norms.l2)
+        sizes_before = step.sizes(before, norms.l2)
         result = {}
-        for i, new, old, (size, size_before) in zip(
-            positions, raw, before, sizes, strict=True
+        for i, new, old, size, size_before in zip(
+            positions, raw, before, sizes, sizes_before, strict=True
         ):
             unit, unit_before = _unit(new, size), _unit(old, size_before)
             cosine = ops.cast(ops.sum(ops.multiply(unit, unit_before)), "float32")
@@ -177,7 +173,7 @@ class GradientCorrelation:
 
 def _unit(tensor, size):
     wide = ops.cast(tensor, size.dtype)
-    return ops.divide(wide, ops.where(ops.equal(size, 0), ops.ones_like(size), size))
+    return quotient(wide, ops.where(ops.equal(size, 0), ops.ones_like(size), size))
 
 
 _CLASSES = {cls.name: cls for cls in (WeightNorm, GradientCorrelation)}

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt.norms import describe
+from keras_normopt.custom import describe
 
 __all__ = ["check_norm"]
 

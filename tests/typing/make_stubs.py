@@ -21,7 +21,8 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 
-from keras_normopt.mixin import Clipping, Normalization
+from keras_normopt.clipping import Clipping
+from keras_normopt.normalization import Normalization
 from keras_normopt.step_sizes import GradientCorrelation, WeightNorm
 
 # `str` is a registered name of one's own; the literals are there to be completed.
@@ -57,16 +58,6 @@ class {name}({mixin}, keras.optimizers.{base}):
     ) -> None: ...
 """
 
-TYPES = {
-    "norm": "Norm",
-    "scope": "Scope",
-    "exclude": "str | list[str] | tuple[str, ...]",
-    "track_norms": "bool",
-    "norm_epsilon": "float",
-    "max_norm": "float",
-    "step_size": "StepSize",
-}
-
 
 def make():
     classes = list(optimizers.ALIASES.values())
@@ -75,9 +66,7 @@ def make():
         classes="\n".join(f'    "{name}",' for name in optimizers.__all__),
     )
     for cls in classes:
-        parameters = [
-            f"        {line}," for line in _parameters(inspect.signature(cls.__init__))
-        ]
+        parameters = [f"        {line}," for line in _parameters(cls)]
         text += CLASS.format(
             name=cls.__name__,
             mixin=cls.__mro__[1].__name__,
@@ -87,16 +76,17 @@ def make():
     return text
 
 
-def _parameters(signature):
+def _parameters(cls):
     starred = False
-    for parameter in signature.parameters.values():
+    for parameter in inspect.signature(cls.__init__).parameters.values():
         if parameter.name == "self":
             yield "self"
             continue
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             starred = True
             yield "*"
-        annotation = TYPES.get(parameter.name, "Any")
+        option = cls.OPTIONS.get(parameter.name)
+        annotation = option.annotation if option else "Any"
         if parameter.kind is parameter.VAR_KEYWORD:
             yield f"**{parameter.name}: {annotation}"
             continue

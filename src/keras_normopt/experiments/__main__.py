@@ -8,9 +8,9 @@ import textwrap
 from tqdm import tqdm
 
 from keras_normopt import experiments, norms
-from keras_normopt.blocks import SCOPES
 from keras_normopt.experiments import data, figures, results, runs
 from keras_normopt.experiments.tasks import TASKS
+from keras_normopt.scopes import SCOPES
 
 
 def main(arguments=None):

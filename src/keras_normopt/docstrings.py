@@ -4,53 +4,6 @@ import inspect
 import re
 import textwrap
 
-_ARGUMENTS = {
-    "norm": """\
-norm: Keyword-only. What a gradient is measured by: the name of a norm, built-in or
-    registered with `keras_normopt.register_norm`; or a function from a gradient to
-    its norm, a scalar tensor; or `None` to leave gradients alone, which is exactly
-    {base}. Built in are `"l1"`, `"l2"`, `"l1_l2"`, `"avg_l1"`, `"avg_l2"`,
-    `"avg_l1_l2"`, `"max"` (or `"linf"`), `"min_max"` and `"std"`: see
-    `keras_normopt.norms`. Defaults to `{default}`.
-""",
-    "scope": """\
-scope: Keyword-only. What one norm spans: `"variable"`; `"unit"`, each output unit of a
-    kernel, over all axes but the last (vectors and scalars as a whole); `"layer"`,
-    all variables of a layer, whose paths are the same up to the last `/`, as one
-    long vector; or `"global"`, all variables as one. Defaults to `{default}`.
-""",
-    "exclude": """\
-exclude: Keyword-only. Regular expression, or list of them, searched for in the path of
-    a variable, such as `("bias", "gamma", "beta")`. Variables in which one is found
-    step with their raw gradient. Defaults to `{default}`.
-""",
-    "track_norms": """\
-track_norms: Keyword-only. Boolean, whether to keep the norm of each block's gradient,
-    as it was before this step changed it (l2 if `norm` is `None`), for the property
-    `gradient_norms` and the callback `keras_normopt.callbacks.GradientNorms`.
-    Defaults to `{default}`.
-""",
-    "norm_epsilon": """\
-norm_epsilon: Keyword-only. Float, at least 0 and finite, the floor of the norm. A
-    gradient whose norm is below it is scaled up to a norm of less than 1. The
-    default is tiny, as true gradients of deep networks are; raise it, to 1e-7 say,
-    if gradients that are only rounding noise, such as that of a bias before a
-    batch normalization, should not take full steps. Defaults to `{default}`.
-""",
-    "step_size": """\
-step_size: Keyword-only. What multiplies the learning rate of each block: `None`;
-    `"weight_norm"`, the norm of the block's weights, as in LARS; or
-    `"gradient_correlation"`, a factor that adapts to how successive gradients agree;
-    or an object of `keras_normopt.step_sizes`, with arguments. Not for bases that
-    set the size of steps by themselves (Lamb, Ftrl, Adafactor with
-    `relative_step`). Defaults to `{default}`.
-""",
-    "max_norm": """\
-max_norm: Keyword-only. Float, above 0 and finite, the largest norm that a gradient may
-    keep. Defaults to `{default}`.
-""",
-}
-
 _SUMMARY = {
     "Normalized": """\
 {base} on normalized gradients.
@@ -122,8 +75,8 @@ def signature(base, ours):
     if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
         end -= 1
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-        for name, default in ours.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
+        for name, option in ours.items()
     ]
     return inspect.Signature(parameters[:end] + added + parameters[end:])
 
@@ -131,9 +84,10 @@ def signature(base, ours):
 def docstring(base, mixin, construction, signature):
     """The docstring of the class made from `base`, with every argument."""
     arguments = _arguments_of(base, signature, mixin.OPTIONS)
-    for name, default in mixin.OPTIONS.items():
-        text = default if not isinstance(default, str) else f'"{default}"'
-        arguments += _ARGUMENTS[name].format(base=base.__name__, default=text)
+    for option in mixin.OPTIONS.values():
+        default = option.default
+        text = f'"{default}"' if isinstance(default, str) else default
+        arguments += option.text.format(base=base.__name__, default=text)
     return _DOCSTRING.format(
         summary=_SUMMARY[mixin.PREFIX].format(base=base.__name__),
         base=base.__name__,

@@ -1,12 +1,12 @@
-"""The ways into an optimizer, and the guard that each of them ends where it should.
+"""Where gradients are rescaled in Keras, and the guard that they are.
 
-Keras reaches an optimizer by three roads. In `fit`, JAX calls `stateless_apply`,
-TensorFlow `apply_gradients` and PyTorch `apply`. All of them come together in `apply`,
-which drops missing gradients, divides out the loss scale, accumulates, clips and decays
-weights. Only then is a gradient the one to rescale. The place is
-`_backend_update_step`, or on TensorFlow the end of `_all_reduce_sum_gradients`, where
-the gradients of the replicas have been summed. Both names are private to Keras: a
-release could rename them, so each entry checks that the place was reached.
+In `fit`, JAX calls `stateless_apply` of an optimizer, TensorFlow `apply_gradients` and
+PyTorch `apply`. All of them come together in `apply`, which drops missing gradients,
+divides out the loss scale, accumulates, clips and decays weights. Only then is a
+gradient the one to rescale, in `_backend_update_step`, or on TensorFlow at the end of
+`_all_reduce_sum_gradients`, where the gradients of the replicas have been summed. Both
+names are private to Keras: a release could rename them, so each entry checks that the
+hook was reached.
 """
 
 import reprlib
@@ -16,25 +16,25 @@ import keras
 
 _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
-PLACE = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
+HOOK = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
 
 
 # On TensorFlow and JAX several threads may trace one optimizer at once, as replicas do.
 # PyTorch's compiler cannot follow a thread's own variables.
-class _Ledger(object if keras.backend.backend() == "torch" else threading.local):
+class _Guard(object if keras.backend.backend() == "torch" else threading.local):
     """Whether the step being made is known to be right."""
 
-    settled = False
+    passed = False
 
 
-class Road:
-    """Calls `_rescale` at the place, and raises an error where it was not called."""
+class Hook:
+    """Calls `_rescaled` at the hook, and raises an error where it was not called."""
 
     VERB = "rescale"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._ledger = _Ledger()
+        self._guard = _Guard()
 
     def apply_gradients(self, grads_and_vars):
         """Makes one step.
@@ -59,9 +59,9 @@ class Road:
                 )
         if not pairs:
             return self._iterations
-        self._ledger.settled = False
+        self._guard.passed = False
         result = super().apply_gradients(pairs)
-        self._check_ledger()
+        self._check_guard()
         return result
 
     def apply(self, grads, trainable_variables=None):
@@ -85,22 +85,22 @@ class Road:
         # Keras itself complains of variables that are missing.
         if grads and (trainable_variables is not None or self.built):
             _check_shapes(grads, variables)
-        self._ledger.settled = False
+        self._guard.passed = False
         super().apply(grads, trainable_variables)
-        if not self._ledger.settled:
-            self._ledger.settled = not self._has_step_due(grads, variables)
-        self._check_ledger()
+        if not self._guard.passed:
+            self._guard.passed = not self._has_step_due(grads, variables)
+        self._check_guard()
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
-        self._ledger.settled = False
+        self._guard.passed = False
         result = super().stateless_apply(
             optimizer_variables, grads, trainable_variables
         )
-        self._check_ledger()
+        self._check_guard()
         return result
 
     def _has_step_due(self, grads, variables):
-        """Whether a step that did not reach the place should have."""
+        """Whether a step that did not reach the hook should have."""
         if not any(
             grad is not None and not getattr(variable, "overwrite_with_gradient", False)
             for grad, variable in zip(grads, variables, strict=False)
@@ -116,38 +116,39 @@ class Road:
             return True
         return taken % self.gradient_accumulation_steps == 0
 
-    def _check_ledger(self):
-        if not self._ledger.settled:
+    def _check_guard(self):
+        if not self._guard.passed:
             raise RuntimeError(
                 f"{type(self).__name__} could not {self.VERB} its gradients: Keras "
-                f"{keras.version()} or the base optimizer did not call `{PLACE}`, "
+                f"{keras.version()} or the base optimizer did not call `{HOOK}`, "
                 "where keras_normopt does it. Training stops here, at the latest after "
                 "one step of the base optimizer. Install a version of Keras that "
                 "this version of keras_normopt supports, or a newer keras_normopt."
             )
 
-    def _rescale(self, grads, variables):
+    def _rescaled(self, grads, variables):
+        """The gradients that the base is to make its step with."""
         raise NotImplementedError
 
-    def _rescale_at_the_place(self, grads, variables):
-        self._ledger.settled = True
-        return self._rescale(grads, variables)
+    def _at_the_hook(self, grads, variables):
+        self._guard.passed = True
+        return self._rescaled(grads, variables)
 
     if _ON_TENSORFLOW:
 
         def _all_reduce_sum_gradients(self, grads_and_vars):
             pairs = super()._all_reduce_sum_gradients(grads_and_vars)
             grads, variables = zip(*pairs, strict=True)
-            grads = self._rescale_at_the_place(grads, variables)
+            grads = self._at_the_hook(grads, variables)
             return list(zip(grads, variables, strict=True))
 
     else:
 
         def _backend_update_step(self, grads, trainable_variables, learning_rate):
-            grads = self._rescale_at_the_place(grads, trainable_variables)
-            self._update_at_the_place(grads, trainable_variables, learning_rate)
+            grads = self._at_the_hook(grads, trainable_variables)
+            self._update(grads, trainable_variables, learning_rate)
 
-        def _update_at_the_place(self, grads, variables, learning_rate):
+        def _update(self, grads, variables, learning_rate):
             super()._backend_update_step(grads, variables, learning_rate)
 
 

@@ -1,0 +1,45 @@
+"""A branch: taken where its condition has a value, traced where it has none yet."""
+
+import keras
+from keras import ops
+
+_BACKEND = keras.backend.backend()
+
+if _BACKEND == "torch":
+    from torch.compiler import is_compiling
+else:
+
+    def is_compiling():
+        return False
+
+
+def choose(condition, if_true, if_false):
+    """Calls one of two functions.
+
+    Args:
+        condition: Scalar boolean tensor.
+        if_true: Function without arguments that returns a tensor or a list of tensors.
+        if_false: The same. Of a traced branch both are called, once each.
+
+    Returns:
+        What the function returned.
+    """
+    value = _value(condition)
+    if value is not None:
+        return if_true() if value else if_false()
+    if _BACKEND != "torch":
+        return ops.cond(condition, if_true, if_false)
+    # What PyTorch traces (its compiler, its vmap) cannot branch.
+    one, other = if_true(), if_false()
+    if isinstance(one, list):
+        return [ops.where(condition, a, b) for a, b in zip(one, other, strict=True)]
+    return ops.where(condition, one, other)
+
+
+def _value(condition):
+    if is_compiling():  # Which `bool` would interrupt.
+        return None
+    try:
+        return bool(condition)
+    except (TypeError, RuntimeError):
+        return None

@@ -1,0 +1,166 @@
+"""Norms and quotients that are right at any magnitude.
+
+A definition such as √Σg² overflows or vanishes long before its exact result does
+(float32: beyond 1e19 and below 1e-23). Homogeneity is the way out,
+norm(g) = norm(c · g) / c, taken only where the plain result is out of its safe range.
+"""
+
+import functools
+import inspect
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_normopt._branch import choose
+from keras_normopt.entries import cast, entries_of, like
+
+_BACKEND = keras.backend.backend()
+
+
+def built_in(*, squares=False, leaves_range=True):
+    """Makes a public norm of a definition that only works at ordinary magnitudes.
+
+    Args:
+        squares: Whether the definition squares the entries, so that it vanishes before
+            its exact result does, too. None may raise them to a higher power: one
+            rescue would not span the range.
+        leaves_range: Whether it overflows, or vanishes, before its exact result does.
+    """
+
+    def decorate(definition):
+        @functools.wraps(definition)
+        def norm(gradient):
+            entries = entries_of([ops.convert_to_tensor(gradient)])
+            return norms_of(norm, [entries])[0]
+
+        # What users see takes a gradient; what is defined takes its `Entries`.
+        norm.__signature__ = inspect.Signature(
+            [inspect.Parameter("gradient", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        )
+        norm.definition = definition
+        norm.squares, norm.leaves_range = squares, leaves_range
+        norm.itself = norm
+        return norm
+
+    return decorate
+
+
+def is_built_in(norm):
+    """Whether a function is a built-in norm, and does not merely wrap one."""
+    return getattr(norm, "itself", None) is norm
+
+
+def norms_of(norm, blocks, arranged=list):
+    """Computes a built-in norm of each block.
+
+    Args:
+        norm: The norm.
+        blocks: Non-empty list of `Entries`.
+        arranged: Callable that arranges the list of the norms as the caller wants
+            them. It is called here since compilers are quick over what leaves a branch
+            arranged, and slow over what is rearranged behind it.
+
+    Returns:
+        What `arranged` returned.
+    """
+    plain = [_plain(norm, entries) for entries in blocks]
+    if not norm.leaves_range:
+        return arranged(plain)
+    # One floor for all is the highest: above it, every result is accurate.
+    floor = max(_floor(norm, entries) for entries in blocks)
+    vector = join(plain)
+    all_safe = ops.all(_is_safe(vector, floor))
+
+    def rescued():
+        return arranged(
+            [_rescued(norm, e, v, floor) for e, v in zip(blocks, plain, strict=True)]
+        )
+
+    return choose(all_safe, lambda: arranged(plain), rescued)
+
+
+def _plain(norm, entries):
+    if not entries.size:
+        return ops.zeros(entries.shape, dtype=entries.dtype)
+    return norm.definition(entries)
+
+
+def _floor(norm, entries):
+    """The smallest plain result that is accurate to rounding.
+
+    Each of N squares may have lost up to the smallest normal number to underflow,
+    which must be nothing beside the square of the result.
+    """
+    if not norm.squares:
+        return 0.0
+    limits = np.finfo(entries.dtype)
+    return float(np.sqrt(entries.size * limits.tiny / (8 * limits.eps)))
+
+
+def _is_safe(values, floor):
+    # Comparisons that are false of NaN, as an overflow may end in one.
+    return (values >= floor) & (values <= _largest(values))
+
+
+def _rescued(norm, entries, plain, floor):
+    """The norm of a block, computed at another scale if need be.
+
+    The scale is one by which no safe result leaves its range either: a compiler may
+    compute this for all blocks, and a derivative of what is not taken must be finite.
+    """
+    if not entries.size:
+        return plain
+
+    def rescaled():
+        up, down = _scales(plain)
+        is_finite = plain <= _largest(plain)
+        scale = ops.where(is_finite, ops.ones_like(plain), like(plain, down))
+        scale = ops.where(plain < floor, like(plain, up), scale)
+        return norm.definition(entries.scaled(scale)) / scale
+
+    # By itself, so that one gradient of zeros does not cost all others time.
+    return choose(ops.all(_is_safe(plain, floor)), lambda: plain, rescaled)
+
+
+def _scales(tensor):
+    """What small and what large numbers of a dtype are multiplied by."""
+    exponent = np.finfo(keras.backend.standardize_dtype(tensor.dtype)).maxexp
+    # The square of the first is finite: XLA computes it where it knows that all of a
+    # gradient is 0. The smallest normal number times the first has a normal square.
+    return 2.0 ** (exponent // 2 - 1), 2.0 ** -(exponent * 5 // 8)
+
+
+def _largest(tensor):
+    return float(np.finfo(keras.backend.standardize_dtype(tensor.dtype)).max)
+
+
+def quotient(values, divisor):
+    """Divides in the dtype of the divisor, and casts back."""
+    dtype = keras.backend.standardize_dtype(values.dtype)
+    wide = cast(values, keras.backend.standardize_dtype(divisor.dtype))
+    if _BACKEND != "torch":
+        # XLA multiplies by the reciprocal of a scalar instead, which for the largest
+        # is too small to be a normal number, and flushed to 0; and JAX differentiates
+        # by way of the divisor's square.
+        up, down = _scales(divisor)
+        is_small, is_large = divisor < up**-0.5, divisor > down**-0.5
+        factor = ops.where(is_large, like(divisor, down), like(divisor, 1.0))
+        factor = ops.where(is_small, like(divisor, up), factor)
+        wide, divisor = wide * factor, divisor * factor
+    return cast(wide / divisor, dtype)
+
+
+def join(values):
+    """Makes one vector of tensors: of the scalars first, and then of the others."""
+    scalars = [v for v in values if not v.shape]
+    flat = [
+        v if len(v.shape) == 1 else ops.reshape(v, (-1,)) for v in values if v.shape
+    ]
+    if scalars:
+        flat.insert(0, ops.stack(Leaf(scalars)))
+    return flat[0] if len(flat) == 1 else ops.concatenate(flat)
+
+
+class Leaf(list):
+    """A list that Keras does not search for symbolic tensors, slowly on PyTorch."""

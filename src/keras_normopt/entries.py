@@ -1,0 +1,117 @@
+"""The numbers that one norm is of, whatever tensors they lie in."""
+
+import functools
+import math
+
+import keras
+from keras import ops
+
+from keras_normopt import sparse
+
+
+class Entries:
+    """The entries of a block of gradients, which the definition of a norm reduces.
+
+    Args:
+        tensors: Non-empty list of tensors of one floating-point dtype.
+        per_unit: Whether there is a norm for each unit, the last axis of every tensor,
+            instead of one for all.
+        stacked: Whether there is a norm for each index of the first axis, along which
+            equal blocks were stacked.
+    """
+
+    def __init__(self, tensors, per_unit=False, stacked=False):
+        self.tensors, self.per_unit, self.stacked = tensors, per_unit, stacked
+        first = tuple(tensors[0].shape)
+        self.dtype = keras.backend.standardize_dtype(tensors[0].dtype)
+        #: The shape of the norms: empty, but for stacked blocks and units.
+        self.shape = first[:stacked] + first[len(first) - per_unit :]
+        #: How many entries each norm is of.
+        self.size = sum(math.prod(_between(t, stacked, per_unit)) for t in tensors)
+
+    def sum(self, function=lambda tensor: tensor):
+        """The sum over the entries of a function of each."""
+        parts = [ops.sum(function(t), axis=self._axes(t)) for t in self.tensors]
+        return functools.reduce(ops.add, parts)
+
+    def length(self):
+        """The Euclidean length."""
+        return root(self.sum(ops.square))
+
+    def deviation(self):
+        """The standard deviation, of the population."""
+        mean = self.sum() / self.size  # `ops.mean` on JAX computes in float32 always.
+        squares = self.sum(lambda t: ops.square(t - self.spread(mean, t)))
+        return root(squares / self.size)
+
+    def largest(self):
+        """The largest magnitude."""
+        return self._extreme(ops.amax)
+
+    def smallest(self):
+        """The smallest magnitude."""
+        return self._extreme(ops.amin)
+
+    def scaled(self, factors):
+        """The entries times one factor for each norm."""
+        tensors = [t * self.spread(factors, t) for t in self.tensors]
+        return type(self)(tensors, self.per_unit, self.stacked)
+
+    def spread(self, values, tensor):
+        """Shapes one value for each norm to go with one of the tensors."""
+        reduced = len(tensor.shape) - len(self.shape)
+        if not self.stacked:
+            return values
+        return values[(slice(None), *[None] * reduced)]  # Faster than to reshape it.
+
+    def _extreme(self, reduce):
+        parts = [
+            reduce(ops.abs(t), axis=self._axes(t))
+            for t in self.tensors
+            if math.prod(t.shape)
+        ]
+        return parts[0] if len(parts) == 1 else reduce(ops.stack(parts), axis=0)
+
+    def _axes(self, tensor):
+        if not (self.stacked or self.per_unit):
+            return None
+        return tuple(range(self.stacked, len(tensor.shape) - self.per_unit))
+
+
+def _between(tensor, stacked, per_unit):
+    shape = tuple(tensor.shape)
+    return shape[stacked : len(shape) - per_unit]
+
+
+def entries_of(tensors, per_unit=False):
+    """The `Entries` of one block, in the dtype that norms are computed in.
+
+    Args:
+        tensors: The gradients of the block, of any dtypes, sparse or not.
+        per_unit: Whether to take units apart, where there are more axes than one.
+    """
+    dense = [sparse.densify(t) for t in tensors]
+    dtypes = {keras.backend.standardize_dtype(t.dtype) for t in dense}
+    dtype = "float64" if "float64" in dtypes else "float32"
+    per_unit = per_unit and len(dense[0].shape) > 1
+    return Entries([cast(t, dtype) for t in dense], per_unit)
+
+
+def root(squares):
+    """The square root, with a derivative of 0 at 0 instead of an infinite one."""
+    is_zero = ops.equal(squares, 0)
+    one = ops.ones_like(squares)
+    return ops.where(is_zero, squares, ops.sqrt(ops.where(is_zero, one, squares)))
+
+
+def cast(tensor, dtype):
+    """Casts where it is needed, as finding out that it is not takes PyTorch long."""
+    if keras.backend.standardize_dtype(tensor.dtype) == dtype:
+        return tensor
+    return ops.cast(tensor, dtype)
+
+
+def like(tensor, value):
+    """Converts a number to the dtype of a tensor, where Keras would take float32."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return ops.convert_to_tensor(value, dtype=dtype)

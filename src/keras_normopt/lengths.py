@@ -1,0 +1,28 @@
+"""The length that each block of gradients gets: u ← u · length(‖u‖) / ‖u‖.
+
+A gradient is divided by ‖u‖ / length, which is written out for each, as the quotient
+itself would lose what it is there for where ‖u‖ is 0, tiny or huge.
+"""
+
+from keras import ops
+
+from keras_normopt.entries import like
+
+
+def normalize(step, norm, epsilon):
+    """Length 1, or ‖u‖ / ε of a block whose norm is below ε: u ← u / max(‖u‖, ε)."""
+    step.divide([_at_least(epsilon, n) for n in step.norms(norm)])
+
+
+def clip(step, norm, max_norm):
+    """Length min(‖u‖, max_norm): u ← u / max(1, ‖u‖ / max_norm)."""
+    norms = step.norms(norm)
+    step.divide([_at_least(1.0, n / like(n, max_norm)) for n in norms])
+
+
+def _at_least(floor, norm):
+    """max(floor, norm), or 1 where that is 0."""
+    # Comparisons, as they let NaN through: a NaN in a gradient must reach the user. A
+    # norm of 0 is that of an all-zero gradient, which is to stay zero, not NaN.
+    divisor = ops.where(norm < floor, like(norm, floor), norm)
+    return ops.where(divisor == 0, ops.ones_like(divisor), divisor)

@@ -1,0 +1,230 @@
+"""The keyword arguments that the generated classes add to those of their base.
+
+An option is declared once, as an attribute of a mixin: its default, its check, its
+text in the docstrings and its type in the stubs. It is a property of the optimizer.
+"""
+
+import numbers
+import re
+import reprlib
+from typing import Any
+
+import numpy as np
+
+from keras_normopt import registry, scopes, step_sizes
+
+_LARGEST = float(np.finfo("float32").max)
+
+
+class Option:
+    """A keyword argument that is also a property.
+
+    Args:
+        default: The default.
+        check: Function from what was given to what is kept; raises what is wrong.
+        about: Docstring of the property.
+        text: Text for the docstring of the class, in which `{base}` is the base's name.
+        annotation: Type, as the stubs spell it.
+        settable: Whether it may be set later.
+        serialize: Function from what is kept to what `get_config` returns.
+    """
+
+    def __init__(
+        self,
+        default,
+        check,
+        about,
+        text,
+        annotation,
+        settable=False,
+        serialize=lambda value: value,
+    ):
+        self.default, self.check, self.__doc__ = default, check, about
+        self.text, self.annotation = text, annotation
+        self.settable, self.serialize = settable, serialize
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
+        return self if optimizer is None else getattr(optimizer, f"_{self.name}")
+
+    def __set__(self, optimizer: Any, value: Any) -> None:
+        if not self.settable:
+            raise AttributeError(
+                f"`{self.name}` of {type(optimizer).__name__} is fixed when it is "
+                f"made. Received: {self.name}={reprlib.repr(value)}. Make a new one."
+            )
+        others = {name: getattr(optimizer, name) for name in type(optimizer).OPTIONS}
+        checked = type(optimizer).checked_options(others | {self.name: value})
+        setattr(optimizer, f"_{self.name}", checked[self.name])
+        optimizer.on_option_set()
+
+
+def of_class(cls):
+    """The options of a mixin, by name, those of its bases first."""
+    return {
+        name: option
+        for owner in reversed(cls.__mro__)
+        for name, option in vars(owner).items()
+        if isinstance(option, Option)
+    }
+
+
+def _check_norm(norm):
+    registry.get(norm)
+    return norm
+
+
+def _check_scope(scope):
+    if not isinstance(scope, str) or scope not in scopes.SCOPES:
+        raise ValueError(
+            f"`scope` must be one of {', '.join(map(repr, scopes.SCOPES))}. "
+            f"Received: scope={reprlib.repr(scope)}"
+        )
+    return scope
+
+
+def _check_track_norms(track_norms):
+    if not isinstance(track_norms, bool):
+        raise ValueError(
+            "`track_norms` must be True or False. "
+            f"Received: track_norms={reprlib.repr(track_norms)}"
+        )
+    return track_norms
+
+
+def _check_exclude(exclude):
+    patterns = (exclude,) if isinstance(exclude, str) else exclude
+    problem = "`exclude` must be a regular expression, or a list or tuple of them. "
+    received = f"Received: exclude={reprlib.repr(exclude)}"
+    if not isinstance(patterns, list | tuple):
+        raise TypeError(problem + received)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(problem + received)
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{problem}{received}: {error}") from error
+    return tuple(patterns)
+
+
+def _check_norm_epsilon(norm_epsilon):
+    if not _is_finite_float(norm_epsilon) or norm_epsilon < 0:
+        raise ValueError(
+            "`norm_epsilon` must be a finite float of at least 0, within float32. "
+            f"Received: norm_epsilon={reprlib.repr(norm_epsilon)}"
+        )
+    return float(norm_epsilon)
+
+
+def _check_max_norm(max_norm):
+    if not _is_finite_float(max_norm) or not float(max_norm) > 0:
+        raise ValueError(
+            "`max_norm` must be a finite float above 0, within float32. "
+            f"Received: max_norm={reprlib.repr(max_norm)}"
+        )
+    return float(max_norm)
+
+
+def _is_finite_float(value):
+    return (
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and -_LARGEST <= value <= _LARGEST
+    )
+
+
+NORM = Option(
+    default="l2",
+    check=_check_norm,
+    about="A registered name, a function from a gradient to its norm, or `None`.",
+    text="""\
+norm: Keyword-only. What a gradient is measured by: the name of a norm, built-in or
+    registered with `keras_normopt.register_norm`; or a function from a gradient to
+    its norm, a scalar tensor; or `None` to leave gradients alone, which is exactly
+    {base}. Built in are `"l1"`, `"l2"`, `"l1_l2"`, `"avg_l1"`, `"avg_l2"`,
+    `"avg_l1_l2"`, `"max"` (or `"linf"`), `"min_max"` and `"std"`: see
+    `keras_normopt.norms`. Defaults to `{default}`.
+""",
+    annotation="Norm",
+    settable=True,
+    serialize=registry.serialize,
+)
+SCOPE = Option(
+    default="variable",
+    check=_check_scope,
+    about='What one norm spans: `"variable"`, `"unit"`, `"layer"` or `"global"`.',
+    text="""\
+scope: Keyword-only. What one norm spans: `"variable"`; `"unit"`, each output unit of a
+    kernel, over all axes but the last (vectors and scalars as a whole); `"layer"`,
+    all variables of a layer, whose paths are the same up to the last `/`, as one
+    long vector; or `"global"`, all variables as one. Defaults to `{default}`.
+""",
+    annotation="Scope",
+)
+EXCLUDE = Option(
+    default=(),
+    check=_check_exclude,
+    about="Regular expressions for the paths of variables that are left alone.",
+    text="""\
+exclude: Keyword-only. Regular expression, or list of them, searched for in the path of
+    a variable, such as `("bias", "gamma", "beta")`. Variables in which one is found
+    step with their raw gradient. Defaults to `{default}`.
+""",
+    annotation="str | list[str] | tuple[str, ...]",
+    serialize=list,
+)
+TRACK_NORMS = Option(
+    default=False,
+    check=_check_track_norms,
+    about="Whether the norms of the gradients are kept.",
+    text="""\
+track_norms: Keyword-only. Boolean, whether to keep the norm of each block's gradient,
+    as it was before this step changed it (l2 if `norm` is `None`), for the property
+    `gradient_norms` and the callback `keras_normopt.callbacks.GradientNorms`.
+    Defaults to `{default}`.
+""",
+    annotation="bool",
+)
+NORM_EPSILON = Option(
+    default=1e-30,
+    check=_check_norm_epsilon,
+    about="The floor of the norm, a finite float of at least 0.",
+    text="""\
+norm_epsilon: Keyword-only. Float, at least 0 and finite, the floor of the norm. A
+    gradient whose norm is below it is scaled up to a norm of less than 1. The
+    default is tiny, as true gradients of deep networks are; raise it, to 1e-7 say,
+    if gradients that are only rounding noise, such as that of a bias before a
+    batch normalization, should not take full steps. Defaults to `{default}`.
+""",
+    annotation="float",
+    settable=True,
+)
+STEP_SIZE = Option(
+    default=None,
+    check=step_sizes.get,
+    about="An object of `keras_normopt.step_sizes`, or `None`.",
+    text="""\
+step_size: Keyword-only. What multiplies the learning rate of each block: `None`;
+    `"weight_norm"`, the norm of the block's weights, as in LARS; or
+    `"gradient_correlation"`, a factor that adapts to how successive gradients agree;
+    or an object of `keras_normopt.step_sizes`, with arguments. Not for bases that
+    set the size of steps by themselves (Lamb, Ftrl, Adafactor with
+    `relative_step`). Defaults to `{default}`.
+""",
+    annotation="StepSize",
+    serialize=step_sizes.serialize,
+)
+MAX_NORM = Option(
+    default=1.0,
+    check=_check_max_norm,
+    about="The largest norm that a gradient may have, a finite float above 0.",
+    text="""\
+max_norm: Keyword-only. Float, above 0 and finite, the largest norm that a gradient may
+    keep. Defaults to `{default}`.
+""",
+    annotation="float",
+    settable=True,
+)
