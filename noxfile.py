@@ -44,6 +44,8 @@ def run_tests(session, left_out=()):
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
     )
+    # Or PyTorch's threads, in two test workers, wait for each other.
+    session.env["OMP_NUM_THREADS"] = "1"
     # Neighbours in a file stay together, and share fixtures and compiled functions.
     defaults = ["-n", "auto", "--dist", "worksteal"]
     defaults += [f"--ignore=tests/test_{name}.py" for name in left_out]

@@ -228,7 +228,7 @@ def test_a_variable_alone(scope):
 
 
 def test_the_same_path_twice_is_two_blocks_of_their_own():
-    names, numbers = scopes.partition("variable", ["x", "x", "x_2"])
+    names, numbers = scopes.partition("variable", ["x", "x", "x_2"], [[], [], []])
     assert numbers == [0, 1, 2]
     assert len(set(names)) == 3
 
@@ -236,6 +236,7 @@ def test_the_same_path_twice_is_two_blocks_of_their_own():
 # Exclusion.
 
 
+@pytest.mark.filterwarnings("ignore:exclude='nothing at all' matches none")
 @pytest.mark.parametrize("exclude", ["bias$", ("bias", "nothing at all"), ["b.as"]])
 @every_scope
 def test_excluded_variables_step_with_their_raw_gradient(scope, exclude):
@@ -259,8 +260,8 @@ def test_excluding_everything_is_the_base():
 
 
 def test_a_pattern_that_matches_nothing_is_warned_of_once():
-    optimizer = keras_normopt.NormalizedSGD(1.0, exclude=("gamma", "beta"))
-    with pytest.warns(UserWarning, match=r"exclude=\('gamma', 'beta'\) .*'a/kernel'"):
+    optimizer = keras_normopt.NormalizedSGD(1.0, exclude="gamma")
+    with pytest.warns(UserWarning, match=r"exclude=.gamma. .*'a/kernel'"):
         optimizer.build(make_variables())
     optimizer.build(make_variables())
 

@@ -35,6 +35,7 @@ WITHOUT_EXAMPLES = {
     "entries",
     "experiments",
     "hook",
+    "layers",
     "lengths",
     "mixin",
     "monitoring",

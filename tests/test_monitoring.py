@@ -253,3 +253,28 @@ def test_plot_leaves_zeros_and_nan_out():
 def test_plot_needs_norms():
     with pytest.raises(ValueError, match=r"no gradient norms in the history.*'loss'"):
         keras_normopt.plot_gradient_norms({"loss": [1.0]})
+
+
+@pytest.mark.parametrize("name", ["csv", "stopping"])
+def test_a_callback_that_reads_logs_before_they_are_there(name, tmp_path):
+    def reader():
+        if name == "csv":
+            return keras.callbacks.CSVLogger(tmp_path / "log.csv")
+        return keras.callbacks.EarlyStopping("grad_norm_max/global", mode="min")
+
+    def fit(*callbacks):
+        optimizer = keras_normopt.NormalizedSGD(track_norms=True, scope="global")
+        by_hand.fit(by_hand.make_model(optimizer), callbacks=list(callbacks))
+
+    norms = keras_normopt.callbacks.GradientNorms()
+    fit(norms, reader(), keras.callbacks.TerminateOnNaN())
+    if name == "csv":
+        assert "grad_norm/global" in (tmp_path / "log.csv").read_text()
+        with pytest.warns(UserWarning, match="CSVLogger stands before GradientNorms"):
+            fit(reader(), norms)
+    else:
+        with (
+            pytest.warns(UserWarning, match="EarlyStopping stands before Gradient"),
+            pytest.warns(UserWarning, match="Early stopping conditioned on metric"),
+        ):
+            fit(reader(), norms)

@@ -113,7 +113,10 @@ def _rescued(norm, entries, plain, floor):
         return plain
 
     def rescaled():
-        up, down = _scales(plain)
+        # The square of `up` must be finite too: XLA computes it where it knows that all
+        # of a gradient is 0.
+        up = _root_of_range(plain)
+        down = up**-1.25
         is_finite = plain <= _largest(plain)
         scale = ops.where(is_finite, ops.ones_like(plain), like(plain, down))
         scale = ops.where(plain < floor, like(plain, up), scale)
@@ -123,12 +126,13 @@ def _rescued(norm, entries, plain, floor):
     return choose(ops.all(_is_safe(plain, floor)), lambda: plain, rescaled)
 
 
-def _scales(tensor):
-    """What small and what large numbers of a dtype are multiplied by."""
+def _root_of_range(tensor):
+    """The power of two whose square is the largest that is finite in a dtype, or near.
+
+    The smallest normal number times it has a normal square.
+    """
     exponent = np.finfo(keras.backend.standardize_dtype(tensor.dtype)).maxexp
-    # The square of the first is finite: XLA computes it where it knows that all of a
-    # gradient is 0. The smallest normal number times the first has a normal square.
-    return 2.0 ** (exponent // 2 - 1), 2.0 ** -(exponent * 5 // 8)
+    return 2.0 ** (exponent // 2 - 1)
 
 
 def _largest(tensor):
@@ -143,10 +147,9 @@ def quotient(values, divisor):
         # XLA multiplies by the reciprocal of a scalar instead, which for the largest
         # is too small to be a normal number, and flushed to 0; and JAX differentiates
         # by way of the divisor's square.
-        up, down = _scales(divisor)
-        is_small, is_large = divisor < up**-0.5, divisor > down**-0.5
-        factor = ops.where(is_large, like(divisor, down), like(divisor, 1.0))
-        factor = ops.where(is_small, like(divisor, up), factor)
+        scale = _root_of_range(divisor)
+        factor = ops.where(divisor > scale, like(divisor, 1 / scale), like(divisor, 1))
+        factor = ops.where(divisor < 1 / scale, like(divisor, scale), factor)
         wide, divisor = wide * factor, divisor * factor
     return cast(wide / divisor, dtype)
 

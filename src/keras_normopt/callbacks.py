@@ -1,6 +1,9 @@
 """Shows in `fit` how large the gradients are that normalization takes out of sight."""
 
+import gc
+import itertools
 import reprlib
+import warnings
 from typing import Any
 
 import keras
@@ -21,7 +24,10 @@ class GradientNorms(keras.callbacks.Callback):
     `grad_norm/<block>`, the mean over the steps, and `grad_norm_max/<block>`, the
     largest. The optimizer may be inside a `LossScaleOptimizer` or a `MultiOptimizer`.
     Callbacks that come after this one see the logs: `History` and the progress bar
-    always do; put `CSVLogger`, `TensorBoard` and the like behind it in the list.
+    always do; put `CSVLogger`, `TensorBoard` and the like behind it in the list, or it
+    warns. `EarlyStopping(monitor="grad_norm/…")` and the like need a `mode`: whether a
+    norm should grow or shrink Keras cannot tell. Names of blocks follow the names of
+    layers: give layers names, and the columns are the same in every run.
 
     Args:
         frequency: `"epoch"`, or an integer of at least 1: after so many batches the
@@ -63,6 +69,23 @@ class GradientNorms(keras.callbacks.Callback):
                 f"gradients. Received: {self.model.optimizer!r}. Make it with "
                 "`track_norms=True`."
             )
+        self._warn_of_readers_before()
+
+    def _warn_of_readers_before(self):
+        # Keras tells a callback nothing of the others. The lists that it is in do.
+        for holder in gc.get_referrers(self):
+            if not isinstance(holder, list):
+                continue
+            before = itertools.takewhile(lambda other: other is not self, holder)
+            readers = {type(c).__name__ for c in before if _reads_logs(c)}
+            if readers:
+                warnings.warn(
+                    f"{' and '.join(sorted(readers))} stands before GradientNorms in "
+                    "the list of callbacks, and will not see the norms of gradients. "
+                    "Put GradientNorms first.",
+                    stacklevel=2,
+                )
+                return
 
     def on_epoch_begin(self, epoch, logs=None):
         self._sums, self._largest, self._count = {}, {}, 0
@@ -106,6 +129,12 @@ class GradientNorms(keras.callbacks.Callback):
             self._largest[name] = float(np.maximum(before, largest[name]))
         self._count += count
         return means, largest
+
+
+def _reads_logs(callback):
+    monitored = str(getattr(callback, "monitor", ""))
+    writers = keras.callbacks.CSVLogger | keras.callbacks.TensorBoard
+    return isinstance(callback, writers) or monitored.startswith((_MEAN, _MAX))
 
 
 def _enter(logs, means, largest):

@@ -35,9 +35,10 @@ def normalized(optimizer_class: type) -> type[Any]:
 
     Args:
         optimizer_class: A subclass of `keras.optimizers.Optimizer`. It may override
-            `update_step` and `build`, as optimizers do, but none of `apply`,
-            `apply_gradients`, `stateless_apply` and `_backend_apply_gradients`: those
-            lead to the place where gradients are normalized.
+            `update_step`, `_backend_update_step` and `build`, as optimizers do, but
+            none of `apply`, `apply_gradients`, `stateless_apply` and
+            `_backend_apply_gradients`: those lead to the place where gradients are
+            normalized. Where it goes around another optimizer, normalize that one.
 
     Returns:
         The class, named `Normalized<Name>`.
@@ -133,10 +134,10 @@ def _check_base(base, mixin):
             f"`optimizer_class` must leave the argument {taken} to the class made from "
             f"it. {received}Rename it."
         )
-    _check_entries(base, received)
+    _check_entries(base, mixin, received)
 
 
-def _check_entries(base, received):
+def _check_entries(base, mixin, received):
     if not hasattr(keras.optimizers.Optimizer, HOOK):
         raise RuntimeError(
             f"Keras {keras.version()} has no `Optimizer.{HOOK}`, where keras_normopt "
@@ -154,8 +155,12 @@ def _check_entries(base, received):
             raise ValueError(
                 f"`optimizer_class` must not override `{name}`: a gradient might not "
                 "reach the place where it is normalized, and the model would train "
-                f"un-normalized. {received}{owner.__name__} overrides it. Move what it "
-                "does to `update_step`, or to a subclass of the normalized class."
+                f"un-normalized. {received}{owner.__name__} overrides it. If it goes "
+                "around another optimizer, as Lookahead does, give it one that "
+                f"normalizes: `{base.__name__}({mixin.PREFIX}Adam())`. If not, move "
+                "what it does to `update_step` or `_backend_update_step`, or into a "
+                f"subclass: `class Mine({mixin.PREFIX}SGD)` may override `{name}` and "
+                "call `super()`."
             )
 
 

@@ -6,7 +6,8 @@ divides out the loss scale, accumulates, clips and decays weights. Only then is 
 gradient the one to rescale, in `_backend_update_step`, or on TensorFlow at the end of
 `_all_reduce_sum_gradients`, where the gradients of the replicas have been summed. Both
 names are private to Keras: a release could rename them, so each entry checks that the
-hook was reached.
+hook was reached. A base with a `_backend_update_step` of its own may not sum over
+replicas; where there is one only, its gradients are rescaled before it.
 """
 
 import reprlib
@@ -134,22 +135,41 @@ class Hook:
         self._guard.passed = True
         return self._rescaled(grads, variables)
 
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        if _ON_TENSORFLOW and not self._has_own_update():
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+            return
+        grads = self._at_the_hook(grads, trainable_variables)
+        self._update(grads, trainable_variables, learning_rate)
+
+    def _update(self, grads, variables, learning_rate):
+        super()._backend_update_step(grads, variables, learning_rate)
+
     if _ON_TENSORFLOW:
 
         def _all_reduce_sum_gradients(self, grads_and_vars):
             pairs = super()._all_reduce_sum_gradients(grads_and_vars)
+            if self._has_own_update():
+                return pairs
             grads, variables = zip(*pairs, strict=True)
             grads = self._at_the_hook(grads, variables)
             return list(zip(grads, variables, strict=True))
 
-    else:
+        def _has_own_update(self):
+            """Whether the base updates in its own way, which may pass the sum by.
 
-        def _backend_update_step(self, grads, trainable_variables, learning_rate):
-            grads = self._at_the_hook(grads, trainable_variables)
-            self._update(grads, trainable_variables, learning_rate)
+            With several replicas that would be wrong with or without us, so that
+            then only a base will do that comes back to Keras's own way.
+            """
+            owner = self._next_in_line("_backend_update_step")
+            is_keras_own = owner.__module__.partition(".")[0] == "keras"
+            replicas = self._distribution_strategy.num_replicas_in_sync
+            return replicas == 1 and not is_keras_own
 
-        def _update(self, grads, variables, learning_rate):
-            super()._backend_update_step(grads, variables, learning_rate)
+    def _next_in_line(self, name):
+        """The class of the base that a call of a method goes to."""
+        mro = type(self).__mro__
+        return next(c for c in mro[mro.index(Hook) + 1 :] if name in vars(c))
 
 
 def _check_shapes(grads, variables):

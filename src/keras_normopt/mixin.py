@@ -1,18 +1,15 @@
 """What normalized and clipping optimizers share: options, blocks, transforms."""
 
-import reprlib
-import warnings
-
 from keras_normopt import norms, options, registry, sparse
 from keras_normopt._groups import FastStep
 from keras_normopt.custom import ReturnsGradient
 from keras_normopt.hook import Hook
 from keras_normopt.monitoring import NormTracker
-from keras_normopt.saving import OwnVariables
+from keras_normopt.saving import OwnVariables, Paths
 from keras_normopt.scopes import Blocks
 
 
-class Rescaling(OwnVariables, Hook):
+class Rescaling(Paths, OwnVariables, Hook):
     """What normalized and clipping optimizers share. Not for use by itself."""
 
     norm = options.NORM
@@ -63,19 +60,14 @@ class Rescaling(OwnVariables, Hook):
             name: option.serialize(getattr(self, name))
             for name, option in self.OPTIONS.items()
         }
-        return super().get_config() | config
+        return self._with_paths(super().get_config() | config)
 
     def build(self, variables):
         if self.built:
             return
         super().build(variables)
-        self._blocks = Blocks(self.scope, self.exclude, variables)
-        if self.exclude and not any(self._blocks.excluded):
-            warnings.warn(
-                f"exclude={self.exclude} of {type(self).__name__} matches none of the "
-                f"variables. Their paths are {reprlib.repr(self._blocks.paths)}.",
-                stacklevel=2,
-            )
+        self._paths = self._paths_of(variables)
+        self._blocks = Blocks(self.scope, self.exclude, variables, self._paths)
         self._build_transforms(variables)
 
     def _build_transforms(self, variables):

@@ -7,7 +7,6 @@ from keras import ops
 
 from keras_normopt import lengths, norms, options, step_sizes
 from keras_normopt.custom import ReturnsGradient
-from keras_normopt.hook import Hook
 from keras_normopt.mixin import Rescaling
 
 
@@ -46,11 +45,6 @@ class Normalization(Rescaling):
                 f"step_size={step_sizes.serialize(self.step_size)}. Leave it out, or "
                 "move the update to `update_step`."
             )
-
-    def _next_in_line(self, name):
-        """The class of the base that a call of a method goes to."""
-        mro = type(self).__mro__
-        return next(c for c in mro[mro.index(Hook) + 1 :] if name in vars(c))
 
     def build(self, variables):
         if self.built:

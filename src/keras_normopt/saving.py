@@ -1,6 +1,52 @@
-"""Variables beyond those of the base, and how they are saved and loaded."""
+"""What is saved beyond what the base saves, and how it comes back."""
+
+import warnings
 
 from keras import ops
+
+
+class Paths:
+    """Keeps the paths under which the variables were first seen.
+
+    Patterns to exclude and names of blocks go by them. `load_model` drops the name of
+    a model from them, and patterns would come to mean something else.
+    """
+
+    _paths = None
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        paths = config.get("variable_paths")
+        config = {k: v for k, v in config.items() if k != "variable_paths"}
+        optimizer = super().from_config(config, custom_objects)
+        optimizer._paths = paths and tuple(paths)
+        return optimizer
+
+    def _with_paths(self, config):
+        """Adds the paths to a config, where something goes by them."""
+        if self._paths and (self.exclude or self.track_norms):
+            config["variable_paths"] = list(self._paths)
+        return config
+
+    def _paths_of(self, variables):
+        """The paths that variables have, or had when the optimizer was saved."""
+        paths = tuple(getattr(v, "path", v.name) for v in variables)
+        saved = self._paths or paths
+        if len(saved) == len(paths) and all(map(_are_one, saved, paths)):
+            return saved
+        if self.exclude:
+            warnings.warn(
+                f"{type(self).__name__} was saved with other variables than it is "
+                f"built on, so that exclude={self.exclude} is searched for in the "
+                "paths of the latter. Look whether the same ones are excluded.",
+                stacklevel=4,
+            )
+        return paths
+
+
+def _are_one(path, other):
+    """Whether two paths differ at most by what stands before one of them."""
+    return path == other or path.endswith(f"/{other}") or other.endswith(f"/{path}")
 
 
 class OwnVariables:

@@ -1,6 +1,10 @@
 """What one norm spans: the variables of an optimizer, divided into blocks."""
 
 import re
+import reprlib
+import warnings
+
+from keras_normopt import layers
 
 SCOPES = ("variable", "unit", "layer", "global")
 
@@ -14,6 +18,7 @@ class Blocks:
             block.
         variables: List of the variables. One that its gradient overwrites is in no
             block either.
+        paths: List of their paths.
 
     Attributes:
         names: The names of the blocks, no two the same.
@@ -22,19 +27,21 @@ class Blocks:
         excluded: Whether each variable is excluded.
     """
 
-    def __init__(self, scope, exclude, variables):
+    def __init__(self, scope, exclude, variables, paths):
         self.per_unit = scope == "unit"
-        self.paths = [getattr(v, "path", v.name) for v in variables]
-        self.excluded = [
-            any(re.search(pattern, path) for pattern in exclude) for path in self.paths
-        ]
+        self.excluded = [any(re.search(p, path) for p in exclude) for path in paths]
+        _warn_of_idle_patterns(exclude, paths)
         included = [
             i
             for i, variable in enumerate(variables)
             if not self.excluded[i]
             and not getattr(variable, "overwrite_with_gradient", False)
         ]
-        self.names, numbers = partition(scope, [self.paths[i] for i in included])
+        paths = [paths[i] for i in included]
+        around = [[] for _ in included]
+        if scope == "layer" or len(set(paths)) < len(paths):
+            around = layers.around([variables[i] for i in included])
+        self.names, numbers = partition(scope, paths, around)
         self.of = [None] * len(variables)
         for i, number in zip(included, numbers, strict=True):
             self.of[i] = number
@@ -60,28 +67,75 @@ class Blocks:
         return list(positions.values())
 
 
-def partition(scope, paths):
+def partition(scope, paths, around):
     """Divides variables into blocks.
 
     Args:
         scope: One of `SCOPES`.
         paths: List of the variables' paths.
+        around: For each variable the layers around it, the innermost first, as far as
+            they are known.
 
     Returns:
         A list of the blocks' names, no two the same, and a list that holds the number
         of its block for each variable.
     """
-    keys = []
-    for position, path in enumerate(paths):
-        layer, slash, _ = path.rpartition("/")
-        if scope == "global":
-            keys.append(("global", None))
-        elif scope == "layer" and slash:
-            keys.append((layer, None))
-        else:
-            keys.append((path, position))
+    if scope == "global":
+        return ["global"] * bool(paths), [0] * len(paths)
+    keys = [(path, position) for position, path in enumerate(paths)]
+    if scope == "layer":
+        keys = _layer_keys(paths, around)
     blocks = list(dict.fromkeys(keys))
-    return unique([name for name, _ in blocks]), [blocks.index(key) for key in keys]
+    names = [name for name, _ in blocks]
+    for number, name in enumerate(list(names)):
+        if [n for n, _ in blocks].count(name) > 1:
+            first = keys.index(blocks[number])
+            names[number] = layers.told_apart(name, around[first])
+    return unique(names), [blocks.index(key) for key in keys]
+
+
+def _layer_keys(paths, around):
+    """For each variable what it has in common with the others of its layer."""
+    keys, alone, repeated = [], [], []
+    seen, start = set(), 0
+    for position, (path, known) in enumerate(zip(paths, around, strict=True)):
+        layer, slash, _ = path.rpartition("/")
+        if not slash:
+            keys.append((path, position))
+            alone += [path] if known else []
+        elif known:
+            keys.append((layer, id(known[0])))
+        else:
+            if path in seen:  # One layer has no two of one path: another one begins.
+                seen, start = set(), position
+                repeated.append(path)
+            seen.add(path)
+            keys.append((layer, start))
+    if alone:
+        warnings.warn(
+            f'scope="layer" takes {len(alone)} of {len(paths)} variables each by '
+            "itself: they are of layers that their paths do not name. The paths are "
+            f"{reprlib.repr(alone)}.",
+            stacklevel=5,
+        )
+    if repeated:
+        warnings.warn(
+            'scope="layer" found variables of equal paths, in no layer that is alive, '
+            f"and took each repetition as the beginning of another layer: "
+            f"{reprlib.repr(repeated)}. Give the variables paths of their own.",
+            stacklevel=5,
+        )
+    return keys
+
+
+def _warn_of_idle_patterns(exclude, paths):
+    for pattern in exclude:
+        if not any(re.search(pattern, path) for path in paths):
+            warnings.warn(
+                f"exclude={pattern!r} matches none of the variables. Their paths are "
+                f"{reprlib.repr(paths)}.",
+                stacklevel=5,
+            )
 
 
 def unique(names, taken=()):

@@ -1,0 +1,36 @@
+"""Which layer a variable belongs to, which Keras does not tell.
+
+A path is no identity: it leaves out the name of an enclosing functional model, so that
+two layers may have one. But a layer knows its weights.
+"""
+
+import gc
+
+import keras
+
+
+def around(variables):
+    """Finds the layers that are around each variable.
+
+    Args:
+        variables: List of variables.
+
+    Returns:
+        For each a list of the layers and models, of those that are alive, that have it
+        among their weights; the innermost first.
+    """
+    found = {id(v): [] for v in variables}
+    # `type`, as `isinstance` asks the objects, some of which do more than answer.
+    alive = [o for o in gc.get_objects() if issubclass(type(o), keras.Layer)]
+    for layer in sorted(alive, key=lambda layer: len(layer.weights)):
+        for weight in layer.weights:
+            if id(weight) in found:
+                found[id(weight)].append(layer)
+    return [found[id(v)] for v in variables]
+
+
+def told_apart(name, layers):
+    """A name, behind that of the innermost layer that it does not name yet."""
+    parts = name.split("/")
+    outer = next((layer.name for layer in layers if layer.name not in parts), None)
+    return name if outer is None else f"{outer}/{name}"

@@ -1,0 +1,105 @@
+"""A step that PyTorch compiles, whole: no graph break, and equal to the eager one."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_normopt
+from keras_normopt import norms
+
+if keras.backend.backend() != "torch":
+    pytest.skip("PyTorch's compiler", allow_module_level=True)
+
+import torch
+import torch._dynamo
+import torch._dynamo.testing
+
+SHAPES = {"a/kernel": (3, 4), "a/bias": (4,), "b/kernel": (3, 4), "b/bias": (2,)}
+# Of Keras and of PyTorch's compiler, of caches that it does not know.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+]
+
+
+def own(gradient):
+    return ops.sum(ops.abs(gradient))
+
+
+OPTIONS = [
+    {"norm": norm, "scope": scope}
+    for norm in [*(name for name in norms.__all__ if name != "linf"), own]
+    for scope in ["variable", "unit", "layer", "global"]
+] + [
+    {"track_norms": True, "exclude": "bias"},
+    {"step_size": "weight_norm"},
+    {"step_size": "gradient_correlation", "track_norms": True},
+    {"norm": None},
+]
+
+
+def make_variables():
+    variables = []
+    for path, shape in SHAPES.items():
+        layer, _, name = path.rpartition("/")
+        with keras.name_scope(layer):
+            variables.append(keras.Variable(np.ones(shape, "float32"), name=name))
+    return variables
+
+
+def stepped(optimizer, wrap):
+    variables = make_variables()
+    optimizer.build(variables)
+    rng = np.random.default_rng(0)
+    gradients = [
+        torch.as_tensor(rng.normal(size=s) * scale, dtype=torch.float32)
+        for s, scale in zip(SHAPES.values(), [1.0, 1e-25, 0.0, 1e25], strict=True)
+    ]
+    step = wrap(lambda *gradients: optimizer.apply(list(gradients), variables))
+    with torch.no_grad():
+        for factor in (1.0, -0.5, 2.0):
+            step(*[factor * g for g in gradients])
+    return [ops.convert_to_numpy(v) for v in variables]
+
+
+def check(make):
+    eager = stepped(make(), lambda step: step)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = stepped(
+        make(), lambda step: torch.compile(step, backend=counter, fullgraph=True)
+    )
+    assert counter.frame_count == 1  # And no compilation from the second call on.
+    for one, other in zip(compiled, eager, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    OPTIONS,
+    ids=lambda options: str(options | {"norm": str(options.get("norm"))[:13]}),
+)
+def test_normalized(options):
+    check(lambda: keras_normopt.NormalizedAdam(0.1, **options))
+
+
+@pytest.mark.parametrize("scope", ["variable", "unit", "layer", "global"])
+def test_clipped(scope):
+    check(lambda: keras_normopt.ClippedSGD(0.1, 0.9, max_norm=0.5, scope=scope))
+
+
+def test_fit_with_jit_compile():
+    x = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
+
+    def trained(jit_compile):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        optimizer = keras_normopt.NormalizedSGD(0.01, scope="unit", track_norms=True)
+        model.compile(optimizer, loss="mse", jit_compile=jit_compile)
+        model.fit(x, x[:, :2], batch_size=8, epochs=2, shuffle=False, verbose=0)
+        return model.get_weights()
+
+    torch._dynamo.reset()
+    for one, other in zip(trained(True), trained(False), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

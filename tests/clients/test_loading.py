@@ -1,0 +1,80 @@
+"""A model that is saved, loaded under shorter paths, and trained further."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_normopt
+
+X = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+Y = np.ones((8, 2), "float32")
+EXCLUDE = ("^net/head", "body/bias")
+
+
+@keras.saving.register_keras_serializable("clients")
+class Net(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.body = keras.layers.Dense(4, name="body")
+        self.head = keras.layers.Dense(2, name="head")
+
+    def call(self, x):
+        return self.head(self.body(x))
+
+
+def sequential():
+    layers = [keras.layers.Dense(4, name="body"), keras.layers.Dense(2, name="head")]
+    return keras.Sequential([keras.Input((3,)), *layers], name="net")
+
+
+def subclassed():
+    model = Net(name="net")
+    model(X)
+    return model
+
+
+@pytest.mark.parametrize("make", [sequential, subclassed])
+def test_the_same_variables_are_excluded_and_named(make, tmp_path):
+    model = make()
+    optimizer = keras_normopt.NormalizedSGD(0.01, exclude=EXCLUDE, track_norms=True)
+    model.compile(optimizer=optimizer, loss="mse")
+    model.fit(X, Y, batch_size=8, verbose=0)
+    model.save(tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    paths = [v.path for v in loaded.trainable_variables]
+    assert not any(path.startswith("net/") for path in paths)  # What Keras does.
+    assert loaded.optimizer.gradient_norms == optimizer.gradient_norms
+    assert list(optimizer.gradient_norms) == ["net/body/kernel"]
+    for each in (model, loaded):
+        each.fit(X, Y, batch_size=8, epochs=3, shuffle=False, verbose=0)
+    for one, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_each_pattern_that_matches_nothing_is_named():
+    optimizer = keras_normopt.NormalizedSGD(exclude=("bias", "gamma", "beta"))
+    with pytest.warns(UserWarning, match="exclude='(gamma|beta)' matches") as warned:
+        optimizer.build(sequential().trainable_variables)
+    assert len(warned) == 2
+
+
+def test_other_variables_than_those_that_were_saved():
+    optimizer = keras_normopt.NormalizedSGD(exclude="bias")
+    optimizer.build(sequential().trainable_variables)
+    other = keras_normopt.NormalizedSGD.from_config(optimizer.get_config())
+    layer = keras.layers.Dense(3)
+    layer.build((None, 2))
+    with pytest.warns(UserWarning, match="was saved with other variables"):
+        other.build(layer.trainable_variables)
+
+
+def test_files_from_before_hold_no_paths():
+    config = keras_normopt.NormalizedSGD(exclude="bias").get_config()
+    assert "variable_paths" not in config
+    optimizer = keras_normopt.NormalizedSGD.from_config(config)
+    optimizer.build(sequential().trainable_variables)
+    assert optimizer.get_config()["variable_paths"][0] == "net/body/kernel"

@@ -1,0 +1,123 @@
+"""Meta-learning: a loss after a step, differentiated with respect to what led to it.
+
+TensorFlow has no part in it: Keras steps there by assigning to variables, through which
+nothing can be differentiated. On PyTorch its own optimizers step under `no_grad`, so
+that only those of one's own can be.
+"""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_normopt
+from keras_normopt import norms
+
+BACKEND = keras.backend.backend()
+if BACKEND == "tensorflow":
+    pytest.skip("Keras has no stateless step here", allow_module_level=True)
+if BACKEND == "jax":
+    import jax
+else:
+    import torch
+
+
+class PlainSGD(keras.optimizers.Optimizer):
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * gradient)
+
+
+NormalizedSGD = keras_normopt.normalized(PlainSGD)
+ClippedSGD = keras_normopt.clipped(PlainSGD)
+RNG = np.random.default_rng(0)
+SHAPES = [(3, 4), (4,), (4, 2)]
+GRADIENTS = [RNG.normal(size=shape) for shape in SHAPES]
+WEIGHTS = [RNG.normal(size=shape) for shape in SHAPES]
+OPTIMIZERS = {
+    f"{norm.__name__}, {scope}": lambda norm=norm, scope=scope: NormalizedSGD(
+        0.1, norm=norm, scope=scope
+    )
+    for norm in dict.fromkeys(map(norms.BUILT_IN.get, norms.__all__))
+    for scope in ["variable", "unit", "global"]
+} | {
+    "clipped": lambda: ClippedSGD(0.1, max_norm=0.5),
+    "clipped units": lambda: ClippedSGD(0.1, max_norm=0.5, scope="unit"),
+    "correlation": lambda: NormalizedSGD(0.1, step_size="gradient_correlation"),
+    "weight norm": lambda: NormalizedSGD(0.1, step_size="weight_norm"),
+}
+every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def loss_after_a_step(make, dtype):
+    """A function of gradients."""
+    optimizer = make()
+    variables = [keras.Variable(w, dtype=dtype) for w in WEIGHTS]
+    optimizer.build(variables)
+    state = [v.value for v in optimizer.variables]
+    weights = [ops.convert_to_tensor(w, dtype) for w in WEIGHTS]
+
+    def loss(gradients):
+        stepped, _ = optimizer.stateless_apply(state, gradients, weights)
+        return sum(ops.sum(w * w * w) for w in stepped)
+
+    return loss
+
+
+def test_stock_optimizers_on_pytorch_step_under_no_grad():
+    if BACKEND != "torch":
+        pytest.skip("PyTorch's")
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        derivative(loss_after_a_step(keras.optimizers.SGD, "float32"), GRADIENTS)
+
+
+def derivative(loss, gradients, dtype="float32", compiled=False):
+    tensors = [ops.convert_to_tensor(g, dtype) for g in gradients]
+    if BACKEND == "jax":
+        grad = jax.jit(jax.grad(loss)) if compiled else jax.grad(loss)
+        return [np.asarray(d) for d in grad(tensors)]
+    tensors = [t.requires_grad_() for t in tensors]
+    return [d.numpy() for d in torch.autograd.grad(loss(tensors), tensors)]
+
+
+@every_optimizer
+def test_is_that_of_finite_differences(make, float64):
+    loss = loss_after_a_step(make, "float64")
+    found = derivative(loss, GRADIENTS, "float64")
+    for i, shape in enumerate(SHAPES):
+        for index in [0, int(np.prod(shape)) - 1]:
+
+            def at(change, i=i, index=index):
+                moved = [g.copy() for g in GRADIENTS]
+                moved[i].flat[index] += change
+                value = loss([ops.convert_to_tensor(g, "float64") for g in moved])
+                return float(ops.convert_to_numpy(value))
+
+            expected = (at(1e-6) - at(-1e-6)) / 2e-6
+            assert found[i].flat[index] == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+@every_optimizer
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+@pytest.mark.parametrize("zeros", [[1], [0, 1, 2], "unit"], ids=str)
+def test_is_finite_where_gradients_are_zero(make, compiled, scale, zeros):
+    if compiled and (BACKEND == "torch" or scale != 1):
+        pytest.skip("differentiated eagerly, or asked at one scale")
+    gradients = [scale * g for g in GRADIENTS]
+    if zeros == "unit":
+        gradients[0][:, 1] = 0
+    else:
+        gradients = [0 * g if i in zeros else g for i, g in enumerate(gradients)]
+    loss = loss_after_a_step(make, "float32")
+    for found in derivative(loss, gradients, compiled=compiled):
+        assert np.isfinite(found).all()
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="vmap of a derivative, as MAML is written")
+@every_optimizer
+def test_tasks_side_by_side(make):
+    loss = loss_after_a_step(make, "float32")
+    scales = np.array([1, 0, 1e-12, 1e12, 1e-25, 1e22], "float32")
+    stacked = [np.stack([s * g for s in scales]).astype("float32") for g in GRADIENTS]
+    for found in jax.vmap(jax.grad(loss))(stacked):
+        assert np.isfinite(found).all()
