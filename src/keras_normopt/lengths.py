@@ -4,9 +4,12 @@ A gradient is divided by ‖u‖ / length, which is written out for each, as the
 itself would lose what it is there for where ‖u‖ is 0, tiny or huge.
 """
 
+import numpy as np
 from keras import ops
 
 from keras_normopt.entries import like
+
+_SMALLEST = float(np.finfo("float32").tiny)
 
 
 def normalize(step, norm, epsilon):
@@ -25,4 +28,6 @@ def _at_least(floor, norm):
     # Comparisons, as they let NaN through: a NaN in a gradient must reach the user. A
     # norm of 0 is that of an all-zero gradient, which is to stay zero, not NaN.
     divisor = ops.where(norm < floor, like(norm, floor), norm)
+    if floor >= _SMALLEST:  # Compilers take a smaller one for 0.
+        return divisor
     return ops.where(divisor == 0, ops.ones_like(divisor), divisor)

@@ -14,6 +14,8 @@ import pathlib
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -58,11 +60,31 @@ def interleaved(contenders, seconds):
 
 
 def step_times(quick):
+    yield from _step_times(steps.sizes(quick) | steps.models(quick), quick)
+
+
+def busy_times(quick):
+    """The same, while a program that does nothing but run has each core."""
+    sizes = steps.models(quick)
+    sizes |= {k: v for k, v in steps.sizes(quick).items() if k.endswith("small")}
+    run = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(run) for _ in os.sched_getaffinity(0)]
+    try:
+        yield from _step_times(sizes, quick)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def _step_times(sizes, quick):
     modes = {"xla": True}
     if steps.BACKEND == "tensorflow":
         modes["graph"] = False
-    for size, shapes in steps.sizes(quick).items():
+    for size, shapes in sizes.items():
         grads = steps.gradients(shapes)
+        # A gradient of zeros is as common as a frozen path, or a dead unit.
+        with_zeros = [grads[0], 0 * grads[1], *grads[2:]]
         for base in steps.BASES:
             for mode, jit in modes.items():
                 optimizers = {
@@ -75,12 +97,27 @@ def step_times(quick):
                     name: steps.of(optimizer, shapes, grads, jit)
                     for name, optimizer in optimizers.items()
                 }
+                zeros = steps.of(steps.normalized(base), shapes, with_zeros, jit)
+                contenders["l2, zeros"] = zeros
                 peer = steps.by_hand(base, shapes, grads)
                 if peer:
                     contenders["by hand"] = peer
-                medians = interleaved(contenders, 1 if quick else 12)
+                first = {name: _seconds(step) for name, step in contenders.items()}
+                medians = interleaved(contenders, 1 if quick else 8)
                 mode = mode if steps.BACKEND == "tensorflow" else ""
-                yield {"size": size, "base": base, "mode": mode, "medians": medians}
+                yield {
+                    "size": size,
+                    "base": base,
+                    "mode": mode,
+                    "medians": medians,
+                    "first": first,
+                }
+
+
+def _seconds(step):
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 def norm_times(quick):
@@ -112,9 +149,7 @@ def growth(quick):
         contenders, first = {}, {}
         for kind, make in (("stock", steps.stock), ("l2", steps.normalized)):
             contenders[kind] = steps.of(make("SGD"), shapes, grads)
-            start = time.perf_counter()
-            contenders[kind]()
-            first[kind] = time.perf_counter() - start
+            first[kind] = _seconds(contenders[kind])
         medians = interleaved(contenders, 1 if quick else 6)
         yield {
             "case": name,
@@ -200,6 +235,7 @@ def network():
 
 PARTS = {
     "steps": step_times,
+    "busy": busy_times,
     "norms": norm_times,
     "growth": growth,
     "memory": memory,

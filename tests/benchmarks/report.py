@@ -42,16 +42,33 @@ def milliseconds(seconds):
 
 def tables(every):
     """Yields (title, text)."""
+    head = ["backend", "base", "variables", "stock, ms", "l2 / stock", "l2 / clipnorm"]
+    head += ["l2 / by hand", "norm=None / stock", "with a gradient of zeros / l2"]
+    for part, title in {
+        "steps": "One step",
+        "busy": "One step on a busy machine",
+    }.items():
+        rows = [
+            [backend_name(found, row["mode"]), row["base"], row["size"]]
+            + [milliseconds(row["medians"]["stock"])]
+            + [ratio(row["medians"], "l2", to) for to in AGAINST]
+            + [ratio(row["medians"], "None", "stock")]
+            + [ratio(row["medians"], "l2, zeros", "l2")]
+            for found in every
+            for row in found.get(part, [])
+        ]
+        yield title, table(head, rows)
+
     rows = [
         [backend_name(found, row["mode"]), row["base"], row["size"]]
-        + [milliseconds(row["medians"]["stock"])]
-        + [ratio(row["medians"], "l2", to) for to in AGAINST]
-        + [ratio(row["medians"], "None", "stock")]
+        + [f"{row['first'][name]:.2f}" for name in ("stock", "clipnorm", "l2")]
+        + [ratio(row["first"], "l2", "clipnorm")]
         for found in every
+        if found["backend"] != "torch"
         for row in found.get("steps", [])
     ]
-    head = ["backend", "base", "variables", "stock, ms", "l2 / stock", "l2 / clipnorm"]
-    yield "One step", table([*head, "l2 / by hand", "norm=None / stock"], rows)
+    head = ["backend", "base", "variables", "stock, s", "clipnorm, s", "l2, s"]
+    yield "The first step, which traces and compiles", table([*head, "ratio"], rows)
 
     rows = [
         [backend_name(found), row["base"], milliseconds(row["medians"]["stock"])]
@@ -89,7 +106,7 @@ def tables(every):
     ]
     head = ["backend", "variables", "stock, ms", "l2, ms", "ratio"]
     yield (
-        "Growth, and the first step, which compiles",
+        "Growth with the number of variables and of entries",
         table([*head, "first step, stock, s", "first step, l2, s"], rows),
     )
 

@@ -35,6 +35,43 @@ def sizes(quick=False):
     }
 
 
+def models(quick=False):
+    """The shapes of models that people train, and of one that nothing can stack."""
+    distinct = 10 if quick else 30
+    return {
+        "transformer": _transformer(blocks=2 if quick else 8),
+        "narrow ResNet": _resnet(blocks=1 if quick else 3),
+        f"{2 * distinct} shapes": [
+            shape for i in range(distinct) for shape in ((32 + i, 48), (100 + i,))
+        ],
+    }
+
+
+def _transformer(width=64, heads=4, blocks=8, tokens=1000, context=64):
+    """Pre-norm, as Keras's layers name and shape the weights of one."""
+    head = width // heads
+    projection = [(width, heads, head), (heads, head)]
+    attention = [*projection * 3, (heads, head, width), (width,)]
+    dense = [(width, 4 * width), (4 * width,), (4 * width, width), (width,)]
+    norm = [(width,), (width,)]
+    block = [*norm, *attention, *norm, *dense]
+    ends = [(tokens, width), (context, width)], [*norm, (width, tokens), (tokens,)]
+    return [*ends[0], *block * blocks, *ends[1]]
+
+
+def _resnet(blocks=3, classes=10):
+    """Of 6 blocks + 2 layers, with batch normalization, 16 to 64 channels wide."""
+    shapes, channels = [(3, 3, 3, 16), (16,), (16,)], 16
+    for width in [16, 32, 64]:
+        for _ in range(blocks):
+            shapes += [(3, 3, channels, width), (width,), (width,)]
+            shapes += [(3, 3, width, width), (width,), (width,)]
+            if channels != width:
+                shapes.append((1, 1, channels, width))
+            channels = width
+    return [*shapes, (channels, classes), (classes,)]
+
+
 def count(shapes):
     return sum(math.prod(shape) for shape in shapes)
 
