@@ -113,26 +113,17 @@ def _rescued(norm, entries, plain, floor):
         return plain
 
     def rescaled():
-        # The square of `up` must be finite too: XLA computes it where it knows that all
-        # of a gradient is 0.
-        up = _root_of_range(plain)
-        down = up**-1.25
-        is_finite = plain <= _largest(plain)
-        scale = ops.where(is_finite, ops.ones_like(plain), like(plain, down))
-        scale = ops.where(plain < floor, like(plain, up), scale)
-        return norm.definition(entries.scaled(scale)) / scale
+        exponent = np.finfo(entries.dtype).maxexp
+        up, down = 2.0 ** (exponent * 25 // 32), 2.0 ** -(exponent * 5 // 8)
+        is_small = plain < floor
+        is_large = ops.logical_not(plain <= _largest(plain))  # Or it is NaN.
+        scale = ops.where(is_large, like(plain, down), ops.ones_like(plain))
+        scale = ops.where(is_small, like(plain, up), scale)
+        scaled = entries.scaled({up: is_small, down: is_large})
+        return norm.definition(scaled) / scale
 
     # By itself, so that one gradient of zeros does not cost all others time.
     return choose(ops.all(_is_safe(plain, floor)), lambda: plain, rescaled)
-
-
-def _root_of_range(tensor):
-    """The power of two whose square is the largest that is finite in a dtype, or near.
-
-    The smallest normal number times it has a normal square.
-    """
-    exponent = np.finfo(keras.backend.standardize_dtype(tensor.dtype)).maxexp
-    return 2.0 ** (exponent // 2 - 1)
 
 
 def _largest(tensor):
@@ -147,7 +138,8 @@ def quotient(values, divisor):
         # XLA multiplies by the reciprocal of a scalar instead, which for the largest
         # is too small to be a normal number, and flushed to 0; and JAX differentiates
         # by way of the divisor's square.
-        scale = _root_of_range(divisor)
+        exponent = np.finfo(keras.backend.standardize_dtype(divisor.dtype)).maxexp
+        scale = 2.0 ** (exponent // 2 - 1)
         factor = ops.where(divisor > scale, like(divisor, 1 / scale), like(divisor, 1))
         factor = ops.where(divisor < 1 / scale, like(divisor, scale), factor)
         wide, divisor = wide * factor, divisor * factor

@@ -52,9 +52,19 @@ class Entries:
         """The smallest magnitude."""
         return self._extreme(ops.amin)
 
-    def scaled(self, factors):
-        """The entries times one factor for each norm."""
-        tensors = [t * self.spread(factors, t) for t in self.tensors]
+    def scaled(self, where):
+        """The entries times factors.
+
+        Args:
+            where: Dict from each factor to whether it is that of each norm.
+        """
+        # A factor is a constant: of a tensor of factors and a gradient that is known
+        # to be 0, XLA squares each by itself, which overflows.
+        tensors = self.tensors
+        for factor, chosen in where.items():
+            tensors = [
+                ops.where(self.spread(chosen, t), t * factor, t) for t in tensors
+            ]
         return type(self)(tensors, self.per_unit, self.stacked)
 
     def spread(self, values, tensor):

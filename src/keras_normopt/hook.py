@@ -161,15 +161,18 @@ class Hook:
             With several replicas that would be wrong with or without us, so that
             then only a base will do that comes back to Keras's own way.
             """
-            owner = self._next_in_line("_backend_update_step")
-            is_keras_own = owner.__module__.partition(".")[0] == "keras"
             replicas = self._distribution_strategy.num_replicas_in_sync
-            return replicas == 1 and not is_keras_own
+            return replicas == 1 and not self._is_keras_own("_backend_update_step")
 
     def _next_in_line(self, name):
-        """The class of the base that a call of a method goes to."""
+        """The class of the base that a call of a method goes to, if there is one."""
         mro = type(self).__mro__
-        return next(c for c in mro[mro.index(Hook) + 1 :] if name in vars(c))
+        return next((c for c in mro[mro.index(Hook) + 1 :] if name in vars(c)), None)
+
+    def _is_keras_own(self, name):
+        """Whether no other base than Keras's overrides a method."""
+        owner = self._next_in_line(name)
+        return owner is None or owner.__module__.partition(".")[0] == "keras"
 
 
 def _check_shapes(grads, variables):

@@ -37,8 +37,8 @@ class Normalization(Rescaling):
                 f"step_size={step_sizes.serialize(self.step_size)}. Leave it out, or "
                 "take another base (or Adafactor with `relative_step=False`)."
             )
-        owner = self._next_in_line("_backend_update_step")
-        if owner.__module__.partition(".")[0] != "keras":
+        if not self._is_keras_own("_backend_update_step"):
+            owner = self._next_in_line("_backend_update_step")
             raise ValueError(
                 f"{owner.__name__} updates all variables together, in its "
                 "`_backend_update_step`, with one learning rate. Received: "

@@ -124,27 +124,36 @@ def figure(every):
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
+    parts = {"steps": _draw_steps, "busy": _draw_steps, "norms": _draw_norms}
+    parts = {p: draw for p, draw in parts.items() if any(f.get(p) for f in every)}
+    size = (4.6 * len(every), 4.3 * len(parts))
     fig, axes = plt.subplots(
-        2, len(every), figsize=(4.6 * len(every), 8.5), squeeze=False, sharey="row"
+        len(parts), len(every), figsize=size, squeeze=False, sharey="row"
     )
-    for column, found in enumerate(every):
-        _draw_steps(axes[0, column], found)
-        _draw_norms(axes[1, column], found)
-    axes[0, 0].set_ylabel("time of a step with l2, as a ratio")
-    axes[1, 0].set_ylabel("time of a step, as a ratio to l2 of each variable")
+    for row, (part, draw) in zip(axes, parts.items(), strict=True):
+        for axis, found in zip(row, every, strict=True):
+            draw(axis, found, part)
     axes[0, 0].legend(title="to a step of", fontsize="small")
-    axes[1, 0].legend(
-        title="scope (filled: many small variables)",
-        fontsize="small",
-        loc="upper left",
-    )
+    for axis, part in zip(axes[:, 0], parts, strict=True):
+        label = "time of a step with l2, as a ratio"
+        if part == "busy":
+            label += ",\non a busy machine"
+        if part == "norms":
+            label = "time of a step, as a ratio to l2 of each variable"
+            axis.legend(title="scope (filled: many small variables)", fontsize="small")
+        axis.set_ylabel(label)
     fig.tight_layout()
     return fig
 
 
-def _draw_steps(axis, found):
-    rows = found.get("steps", [])
-    labels = [f"{r['base']}\n{r['size']}\n{r['mode']}".rstrip() for r in rows]
+def _draw_steps(axis, found, part):
+    axis.set_title(NAMES[found["backend"]])
+    # As `fit` compiles it.
+    rows = [r for r in found.get(part, []) if r["mode"] != "graph"]
+    if not rows:
+        _say_not_measured(axis)
+        return
+    labels = [f"{r['base']}, {r['size']}" for r in rows]
     for to, (colour, marker, label) in AGAINST.items():
         points = [
             (x, r["medians"]["l2"] / r["medians"][to])
@@ -154,19 +163,22 @@ def _draw_steps(axis, found):
         if points:
             axis.plot(*zip(*points, strict=True), marker, color=colour, label=label)
     axis.axhline(1, color="black", linewidth=0.8)
-    axis.set_title(NAMES[found["backend"]])
-    axis.set_xticks(range(len(rows)), labels, fontsize="x-small", rotation=60)
+    axis.set_xticks(range(len(rows)), labels, fontsize="small", rotation=90)
     axis.set_yscale("log")
     axis.set_yticks([0.25, 0.5, 1, 2, 4], ["¼", "½", "1", "2", "4"])
     axis.minorticks_off()
     axis.grid(axis="y", alpha=0.3)
 
 
-def _draw_norms(axis, found):
-    rows = found.get("norms", [])
+def _say_not_measured(axis):
+    axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
+    axis.set_xticks([])
+
+
+def _draw_norms(axis, found, part):
+    rows = found.get(part, [])
     if not rows:
-        axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
-        axis.set_xticks([])
+        _say_not_measured(axis)
         return
     names = [n for n in rows[0]["medians"] if n != "reference"]
     sizes = list(dict.fromkeys(r["size"] for r in rows))
@@ -200,6 +212,8 @@ def main():
     for found in every:
         print(f"{NAMES[found['backend']]}: {found['versions']}, {found['cores']} cores")
     for title, text in tables(every):
+        if text.count("\n") < 2:  # Not measured.
+            continue
         print(f"\n## {title}\n\n{text}")
     if arguments.figure:
         figure(every).savefig(arguments.figure, dpi=110)

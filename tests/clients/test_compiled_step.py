@@ -10,6 +10,8 @@ from keras_normopt import norms
 
 if keras.backend.backend() != "torch":
     pytest.skip("PyTorch's compiler", allow_module_level=True)
+if keras.version() == "3.12.0":
+    pytest.skip("cannot compile its own Adam whole", allow_module_level=True)
 
 import torch
 import torch._dynamo

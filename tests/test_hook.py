@@ -209,7 +209,7 @@ def test_an_unknown_shape_is_let_through(shape):
 # The guard: a Keras that no longer calls the place where gradients are normalized.
 
 
-def rename_the_place(monkeypatch):
+def rename_the_hook(monkeypatch):
     """Makes Keras update variables without the method that we override."""
 
     def update_directly(self, grads, trainable_variables, *args):
@@ -236,14 +236,14 @@ def test_the_guard_stops_training(monkeypatch, run_eagerly, method, steps):
     model = make_guarded_model(run_eagerly=run_eagerly)
     model.optimizer.gradient_accumulation_steps = steps
     model.optimizer._iterations.assign(1)  # So that this step is due to update.
-    rename_the_place(monkeypatch)
+    rename_the_hook(monkeypatch)
     arguments = {"verbose": 0} if method == "fit" else {}
     with pytest.raises(RuntimeError, match=ERROR):
         getattr(model, method)(X, Y, **arguments)
 
 
 def test_the_guard_stops_apply_gradients_and_apply(monkeypatch):
-    rename_the_place(monkeypatch)
+    rename_the_hook(monkeypatch)
     optimizer, variable = keras_normopt.NormalizedFtrl(0.1), keras.Variable(W)
     with pytest.raises(RuntimeError, match=ERROR):
         optimizer.apply_gradients(zip(tensors(GRADIENT), [variable], strict=True))
@@ -383,6 +383,6 @@ def test_replicas(strategy):
 def test_the_guard_stops_replicas(strategy, monkeypatch):
     with strategy.scope():
         model = make_guarded_model(jit_compile=False)
-    rename_the_place(monkeypatch)
+    rename_the_hook(monkeypatch)
     with pytest.raises(RuntimeError, match=ERROR):
         model.fit(X, Y, batch_size=4, epochs=1, verbose=0)
