@@ -16,7 +16,7 @@ from keras_normopt import registry, scopes, step_sizes
 _LARGEST = float(np.finfo("float32").max)
 
 
-class Option:
+class Option(property):
     """A keyword argument that is also a property.
 
     Args:
@@ -39,6 +39,7 @@ class Option:
         settable=False,
         serialize=lambda value: value,
     ):
+        super().__init__(lambda optimizer: getattr(optimizer, f"_{self.name}"))
         self.default, self.check, self.__doc__ = default, check, about
         self.text, self.annotation = text, annotation
         self.settable, self.serialize = settable, serialize
@@ -47,7 +48,7 @@ class Option:
         self.name = name
 
     def __get__(self, optimizer: Any, owner: Any = None) -> Any:
-        return self if optimizer is None else getattr(optimizer, f"_{self.name}")
+        return super().__get__(optimizer, owner)
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         if not self.settable:
@@ -155,7 +156,7 @@ norm: Keyword-only. What a gradient is measured by: the name of a norm, built-in
 SCOPE = Option(
     default="variable",
     check=_check_scope,
-    about='What one norm spans: `"variable"`, `"unit"`, `"layer"` or `"global"`.',
+    about='`"variable"`, `"unit"`, `"layer"` or `"global"`: what one norm spans.',
     text="""\
 scope: Keyword-only. What one norm spans: `"variable"`; `"unit"`, each output unit of a
     kernel, over all axes but the last (vectors and scalars as a whole); `"layer"`,

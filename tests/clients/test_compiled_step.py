@@ -29,10 +29,16 @@ def own(gradient):
     return ops.sum(ops.abs(gradient))
 
 
+NORMS = [*(name for name in norms.__all__ if name != "linf"), own]
 OPTIONS = [
     {"norm": norm, "scope": scope}
-    for norm in [*(name for name in norms.__all__ if name != "linf"), own]
-    for scope in ["variable", "unit", "layer", "global"]
+    for scope, some in {
+        "variable": NORMS,
+        "unit": NORMS,
+        "layer": ["l2", "std", own],
+        "global": ["l2", "std", own],
+    }.items()
+    for norm in some
 ] + [
     {"track_norms": True, "exclude": "bias"},
     {"step_size": "weight_norm"},
