@@ -7,7 +7,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
@@ -141,7 +141,7 @@ def test_custom_norms_see_each_gradient_alone():
 @st.composite
 def gradients_and_blocks(draw):
     shapes = [(4, 3), (3,), (2, 2, 3), (), (1, 3)]
-    chosen = draw(st.lists(st.sampled_from(shapes), min_size=1, max_size=40))
+    chosen = draw(st.lists(st.sampled_from(shapes), min_size=1, max_size=24))
     exponents = draw(
         st.lists(st.integers(-120, 120), min_size=len(chosen), max_size=len(chosen))
     )
@@ -158,7 +158,9 @@ def gradients_and_blocks(draw):
 
 
 @pytest.mark.parametrize("scope", ["variable", "unit", "blocks"])
-@pytest.mark.parametrize("norm", [*oracle.NORMS, "of one's own"])
+@pytest.mark.parametrize("norm", ["l2", "min_max", "std", "of one's own"])
+# Few: where a step is not compiled, JAX and TensorFlow compile each call of each shape.
+@settings(max_examples=100 if BACKEND == "torch" else 8)
 @given(drawn=gradients_and_blocks())
 def test_the_fast_path_is_the_plain_one(norm, scope, drawn):
     gradients, blocks = drawn

@@ -22,11 +22,20 @@ def around(variables):
     found = {id(v): [] for v in variables}
     # `type`, as `isinstance` asks the objects, some of which do more than answer.
     alive = [o for o in gc.get_objects() if issubclass(type(o), keras.Layer)]
-    for layer in sorted(alive, key=lambda layer: len(layer.weights)):
-        for weight in layer.weights:
+    weights = [(layer, _weights_of(layer)) for layer in alive]
+    for layer, of_layer in sorted(weights, key=lambda pair: len(pair[1])):
+        for weight in of_layer:
             if id(weight) in found:
                 found[id(weight)].append(layer)
     return [found[id(v)] for v in variables]
+
+
+def _weights_of(layer):
+    # Of all layers there are, some may be half made, or not be Keras's to ask.
+    try:
+        return list(layer.weights)
+    except Exception:
+        return []
 
 
 def told_apart(name, layers):

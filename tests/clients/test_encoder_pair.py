@@ -104,3 +104,11 @@ def test_paths_that_name_no_layer():
     optimizer = keras_normopt.NormalizedSGD(scope="layer")
     with pytest.warns(UserWarning, match=r"takes 1 of 1 variables each by itself.*_4'"):
         optimizer.build(layer.trainable_variables)
+
+
+def test_a_layer_that_is_half_made_does_not_disturb_others():
+    half_made = keras.layers.Dense.__new__(keras.layers.Dense)
+    del half_made.__dict__["_trainable_variables"]
+    with pytest.raises(AttributeError):
+        half_made.weights  # noqa: B018
+    test_each_layer_takes_a_step_of_its_own((True, True))
