@@ -136,12 +136,12 @@ def quotient(values, divisor):
     wide = cast(values, keras.backend.standardize_dtype(divisor.dtype))
     if _BACKEND != "torch":
         # XLA multiplies by the reciprocal of a scalar instead, which for the largest
-        # is too small to be a normal number, and flushed to 0; and JAX differentiates
-        # by way of the divisor's square.
+        # is too small to be a normal number, and flushed to 0.
         exponent = np.finfo(keras.backend.standardize_dtype(divisor.dtype)).maxexp
         scale = 2.0 ** (exponent // 2 - 1)
         factor = ops.where(divisor > scale, like(divisor, 1 / scale), like(divisor, 1))
-        factor = ops.where(divisor < 1 / scale, like(divisor, scale), factor)
+        if _BACKEND == "jax":  # Which differentiates by way of the divisor's square.
+            factor = ops.where(divisor < 1 / scale, like(divisor, scale), factor)
         wide, divisor = wide * factor, divisor * factor
     return cast(wide / divisor, dtype)
 
