@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from keras_normopt import _range, sparse
-from keras_normopt.entries import Entries, cast
+from keras_normopt.entries import Entries, cast, widened
 from keras_normopt.step import Step
 
 _ON_TORCH = keras.backend.backend() == "torch"
@@ -164,9 +164,7 @@ class _Group:
     def entries(self, tensors):
         """The `Entries` of the blocks, from one tensor for each gradient."""
         slots = [[sparse.densify(tensors[i]) for i in slot] for slot in self.slots]
-        dtypes = {keras.backend.standardize_dtype(slot[0].dtype) for slot in slots}
-        dtype = "float64" if "float64" in dtypes else "float32"
-        tensors = [cast(self._as_one(slot), dtype) for slot in slots]
+        tensors = widened([self._as_one(slot) for slot in slots])
         return _Entries(tensors, self._per_unit, self.stacked)
 
     def _as_one(self, tensors):

@@ -101,10 +101,14 @@ def entries_of(tensors, per_unit=False):
         per_unit: Whether to take units apart, where there are more axes than one.
     """
     dense = [sparse.densify(t) for t in tensors]
-    dtypes = {keras.backend.standardize_dtype(t.dtype) for t in dense}
+    return Entries(widened(dense), per_unit and len(dense[0].shape) > 1)
+
+
+def widened(tensors):
+    """Casts tensors to the dtype that norms are computed in, one for all of a block."""
+    dtypes = {keras.backend.standardize_dtype(t.dtype) for t in tensors}
     dtype = "float64" if "float64" in dtypes else "float32"
-    per_unit = per_unit and len(dense[0].shape) > 1
-    return Entries([cast(t, dtype) for t in dense], per_unit)
+    return [cast(t, dtype) for t in tensors]
 
 
 def root(squares):
