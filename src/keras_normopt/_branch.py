@@ -24,7 +24,7 @@ def choose(condition, if_true, if_false):
     Returns:
         What the function returned.
     """
-    value = _value(condition)
+    value = known(condition, bool)
     if value is not None:
         return if_true() if value else if_false()
     if _BACKEND != "torch":
@@ -36,10 +36,11 @@ def choose(condition, if_true, if_false):
     return ops.where(condition, one, other)
 
 
-def _value(condition):
-    if is_compiling():  # Which `bool` would interrupt.
+def known(tensor, read=ops.convert_to_numpy):
+    """What a function reads from a tensor, or `None` while a program is traced."""
+    if is_compiling():  # Which reading would interrupt.
         return None
     try:
-        return bool(condition)
-    except (TypeError, RuntimeError):
+        return read(tensor)
+    except (AttributeError, NotImplementedError, TypeError, RuntimeError):
         return None

@@ -7,12 +7,13 @@ norm(g) = norm(c · g) / c, taken only where the plain result is out of its safe
 
 import functools
 import inspect
+import math
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt._branch import choose
+from keras_normopt._branch import choose, known
 from keras_normopt.entries import cast, entries_of, like
 
 _BACKEND = keras.backend.backend()
@@ -69,15 +70,28 @@ def norms_of(norm, blocks, arranged=list):
         return arranged(plain)
     # One floor for all is the highest: above it, every result is accurate.
     floor = max(_floor(norm, entries) for entries in blocks)
-    vector = join(plain)
-    all_safe = ops.all(_is_safe(vector, floor))
+    safe = _is_safe(join(plain), floor)
 
     def rescued():
-        return arranged(
-            [_rescued(norm, e, v, floor) for e, v in zip(blocks, plain, strict=True)]
-        )
+        # Each by itself, so that one gradient of zeros does not cost all others time.
+        safe_blocks = _safe_blocks(safe, plain, floor)
+        each = zip(blocks, plain, safe_blocks, strict=True)
+        return arranged([_rescued(norm, *those, floor) for those in each])
 
-    return choose(all_safe, lambda: arranged(plain), rescued)
+    return choose(ops.all(safe), lambda: arranged(plain), rescued)
+
+
+def _safe_blocks(safe, plain, floor):
+    """For each block, whether all its results are safe."""
+    flags = known(safe)
+    if flags is None:
+        return [ops.all(_is_safe(values, floor)) for values in plain]
+    # Known at once, where PyTorch would have to be asked for each.
+    result, start = [None] * len(plain), 0
+    for i in sorted(range(len(plain)), key=lambda i: bool(plain[i].shape)):
+        end = start + math.prod(plain[i].shape)
+        result[i], start = flags[start:end].all(), end
+    return result
 
 
 def _plain(norm, entries):
@@ -103,7 +117,7 @@ def _is_safe(values, floor):
     return (values >= floor) & (values <= _largest(values))
 
 
-def _rescued(norm, entries, plain, floor):
+def _rescued(norm, entries, plain, is_safe, floor):
     """The norm of a block, computed at another scale if need be.
 
     The scale is one by which no safe result leaves its range either: a compiler may
@@ -122,8 +136,7 @@ def _rescued(norm, entries, plain, floor):
         scaled = entries.scaled({up: is_small, down: is_large})
         return norm.definition(scaled) / scale
 
-    # By itself, so that one gradient of zeros does not cost all others time.
-    return choose(ops.all(_is_safe(plain, floor)), lambda: plain, rescaled)
+    return choose(is_safe, lambda: plain, rescaled)
 
 
 def _largest(tensor):
