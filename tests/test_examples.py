@@ -45,6 +45,7 @@ WITHOUT_EXAMPLES = {
     "scopes",
     "sparse",
     "step",
+    "updates",
 }
 
 

@@ -69,6 +69,8 @@ def test_third_party():
         "scope",
         "exclude",
         "track_norms",
+        "apply_to",
+        "centralize",
         "norm_epsilon",
         "step_size",
         "kwargs",

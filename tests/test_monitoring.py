@@ -37,6 +37,10 @@ def norms_by_hand(norm, plain, rescale=True):
     return np.array(rows).reshape(by_hand.EPOCHS, -1, 2)
 
 
+def total(gradients):
+    return np.sqrt(sum(np.sum(g**2) for g in gradients.values()))
+
+
 def blocks(model):
     """The names of kernel and bias, with the name of the model before them or not."""
     return [v.path for v in model.trainable_variables]
@@ -52,7 +56,8 @@ def test_the_norms_of_the_last_step(cls, norm):
         tensors = [ops.convert_to_tensor(g, "float32") for g in gradients.values()]
         optimizer.apply(tensors, variables)
     kept = optimizer.gradient_norms
-    assert list(kept) == list(SHAPES)
+    assert list(kept) == [*SHAPES, "total"]
+    assert kept.pop("total") == pytest.approx(total(gradients), rel=1e-5)
     for path, value in kept.items():
         expected = float(oracle.norm(norm or "l2", gradients[path]))
         assert value == pytest.approx(expected, rel=1e-4)
@@ -66,6 +71,7 @@ def test_blocks(scope):
     tensors = [ops.convert_to_tensor(g, "float32") for g in gradients.values()]
     optimizer.apply(tensors, make_variables())
     kept = optimizer.gradient_norms
+    assert kept.pop("total") == pytest.approx(total(gradients), rel=1e-5)
     groups = {
         "layer": {"a": LAYERS[0], "b": LAYERS[1], "offset": ["offset"], "a_2": ["a"]},
         "global": {"global": list(SHAPES)},
@@ -89,6 +95,9 @@ def test_missing_and_excluded_gradients():
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         optimizer.apply(tensors, variables)
     kept = optimizer.gradient_norms
+    # All that there is, excluded or not.
+    entries = sum(np.prod(shape) for shape in list(SHAPES.values())[1:])
+    assert kept.pop("total") == pytest.approx(np.sqrt(entries), rel=1e-5)
     assert set(kept) == {p for p in SHAPES if not p.startswith("b/")}
     assert kept["a/kernel"] == 0
     assert kept["a/bias"] == pytest.approx(2)
@@ -132,8 +141,19 @@ def test_the_logs_of_fit(cls, mode, frequency):
         mean, largest = history[f"grad_norm/{name}"], history[f"grad_norm_max/{name}"]
         np.testing.assert_allclose(mean, expected[:, :, i].mean(axis=1), rtol=1e-4)
         np.testing.assert_allclose(largest, expected[:, :, i].max(axis=1), rtol=1e-4)
-    last = list(optimizer.gradient_norms.values())
+    *last, whole = optimizer.gradient_norms.values()
     np.testing.assert_allclose(last, expected[-1, -1], rtol=1e-4)
+    totals = np.linalg.norm(expected, axis=-1)
+    assert whole == pytest.approx(totals[-1, -1], rel=1e-4)
+    mean, largest = history["grad_norm/total"], history["grad_norm_max/total"]
+    np.testing.assert_allclose(mean, totals.mean(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(largest, totals.max(axis=1), rtol=1e-4)
+    for i, name in enumerate(blocks(model)):
+        if cls == "ClippedAdam":
+            shares = (expected[:, :, i] > 1).mean(axis=1)
+            np.testing.assert_allclose(history[f"clipped/{name}"], shares, rtol=1e-6)
+        else:
+            assert f"clipped/{name}" not in history
 
 
 def test_the_logs_of_batches():
@@ -198,9 +218,15 @@ def test_through_a_multi_optimizer():
     logs = by_hand.fit(model, epochs=1, batch_size=12, callbacks=[GradientNorms()])
     of_kernel, of_bias = by_hand.gradients(by_hand.X, by_hand.Y, *by_hand.START)
     found = {k: v[0] for k, v in logs.history.items() if k.startswith("grad_norm/")}
-    assert set(found) == {"grad_norm/global", "grad_norm/global_2"}
+    names = ["global", "global_2", "total", "total_2"]
+    assert set(found) == {f"grad_norm/{name}" for name in names}
+    of_blocks = [found["grad_norm/global"], found["grad_norm/global_2"]]
     expected = [np.abs(of_kernel).max(), np.linalg.norm(of_bias)]
-    assert sorted(found.values()) == pytest.approx(sorted(expected), rel=1e-4)
+    assert sorted(of_blocks) == pytest.approx(sorted(expected), rel=1e-4)
+    # Each of the two knows of its own variables only.
+    totals = [found["grad_norm/total"], found["grad_norm/total_2"]]
+    expected = [np.linalg.norm(of_kernel), np.linalg.norm(of_bias)]
+    assert sorted(totals) == pytest.approx(sorted(expected), rel=1e-4)
 
 
 def test_tracking_off_adds_nothing():
@@ -228,7 +254,7 @@ def test_plot(tmp_path):
     history = by_hand.fit(model, callbacks=[GradientNorms()])
     ax = keras_normopt.plot_gradient_norms(history)
     (image,) = ax.get_images()
-    names = blocks(model)
+    names = [*blocks(model), "total"]
     np.testing.assert_allclose(
         image.get_array(), [history.history[f"grad_norm/{name}"] for name in names]
     )

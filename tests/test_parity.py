@@ -85,6 +85,8 @@ def test_arguments_are_those_of_the_base_and_ours(cls):
     assert parameters.pop("exclude").default == ()
     assert parameters.pop("step_size").default is None
     assert parameters.pop("track_norms").default is False
+    assert parameters.pop("apply_to").default == "gradient"
+    assert parameters.pop("centralize").default is False
     assert parameters.pop("norm_epsilon").default == 1e-30
     assert parameters == dict(inspect.signature(base_of(cls)).parameters)
     assert cls().norm == "l2"

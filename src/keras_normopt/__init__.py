@@ -6,12 +6,16 @@ from keras_normopt.compat import ClippedOptimizer, NormalizedOptimizer
 from keras_normopt.factory import clipped, normalized
 from keras_normopt.optimizers import *  # noqa: F403  (its __all__ is the list of them)
 from keras_normopt.registry import register_norm
+from keras_normopt.step_sizes import WeightNorm
+from keras_normopt.thresholds import RunningNorm
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ClippedOptimizer",
     "NormalizedOptimizer",
+    "RunningNorm",
+    "WeightNorm",
     "callbacks",
     "clipped",
     "normalized",

@@ -25,8 +25,8 @@ STACK_ENTRIES = 2**15 - 1 if _ON_TORCH else 2**18
 class GroupedStep(Step):
     """A step that reduces blocks of equal shapes in one call, side by side."""
 
-    def __init__(self, gradients, weights, blocks, per_unit=False):
-        super().__init__(gradients, weights, blocks, per_unit)
+    def __init__(self, gradients, weights, blocks, per_unit=False, measure=None):
+        super().__init__(gradients, weights, blocks, per_unit, measure)
         groups = _groups(self.gradients, blocks, per_unit)
         # Those with a single norm first, as `join` has it.
         self._groups = sorted(groups, key=lambda group: bool(group.shape))
@@ -87,22 +87,16 @@ class JoinedStep(GroupedStep):
     def _arranged(self, values):
         return [_range.join(values)]
 
-    def _arranged_blocks(self, values):
+    def arranged(self, values):
         by_group = [[values[n] for n in group.numbers] for group in self._groups]
         return self._arranged([v[0] if len(v) == 1 else ops.stack(v) for v in by_group])
 
     def _apart(self, norms):
         """The norms of each group, from the vector of all."""
+        if not self._groups:
+            return []
         (vector,) = norms
-        scalars = [group for group in self._groups if not group.shape]
-        result, start = [*ops.unstack(vector[: len(scalars)])], len(scalars)
-        for group in self._groups[len(scalars) :]:
-            end = start + math.prod(group.shape)
-            part, start = vector[start:end], end
-            if len(group.shape) > 1:
-                part = ops.reshape(part, group.shape)
-            result.append(part)
-        return result
+        return _range.apart(vector, [group.shape for group in self._groups])
 
 
 FastStep = JoinedStep if _ON_TORCH else GroupedStep

@@ -88,7 +88,7 @@ def _safe_blocks(safe, plain, floor):
         return [ops.all(_is_safe(values, floor)) for values in plain]
     # Known at once, where PyTorch would have to be asked for each.
     result, start = [None] * len(plain), 0
-    for i in sorted(range(len(plain)), key=lambda i: bool(plain[i].shape)):
+    for i in sorted(range(len(plain)), key=lambda i: bool(len(plain[i].shape))):
         end = start + math.prod(plain[i].shape)
         result[i], start = flags[start:end].all(), end
     return result
@@ -161,13 +161,30 @@ def quotient(values, divisor):
 
 def join(values):
     """Makes one vector of tensors: of the scalars first, and then of the others."""
-    scalars = [v for v in values if not v.shape]
+    scalars = [v for v in values if not len(v.shape)]  # A `TensorShape` is true.
     flat = [
-        v if len(v.shape) == 1 else ops.reshape(v, (-1,)) for v in values if v.shape
+        v if len(v.shape) == 1 else ops.reshape(v, (-1,))
+        for v in values
+        if len(v.shape)
     ]
     if scalars:
         flat.insert(0, ops.stack(Leaf(scalars)))
     return flat[0] if len(flat) == 1 else ops.concatenate(flat)
+
+
+def apart(vector, shapes):
+    """Takes what `join` made of tensors of some shapes apart again."""
+    start = sum(not shape for shape in shapes)
+    scalars = iter(ops.unstack(vector[:start], start) if start else [])
+    result = []
+    for shape in shapes:
+        if not shape:
+            result.append(next(scalars))
+            continue
+        part = vector[start : start + math.prod(shape)]
+        start += math.prod(shape)
+        result.append(ops.reshape(part, shape) if len(shape) > 1 else part)
+    return result
 
 
 class Leaf(list):

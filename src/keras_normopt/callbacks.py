@@ -14,7 +14,7 @@ from keras_normopt.scopes import unique
 
 __all__ = ["GradientNorms", "plot_gradient_norms"]
 
-_MEAN, _MAX = "grad_norm/", "grad_norm_max/"
+_MEAN, _MAX, _CLIPPED = "grad_norm/", "grad_norm_max/", "clipped/"
 
 
 class GradientNorms(keras.callbacks.Callback):
@@ -22,7 +22,12 @@ class GradientNorms(keras.callbacks.Callback):
 
     For each block of an optimizer that was made with `track_norms=True`, the logs gain
     `grad_norm/<block>`, the mean over the steps, and `grad_norm_max/<block>`, the
-    largest. The optimizer may be inside a `LossScaleOptimizer` or a `MultiOptimizer`.
+    largest; and, under `total` in place of a block, those of the l2 norm of the whole
+    gradient. A clipping optimizer adds `clipped/<block>`, the share of the steps in
+    which it clipped. To watch a plain Adam, take `NormalizedAdam(norm=None,
+    track_norms=True)`. The optimizer may be inside a `LossScaleOptimizer` or a
+    `MultiOptimizer`.
+
     Callbacks that come after this one see the logs: `History` and the progress bar
     always do; put `CSVLogger`, `TensorBoard` and the like behind it in the list, or it
     warns. `EarlyStopping(monitor="grad_norm/…")` and the like need a `mode`: whether a
@@ -49,7 +54,9 @@ class GradientNorms(keras.callbacks.Callback):
         ...     np.ones((8, 2)), np.ones((8, 1)), callbacks=[callback], verbose=0
         ... )
         >>> sum(key.startswith("grad_norm/") for key in history.history)
-        2
+        3
+        >>> "grad_norm/total" in history.history
+        True
     """
 
     def __init__(self, frequency: Any = "epoch") -> None:
@@ -94,12 +101,14 @@ class GradientNorms(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self.frequency != "epoch" and (batch + 1) % self.frequency == 0:
             means, largest = self._take()
-            _enter(logs, means, largest)
+            if logs is not None:
+                logs.update(means | largest)
 
     def on_epoch_end(self, epoch, logs=None):
         self._take()
-        means = {name: s / max(self._count, 1) for name, s in self._sums.items()}
-        _enter(logs, means, self._largest)
+        means = {key: s / max(self._count, 1) for key, s in self._sums.items()}
+        if logs is not None:
+            logs.update(means | self._largest)
 
     def _trackers(self):
         # By way of `self.model`, on which Keras brings JAX's variables up to date.
@@ -111,22 +120,27 @@ class GradientNorms(keras.callbacks.Callback):
             tracker.reset()
 
     def _take(self):
-        """The norms since the last time, which are also added to those of the epoch."""
+        """Means and largest since the last time, also added to those of the epoch."""
         means, largest, count = {}, {}, 0
         for tracker in self._trackers():
             if not tracker.count:
                 continue
             count = tracker.count
-            # The optimizers of a `MultiOptimizer` may each have a block `global`.
-            names = unique(tracker.names, taken=means)
-            means |= zip(names, tracker.mean.values(), strict=True)
-            largest |= zip(names, tracker.max.values(), strict=True)
+            for prefix, values, columns in (
+                (_MEAN, tracker.mean, means),
+                (_CLIPPED, tracker.clipped, means),
+                (_MAX, tracker.max, largest),
+            ):
+                # The optimizers of a `MultiOptimizer` may each have a block `global`.
+                keys = unique([prefix + name for name in values], taken=columns)
+                columns.update(zip(keys, values.values(), strict=True))
             tracker.reset()
-        for name, mean in means.items():
-            self._sums[name] = self._sums.get(name, 0.0) + count * mean
+        for key, mean in means.items():
+            self._sums[key] = self._sums.get(key, 0.0) + count * mean
+        for key, value in largest.items():
             # NaN stays, which Python's own `max` would lose.
-            before = self._largest.get(name, largest[name])
-            self._largest[name] = float(np.maximum(before, largest[name]))
+            before = self._largest.get(key, value)
+            self._largest[key] = float(np.maximum(before, value))
         self._count += count
         return means, largest
 
@@ -134,13 +148,9 @@ class GradientNorms(keras.callbacks.Callback):
 def _reads_logs(callback):
     monitored = str(getattr(callback, "monitor", ""))
     writers = keras.callbacks.CSVLogger | keras.callbacks.TensorBoard
-    return isinstance(callback, writers) or monitored.startswith((_MEAN, _MAX))
-
-
-def _enter(logs, means, largest):
-    if logs is not None:
-        logs.update({_MEAN + name: value for name, value in means.items()})
-        logs.update({_MAX + name: value for name, value in largest.items()})
+    return isinstance(callback, writers) or monitored.startswith(
+        (_MEAN, _MAX, _CLIPPED)
+    )
 
 
 def plot_gradient_norms(history: Any, ax: Any = None) -> Any:

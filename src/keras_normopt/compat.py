@@ -182,6 +182,6 @@ def _carry_over(original, result):
             setattr(result, name, getattr(original, name))
     if original.built:
         result.build(original._trainable_variables)
-    for old, new in zip(original.variables, result.variables, strict=True):
+    for old, new in zip(original.variables, result._base_variables, strict=True):
         # A copy, since on JAX `fit` donates the memory of the original.
         new.assign(ops.copy(old))

@@ -20,6 +20,12 @@ through normalization. The norm is computed in float32 (float64 for float64
 gradients), and the normalized gradient has the shape and dtype of the gradient.
 There are no variables beyond those of {base}, unless `track_norms` or `step_size`
 is set: saved state loads into either.
+
+With `apply_to="update"` it is the update u of {base} that is divided,
+
+    w ← w + lr · u / max(norm(u), norm_epsilon)
+
+so that the step itself has norm lr, whatever {base} makes of gradients.
 """,
     "Clipped": """\
 {base} on gradients clipped by any norm.
@@ -29,11 +35,13 @@ norm is above `max_norm`,
 
     g ← g · min(1, max_norm / norm(g))
 
-which keeps its direction. Gradients are accumulated, and a loss scale is divided out,
+which keeps its direction; with `apply_to="update"`, the update u of {base} instead, in
+w ← w + lr · u · min(1, max_norm / norm(u)). Gradients are accumulated, and a loss scale is divided out,
 before they are clipped; Keras's own clipping comes before as well. Weight decay is not
 clipped. The norm is computed in float32 (float64 for float64 gradients), and the
 clipped gradient has the shape and dtype of the gradient. There are no variables beyond
-those of {base}, unless `track_norms` is set: saved state loads into either.
+those of {base}, unless `track_norms` is set or `max_norm` is a `RunningNorm`: saved
+state loads into either.
 """,
 }
 
@@ -41,10 +49,14 @@ _REFERENCE = {
     "Normalized": """\
     - [Yu et al., 2017, Block-Normalized Gradient Method: An Empirical Study for
       Training Deep Neural Network](https://arxiv.org/abs/1707.04822)
+    - [Cutkosky, Mehta, 2020, Momentum Improves Normalized
+      SGD](https://arxiv.org/abs/2002.03305), for `apply_to="update"`
 """,
     "Clipped": """\
     - [Pascanu et al., 2013, On the difficulty of training recurrent neural
       networks](https://arxiv.org/abs/1211.5063)
+    - [Brock et al., 2021, High-Performance Large-Scale Image Recognition Without
+      Normalization](https://arxiv.org/abs/2102.06171), for `WeightNorm`
 """,
 }
 

@@ -67,6 +67,12 @@ class Entries:
             ]
         return type(self)(tensors, self.per_unit, self.stacked)
 
+    def over(self, divisor):
+        """The entries divided by a scalar."""
+        divisor = ops.cast(divisor, self.dtype)
+        tensors = [tensor / divisor for tensor in self.tensors]
+        return type(self)(tensors, self.per_unit, self.stacked)
+
     def spread(self, values, tensor):
         """Shapes one value for each norm to go with one of the tensors."""
         reduced = len(tensor.shape) - len(self.shape)

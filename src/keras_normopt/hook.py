@@ -22,7 +22,10 @@ HOOK = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
 
 # On TensorFlow and JAX several threads may trace one optimizer at once, as replicas do.
 # PyTorch's compiler cannot follow a thread's own variables.
-class _Guard(object if keras.backend.backend() == "torch" else threading.local):
+Local = object if keras.backend.backend() == "torch" else threading.local
+
+
+class _Guard(Local):
     """Whether the step being made is known to be right."""
 
     passed = False

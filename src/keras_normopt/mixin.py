@@ -1,21 +1,28 @@
 """What normalized and clipping optimizers share: options, blocks, transforms."""
 
-from keras_normopt import norms, options, registry, sparse
+from keras import ops
+
+from keras_normopt import lengths, norms, options, registry, sparse
 from keras_normopt._groups import FastStep
 from keras_normopt.custom import ReturnsGradient
 from keras_normopt.hook import Hook
 from keras_normopt.monitoring import NormTracker
 from keras_normopt.saving import OwnVariables, Paths
 from keras_normopt.scopes import Blocks
+from keras_normopt.updates import Updates
 
 
-class Rescaling(Paths, OwnVariables, Hook):
+class Rescaling(Paths, OwnVariables, Updates, Hook):
     """What normalized and clipping optimizers share. Not for use by itself."""
 
     norm = options.NORM
     scope = options.SCOPE
     exclude = options.EXCLUDE
     track_norms = options.TRACK_NORMS
+    apply_to = options.APPLY_TO
+    centralize = options.CENTRALIZE
+
+    CLIPS = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -33,12 +40,17 @@ class Rescaling(Paths, OwnVariables, Hook):
         for name, value in values.items():
             setattr(self, f"_{name}", value)
         self.on_option_set()
+        if self.apply_to == "update":
+            self._check_base_can_be_caught()
         self._blocks = None
         self._norm_tracker = None
 
     def on_option_set(self):
         # The function, not the name, which may come to stand for another.
         self._norm_function = registry.get(self.norm)
+
+    def check_change(self, name, value):
+        """Raises what is wrong with changing an option now."""
 
     @classmethod
     def checked_options(cls, values):
@@ -73,39 +85,71 @@ class Rescaling(Paths, OwnVariables, Hook):
     def _build_transforms(self, variables):
         """Adds the variables that the transforms keep."""
         if self.track_norms:
-            self._norm_tracker = NormTracker(self._blocks.names, self._add_own_variable)
+            self._norm_tracker = NormTracker(
+                self._blocks.names, self._add_own_variable, self.CLIPS
+            )
 
     def _rescaled(self, grads, variables):
         transforms = self._transforms()
+        if self.apply_to == "gradient":
+            transforms += self._rescaling()
+        return self._transformed(grads, variables, transforms)
+
+    def _catches_updates(self):
+        return self.apply_to == "update" and bool(self._rescaling())
+
+    def _rescaled_updates(self, updates, variables, learning_rate):
+        # Of a rate of 0 all updates are 0, and stay so.
+        rate = ops.cast(learning_rate, "float32")
+        measure = ops.where(ops.equal(rate, 0), ops.ones_like(rate), rate)
+        return self._transformed(updates, variables, self._rescaling(), measure)
+
+    def _transformed(self, tensors, variables, transforms, measure=None):
         if not transforms:
-            return grads
+            return tensors
         blocks = self._blocks.of_step([self._get_variable_index(v) for v in variables])
-        if not blocks:
-            return grads
-        grads = [sparse.prepare(g, v) for g, v in zip(grads, variables, strict=True)]
-        step = FastStep(grads, variables, blocks, self._blocks.per_unit)
+        if not blocks:  # There is the total to be tracked still.
+            transforms = [self._track] if self._track in transforms else []
+        tensors = [
+            sparse.prepare(t, v) for t, v in zip(tensors, variables, strict=True)
+        ]
+        step = FastStep(tensors, variables, blocks, self._blocks.per_unit, measure)
         for transform in transforms:
             transform(step)
         return step.gradients
 
     def _transforms(self):
-        """What is done to a `Step`, in this order: a list of functions of it."""
-        return [self._track] if self.track_norms else []
+        """What is done to the gradients, in this order: functions of their `Step`."""
+        transforms = [self._track] if self.track_norms else []
+        if self.centralize:
+            transforms.append(self._subtract_means)
+        return transforms
+
+    def _rescaling(self):
+        """What is done to the gradients after that, or to the updates instead."""
+        raise NotImplementedError
+
+    def _numbers(self, step):
+        """The numbers of the step's blocks among those of the optimizer."""
+        first = [step.weights[block[0]] for block in step.blocks]
+        return [self._blocks.of[self._get_variable_index(v)] for v in first]
 
     def _track(self, step):
         function = self._norm_function
         has_norm = not (function is None or isinstance(function, ReturnsGradient))
-        values = step.by_block(step.norms(function if has_norm else norms.l2))
-        first = [step.weights[block[0]] for block in step.blocks]
-        numbers = [self._blocks.of[self._get_variable_index(v)] for v in first]
-        self._norm_tracker.update(numbers, values)
+        function = function if has_norm else norms.l2
+        values = step.by_block(step.norms(function)) if step.blocks else []
+        self._norm_tracker.update(self._numbers(step), values, step.total())
+
+    def _subtract_means(self, step):
+        step.replace(lengths.centralized)
 
     @property
     def gradient_norms(self) -> dict[str, float]:
         """The norm of each block's gradient in the last step, by the block's name.
 
-        It is that of the gradient as it arrives to be rescaled. Empty before the first
-        step.
+        It is that of the gradient as it arrives to be rescaled; under `"total"` is the
+        l2 norm of all gradients together. Empty before the optimizer is built.
 
         Raises:
             AttributeError: If the optimizer was not made with `track_norms=True`.

@@ -4,41 +4,73 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_normopt._range import Leaf
+from keras_normopt.entries import cast
+from keras_normopt.scopes import unique
+
+#: The name of the l2 norm of the whole gradient, beside those of the blocks.
+TOTAL = "total"
+
 
 class NormTracker:
     """The norm of each block: that of the last step, and mean and maximum over steps.
 
     They are kept in variables of the optimizer, so that they are right in compiled
     steps, in several steps per execution, and after loading.
+
+    Args:
+        blocks: List of the names of the blocks.
+        add_variable: Callable like `add_variable` of an optimizer.
+        clips: Whether to keep how often each block was clipped, too.
     """
 
-    def __init__(self, names, add_variable):
-        self.names = names
-        shape = (len(names),)
+    def __init__(self, blocks, add_variable, clips=False):
+        self.blocks = blocks
+        self.names = unique([*blocks, TOTAL])
+        shape = (len(self.names),)
         self._last = add_variable("gradient_norm_last", shape=shape, dtype="float32")
         self._mean = add_variable("gradient_norm_mean", shape=shape, dtype="float32")
         self._max = add_variable("gradient_norm_max", shape=shape, dtype="float32")
         self._count = add_variable("gradient_norm_count", shape=(), dtype="float32")
+        self._clipped = None
+        if clips:
+            self._clipped = add_variable(
+                "clipped_share", shape=(len(blocks),), dtype="float32"
+            )
 
-    def update(self, numbers, values):
+    def update(self, numbers, values, total):
         """Takes in the norms of one step.
 
         Args:
             numbers: List of the numbers of the blocks that have a gradient.
             values: List of their norms. Where the units of a block have a norm each,
                 their mean is taken.
+            total: The norm of the whole gradient.
         """
-        zero = ops.zeros((), "float32")
-        norms = [zero] * len(self.names)
-        for number, value in zip(numbers, values, strict=True):
-            norms[number] = ops.cast(ops.mean(value), "float32")
-        norms = ops.stack(norms)
+        norms = self._vector(numbers, values, [cast(total, "float32")])
         count = ops.add(self._count, 1.0)
         change = ops.divide(ops.subtract(norms, self._mean), count)
         self._last.assign(norms)
         self._mean.assign(ops.add(self._mean, change))
         self._max.assign(ops.maximum(self._max, norms))
         self._count.assign(count)
+
+    def update_clipped(self, numbers, values):
+        """Takes in whether blocks were clipped in a step, after `update`.
+
+        Args:
+            numbers: As for `update`.
+            values: List of boolean tensors. Of the units of a block it is the share.
+        """
+        change = self._vector(numbers, values) - self._clipped
+        self._clipped.assign(self._clipped + change / self._count)
+
+    def _vector(self, numbers, values, more=()):
+        vector = [ops.zeros((), "float32")] * len(self.blocks)
+        for number, value in zip(numbers, values, strict=True):
+            value = cast(value, "float32")
+            vector[number] = ops.mean(value) if len(value.shape) else value
+        return ops.stack(Leaf([*vector, *more]))
 
     @property
     def last(self):
@@ -56,14 +88,26 @@ class NormTracker:
         return self._read(self._max)
 
     @property
+    def clipped(self):
+        """The share of the steps since the last reset that clipped, `{block: float}`.
+
+        Empty where nothing clips.
+        """
+        if self._clipped is None:
+            return {}
+        shares = ops.convert_to_numpy(self._clipped).tolist()
+        return dict(zip(self.blocks, shares, strict=True))
+
+    @property
     def count(self):
         """The number of steps since the last reset."""
         return int(ops.convert_to_numpy(self._count))
 
     def reset(self):
         """Starts mean and maximum afresh."""
-        for variable in (self._mean, self._max, self._count):
-            variable.assign(np.zeros(variable.shape, "float32"))
+        for variable in (self._mean, self._max, self._count, self._clipped):
+            if variable is not None:
+                variable.assign(np.zeros(variable.shape, "float32"))
 
     def _read(self, variable):
         values = ops.convert_to_numpy(variable)

@@ -22,7 +22,7 @@ class Normalization(Rescaling):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._kept = {}
-        if self.step_size is not None:
+        if self.step_size is not None and self.apply_to == "gradient":
             self._check_base_takes_factors()
 
     def _check_base_takes_factors(self):
@@ -69,10 +69,14 @@ class Normalization(Rescaling):
 
     def _transforms(self):
         transforms = super()._transforms()
-        if self.step_size is not None:
-            transforms.append(self._set_factors)
-        if self._norm_function is not None:
-            transforms.append(self._normalize)
+        if self.step_size is not None:  # First, from raw gradients.
+            transforms.insert(0, self._set_factors)
+        return transforms
+
+    def _rescaling(self):
+        transforms = [] if self._norm_function is None else [self._normalize]
+        if self.step_size is not None and self.apply_to == "update":
+            transforms.append(self._multiply)
         return transforms
 
     def _normalize(self, step):
@@ -87,8 +91,16 @@ class Normalization(Rescaling):
             variable, *_ = kept[position]
             variable.assign(ops.cast(factor, "float32"))
 
+    def _multiply(self, step):
+        numbers = enumerate(self._get_variable_index(v) for v in step.weights)
+        factors = {i: self._kept[n][0] for i, n in numbers if n in self._kept}
+        step.multiply({i: ops.convert_to_tensor(f) for i, f in factors.items()})
+
+    def _multiplies_rates(self):
+        return self.step_size is not None and self.apply_to == "gradient"
+
     def update_step(self, gradient, variable, learning_rate):
-        if self.step_size is not None:
+        if self._multiplies_rates():
             kept = self._kept.get(self._get_variable_index(variable))
             if kept:
                 learning_rate = ops.multiply(
@@ -98,7 +110,7 @@ class Normalization(Rescaling):
         super().update_step(gradient, variable, learning_rate)
 
     def _update(self, grads, variables, learning_rate):
-        if self.step_size is None or not hasattr(self, "_parallel_update_step"):
+        if not (self._multiplies_rates() and hasattr(self, "_parallel_update_step")):
             super()._update(grads, variables, learning_rate)
             return
         # Keras's foreach classes for PyTorch know one learning rate only. Past their
@@ -109,7 +121,8 @@ class Normalization(Rescaling):
     def _warn_of_clipping_in_vain(self):
         # Known of the built-in norms, all of which are homogeneous.
         if (
-            any(self._blocks.excluded)
+            self.apply_to == "update"
+            or any(self._blocks.excluded)
             or self._norm_function not in norms.BUILT_IN.values()
         ):
             return

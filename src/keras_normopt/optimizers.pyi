@@ -8,6 +8,7 @@ import keras
 from keras_normopt.clipping import Clipping
 from keras_normopt.normalization import Normalization
 from keras_normopt.step_sizes import GradientCorrelation, WeightNorm
+from keras_normopt.thresholds import RunningNorm
 
 # `str` is a registered name of one's own; the literals are there to be completed.
 Norm: TypeAlias = (
@@ -32,6 +33,9 @@ StepSize: TypeAlias = (
     | WeightNorm
     | GradientCorrelation
     | None
+)
+MaxNorm: TypeAlias = (
+    float | Literal["weight_norm", "running_norm"] | WeightNorm | RunningNorm
 )
 Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
 
@@ -81,6 +85,8 @@ class NormalizedSGD(Normalization, keras.optimizers.SGD):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -109,6 +115,8 @@ class NormalizedAdam(Normalization, keras.optimizers.Adam):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -137,6 +145,8 @@ class NormalizedAdamW(Normalization, keras.optimizers.AdamW):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -165,6 +175,8 @@ class NormalizedRMSprop(Normalization, keras.optimizers.RMSprop):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -191,6 +203,8 @@ class NormalizedAdagrad(Normalization, keras.optimizers.Adagrad):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -217,6 +231,8 @@ class NormalizedAdadelta(Normalization, keras.optimizers.Adadelta):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -244,6 +260,8 @@ class NormalizedAdamax(Normalization, keras.optimizers.Adamax):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -271,6 +289,8 @@ class NormalizedNadam(Normalization, keras.optimizers.Nadam):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -301,6 +321,8 @@ class NormalizedFtrl(Normalization, keras.optimizers.Ftrl):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -327,6 +349,8 @@ class NormalizedLion(Normalization, keras.optimizers.Lion):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -356,6 +380,8 @@ class NormalizedAdafactor(Normalization, keras.optimizers.Adafactor):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -383,6 +409,8 @@ class NormalizedLamb(Normalization, keras.optimizers.Lamb):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -421,6 +449,8 @@ class NormalizedMuon(Normalization, keras.optimizers.Muon):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -449,6 +479,8 @@ class NormalizedScheduleFreeAdamW(Normalization, keras.optimizers.ScheduleFreeAd
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
@@ -475,7 +507,9 @@ class ClippedSGD(Clipping, keras.optimizers.SGD):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
-        max_norm: float = 1.0,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
+        max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
 
@@ -502,7 +536,9 @@ class ClippedAdam(Clipping, keras.optimizers.Adam):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
-        max_norm: float = 1.0,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
+        max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
 
@@ -529,7 +565,9 @@ class ClippedAdamW(Clipping, keras.optimizers.AdamW):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
-        max_norm: float = 1.0,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
+        max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
 
@@ -556,6 +594,8 @@ class ClippedRMSprop(Clipping, keras.optimizers.RMSprop):
         scope: Scope = "variable",
         exclude: str | list[str] | tuple[str, ...] = (),
         track_norms: bool = False,
-        max_norm: float = 1.0,
+        apply_to: Literal["gradient", "update"] = "gradient",
+        centralize: bool = False,
+        max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...

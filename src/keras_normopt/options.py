@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_normopt import registry, scopes, step_sizes
+from keras_normopt import registry, scopes, step_sizes, thresholds
 
 _LARGEST = float(np.finfo("float32").max)
 
@@ -58,6 +58,7 @@ class Option(property):
             )
         others = {name: getattr(optimizer, name) for name in type(optimizer).OPTIONS}
         checked = type(optimizer).checked_options(others | {self.name: value})
+        optimizer.check_change(self.name, checked[self.name])
         setattr(optimizer, f"_{self.name}", checked[self.name])
         optimizer.on_option_set()
 
@@ -86,13 +87,16 @@ def _check_scope(scope):
     return scope
 
 
-def _check_track_norms(track_norms):
-    if not isinstance(track_norms, bool):
-        raise ValueError(
-            "`track_norms` must be True or False. "
-            f"Received: track_norms={reprlib.repr(track_norms)}"
-        )
-    return track_norms
+def _check_flag(name):
+    def check(value):
+        if not isinstance(value, bool):
+            raise ValueError(
+                f"`{name}` must be True or False. "
+                f"Received: {name}={reprlib.repr(value)}"
+            )
+        return value
+
+    return check
 
 
 def _check_exclude(exclude):
@@ -120,13 +124,13 @@ def _check_norm_epsilon(norm_epsilon):
     return float(norm_epsilon)
 
 
-def _check_max_norm(max_norm):
-    if not _is_finite_float(max_norm) or not float(max_norm) > 0:
+def _check_apply_to(apply_to):
+    if apply_to not in ("gradient", "update"):
         raise ValueError(
-            "`max_norm` must be a finite float above 0, within float32. "
-            f"Received: max_norm={reprlib.repr(max_norm)}"
+            '`apply_to` must be "gradient" or "update". '
+            f"Received: apply_to={reprlib.repr(apply_to)}"
         )
-    return float(max_norm)
+    return apply_to
 
 
 def _is_finite_float(value):
@@ -179,12 +183,37 @@ exclude: Keyword-only. Regular expression, or list of them, searched for in the 
 )
 TRACK_NORMS = Option(
     default=False,
-    check=_check_track_norms,
+    check=_check_flag("track_norms"),
     about="Whether the norms of the gradients are kept.",
     text="""\
 track_norms: Keyword-only. Boolean, whether to keep the norm of each block's gradient,
     as it was before this step changed it (l2 if `norm` is `None`), for the property
     `gradient_norms` and the callback `keras_normopt.callbacks.GradientNorms`.
+    Defaults to `{default}`.
+""",
+    annotation="bool",
+)
+APPLY_TO = Option(
+    default="gradient",
+    check=_check_apply_to,
+    about='`"gradient"` or `"update"`: what is measured and rescaled.',
+    text="""\
+apply_to: Keyword-only. What is measured and rescaled: `"gradient"`, which {base} then
+    receives; or `"update"`, the u of the step w ← w + lr · u that {base} is about to
+    make, momentum and all, without weight decay. A learning rate of 0 makes a step of
+    0. Not for bases that keep a relation between weights and slots which a changed
+    update would break (Ftrl, ScheduleFreeAdamW). Defaults to `{default}`.
+""",
+    annotation='Literal["gradient", "update"]',
+)
+CENTRALIZE = Option(
+    default=False,
+    check=_check_flag("centralize"),
+    about="Whether the mean of each unit's gradient is subtracted first.",
+    text="""\
+centralize: Keyword-only. Boolean, whether to subtract from each gradient of more than
+    one axis its mean over all axes but the last, that is, of each output unit, before
+    its norm is taken (arXiv 2004.01461). It is always the gradient that is centralized.
     Defaults to `{default}`.
 """,
     annotation="bool",
@@ -220,12 +249,16 @@ step_size: Keyword-only. What multiplies the learning rate of each block: `None`
 )
 MAX_NORM = Option(
     default=1.0,
-    check=_check_max_norm,
-    about="The largest norm that a gradient may have, a finite float above 0.",
+    check=thresholds.get,
+    about="The largest norm that a gradient may have: a float, or an object.",
     text="""\
-max_norm: Keyword-only. Float, above 0 and finite, the largest norm that a gradient may
-    keep. Defaults to `{default}`.
+max_norm: Keyword-only. The largest norm that a gradient may keep: a float, above 0 and
+    finite; `keras_normopt.WeightNorm(...)`, a fraction of the norm of the block's
+    weights, as in adaptive gradient clipping; or `keras_normopt.RunningNorm(...)`, a
+    multiple of the running mean of the block's own norm, as in AdaGC; or one of them by
+    name, `"weight_norm"` or `"running_norm"`. Defaults to `{default}`.
 """,
-    annotation="float",
+    annotation="MaxNorm",
     settable=True,
+    serialize=thresholds.serialize,
 )

@@ -1,6 +1,7 @@
 """What is saved beyond what the base saves, and how it comes back."""
 
 import warnings
+from typing import Any
 
 from keras import ops
 
@@ -68,15 +69,19 @@ class OwnVariables:
         self._own_variables[name] = variable
         return variable
 
-    def save_own_variables(self, store):
+    @property
+    def _base_variables(self) -> list[Any]:
+        """The variables that the base would have by itself."""
         own = {id(v) for v in self._own_variables.values()}
-        of_base = [v for v in self.variables if id(v) not in own]
+        return [v for v in self.variables if id(v) not in own]
+
+    def save_own_variables(self, store):
+        of_base = self._base_variables
         for key, variable in [*enumerate(of_base), *self._own_variables.items()]:
             store[str(key)] = ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):
-        own = {id(v) for v in self._own_variables.values()}
-        of_base = [v for v in self.variables if id(v) not in own]
+        of_base = self._base_variables
         stored = [key for key in store.keys() if key.isdecimal()]  # noqa: SIM118
         if len(stored) != len(of_base):
             super().load_own_variables(store)  # Which says what is wrong.

@@ -51,6 +51,14 @@ class Blocks:
         has_units = self.per_unit and len(variable.shape) > 1
         return tuple(variable.shape[-1:]) if has_units else ()
 
+    def norm_shapes(self, variables):
+        """The shape of the norm of each block."""
+        # Blocks of several variables have no units.
+        return [
+            self.norm_shape(variables[self.of.index(number)])
+            for number in range(len(self.names))
+        ]
+
     def of_step(self, indices):
         """The blocks of those variables that have a gradient in a step.
 

@@ -25,41 +25,84 @@ from keras_normopt.entries import like
 __all__ = ["GradientCorrelation", "WeightNorm"]
 
 
-class WeightNorm:
-    """Multiplies the step of each block by the l2 norm of the block's weights.
+class Configured:
+    """An object that shows the arguments that it was made with."""
 
-    factor = coefficient · ‖w‖₂, or 1 where ‖w‖₂ is 0. The blocks are those of the
-    optimizer's `scope`. With `NormalizedSGD`, `norm="l2"` and no momentum a step has
-    the length lr · factor, a fraction of the weights' size; with `scope="layer"` that
-    is LARS. Adam's step on N entries has a length of about √N itself, so that with it
-    the fraction grows with N: for LAMB take `keras.optimizers.Lamb`.
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, by name."""
+        raise NotImplementedError
+
+
+class WeightNorm(Configured):
+    """A length that follows the weights: coefficient · max(‖w‖, minimum) of each block.
+
+    The blocks are those of the optimizer's `scope`.
+
+    As `step_size` of a normalized optimizer it multiplies the step, with the l2 norm of
+    the weights. With `NormalizedSGD`, `norm="l2"` and no momentum a step has the length
+    lr · coefficient · ‖w‖, a fraction of the weights' size; with `scope="layer"` that
+    is LARS. Adam's step on N entries has a length of about √N itself, so that the
+    fraction grows with N, unless it is the update that is normalized: with
+    `NormalizedAdam(apply_to="update")` it is LAMB.
+
+    As `max_norm` of a clipping optimizer it is the largest norm that a gradient may
+    keep, with the optimizer's norm of the weights. With `scope="unit"` that is adaptive
+    gradient clipping (AGC).
+
+    Where the length is 0 there is none to go by: the step is multiplied by 1, the
+    gradient is not clipped. Weights that start at 0 are small next, and would be held
+    back from then on: a `minimum` lets them go.
 
     Args:
         coefficient: Float, above 0 and finite. Defaults to 1.0.
+        minimum: Float, at least 0 and finite, what the norm of the weights counts as at
+            least. For AGC 0.001 is published. Defaults to 0.0.
 
     Raises:
-        ValueError: If `coefficient` is out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> import keras_normopt
-        >>> from keras_normopt.step_sizes import WeightNorm
-        >>> optimizer = keras_normopt.NormalizedSGD(
+        >>> from keras_normopt import WeightNorm
+        >>> lars = keras_normopt.NormalizedSGD(
         ...     0.1, scope="layer", step_size=WeightNorm(coefficient=0.01)
+        ... )
+        >>> agc = keras_normopt.ClippedSGD(
+        ...     0.1, scope="unit", max_norm=WeightNorm(0.01, minimum=0.001)
         ... )
 
     References:
         - [You et al., 2017, Large Batch Training of Convolutional
           Networks](https://arxiv.org/abs/1708.03888), LARS
+        - [You et al., 2020, Large Batch Optimization for Deep
+          Learning](https://arxiv.org/abs/1904.00962), LAMB
+        - [Brock et al., 2021, High-Performance Large-Scale Image Recognition Without
+          Normalization](https://arxiv.org/abs/2102.06171), AGC
     """
 
     name = "weight_norm"
 
-    def __init__(self, coefficient: float = 1.0) -> None:
-        self.coefficient = _checked(coefficient, "coefficient", above=0)
+    def __init__(self, coefficient: float = 1.0, minimum: float = 0.0) -> None:
+        self.coefficient = checked_float(coefficient, "coefficient", above=0)
+        self.minimum = checked_float(minimum, "minimum", at_least=0)
 
     def get_config(self) -> dict[str, float]:
         """The arguments, by name."""
-        return {"coefficient": self.coefficient}
+        return {"coefficient": self.coefficient, "minimum": self.minimum}
+
+    def lengths(self, sizes):
+        """The length that goes with each norm of weights."""
+        if self.minimum:  # Not `ops.maximum`, which on PyTorch computes in float32.
+            at_least = [like(size, self.minimum) for size in sizes]
+            sizes = [
+                ops.where(size < floor, floor, size)
+                for size, floor in zip(sizes, at_least, strict=True)
+            ]
+        return [ops.multiply(size, like(size, self.coefficient)) for size in sizes]
 
     def add_variables(self, add_variable, index, variable, shape):
         """Adds the variables for one weight, the first of which is for its factor.
@@ -83,16 +126,15 @@ class WeightNorm:
             step: The `Step`, with raw gradients.
             kept: List of what `add_variables` returned for each weight.
         """
-        sizes = step.by_block(step.weight_norms(norms.l2))
+        lengths = step.by_block(self.lengths(step.weight_norms(norms.l2)))
         result = {}
-        for block, size in zip(step.blocks, sizes, strict=True):
-            scaled = ops.multiply(size, like(size, self.coefficient))
-            factor = ops.where(ops.equal(size, 0), ops.ones_like(size), scaled)
+        for block, length in zip(step.blocks, lengths, strict=True):
+            factor = ops.where(ops.equal(length, 0), ops.ones_like(length), length)
             result |= dict.fromkeys(block, factor)
         return result
 
 
-class GradientCorrelation:
+class GradientCorrelation(Configured):
     """Multiplies the step of each variable by a factor that its gradients adapt.
 
     The factor m is 1 at first, and then
@@ -127,9 +169,9 @@ class GradientCorrelation:
     def __init__(
         self, rate: float = 0.01, minimum: float = 0.01, maximum: float = 100.0
     ) -> None:
-        self.rate = _checked(rate, "rate", above=0, below=1)
-        self.minimum = _checked(minimum, "minimum", above=0, up_to=1)
-        self.maximum = _checked(maximum, "maximum", at_least=1)
+        self.rate = checked_float(rate, "rate", above=0, below=1)
+        self.minimum = checked_float(minimum, "minimum", above=0, up_to=1)
+        self.maximum = checked_float(maximum, "maximum", at_least=1)
 
     def get_config(self) -> dict[str, float]:
         """The arguments, by name."""
@@ -188,20 +230,35 @@ def get(identifier: Any) -> Any:
     Raises:
         ValueError: If it is none of these, or its arguments are wrong.
     """
-    if identifier is None or isinstance(identifier, tuple(_CLASSES.values())):
+    found = find(identifier, "step_size", _CLASSES)
+    if found is None and identifier is not None:
+        raise ValueError(
+            f"`step_size` must be None, {', '.join(map(repr, _CLASSES))}, or an object "
+            "of `keras_normopt.step_sizes`. "
+            f"Received: step_size={reprlib.repr(identifier)}"
+        )
+    return found
+
+
+def find(identifier, argument, classes):
+    """The object that an argument stands for, or `None` if it stands for none.
+
+    Args:
+        identifier: An object, a name, or what `serialize` made of an object.
+        argument: Name of the argument.
+        classes: Dict of the classes that it may be of, by name.
+    """
+    if isinstance(identifier, tuple(classes.values())):
         return identifier
     name, arguments = identifier, {}
     if isinstance(identifier, dict) and set(identifier) == {"name", "config"}:
         name, arguments = identifier["name"], identifier["config"]
-    if isinstance(name, str) and name in _CLASSES and isinstance(arguments, dict):
-        try:
-            return _CLASSES[name](**arguments)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"Wrong step_size={name!r}: {error}") from error
-    raise ValueError(
-        f"`step_size` must be None, {', '.join(map(repr, _CLASSES))}, or an object of "
-        f"`keras_normopt.step_sizes`. Received: step_size={reprlib.repr(identifier)}"
-    )
+    if not (isinstance(name, str) and name in classes and isinstance(arguments, dict)):
+        return None
+    try:
+        return classes[name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Wrong {argument}={name!r}: {error}") from error
 
 
 def serialize(step_size: Any) -> dict[str, Any] | None:
@@ -211,7 +268,7 @@ def serialize(step_size: Any) -> dict[str, Any] | None:
     return {"name": step_size.name, "config": step_size.get_config()}
 
 
-def _checked(value, name, *, above=None, below=None, at_least=None, up_to=None):
+def checked_float(value, name, *, above=None, below=None, at_least=None, up_to=None):
     wrong = (
         not isinstance(value, numbers.Real)
         or isinstance(value, bool)

@@ -44,6 +44,9 @@ OPTIONS = [
     {"step_size": "weight_norm"},
     {"step_size": "gradient_correlation", "track_norms": True},
     {"norm": None},
+    {"centralize": True},
+    {"apply_to": "update"},
+    {"apply_to": "update", "scope": "layer", "step_size": "weight_norm"},
 ]
 
 
@@ -93,8 +96,13 @@ def test_normalized(options):
 
 
 @pytest.mark.parametrize("scope", ["variable", "unit", "layer", "global"])
-def test_clipped(scope):
-    check(lambda: keras_normopt.ClippedSGD(0.1, 0.9, max_norm=0.5, scope=scope))
+@pytest.mark.parametrize(
+    "max_norm",
+    [0.5, keras_normopt.WeightNorm(0.2), keras_normopt.RunningNorm(warmup=1)],
+    ids=lambda max_norm: getattr(max_norm, "name", "constant"),
+)
+def test_clipped(max_norm, scope):
+    check(lambda: keras_normopt.ClippedSGD(0.1, 0.9, max_norm=max_norm, scope=scope))
 
 
 def test_fit_with_jit_compile():

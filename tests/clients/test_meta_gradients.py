@@ -44,6 +44,11 @@ OPTIMIZERS = {
     "clipped units": lambda: ClippedSGD(0.1, max_norm=0.5, scope="unit"),
     "correlation": lambda: NormalizedSGD(0.1, step_size="gradient_correlation"),
     "weight norm": lambda: NormalizedSGD(0.1, step_size="weight_norm"),
+    "clipped by weights": lambda: ClippedSGD(
+        0.1, max_norm=keras_normopt.WeightNorm(0.2, minimum=0.1)
+    ),
+    "centralized": lambda: NormalizedSGD(0.1, centralize=True),
+    "update": lambda: NormalizedSGD(0.1, apply_to="update"),
 }
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 

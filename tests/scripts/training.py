@@ -20,6 +20,14 @@ OPTIONS = {
     "global": {"scope": "global", "track_norms": True},
     "weight_norm": {"scope": "layer", "step_size": "weight_norm"},
     "correlation": {"step_size": "gradient_correlation"},
+    "update": {"scope": "layer", "step_size": "weight_norm", "apply_to": "update"},
+    "running": {
+        "scope": "unit",
+        "max_norm": keras_normopt.RunningNorm(warmup=2),
+        "apply_to": "update",
+        "centralize": True,
+        "track_norms": True,
+    },
 }
 # The bases see normalized gradients only: each needs no more than one of the norms.
 CASES = [
@@ -44,7 +52,8 @@ def make_model():
 
 
 def make_optimizer(base, norm, option="plain"):
-    cls = getattr(keras_normopt, f"Normalized{base}")
+    kind = "Clipped" if "max_norm" in OPTIONS[option] else "Normalized"
+    cls = getattr(keras_normopt, f"{kind}{base}")
     return cls(norm=norm, **OPTIMIZERS[base], **OPTIONS[option])
 
 

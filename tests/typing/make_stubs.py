@@ -24,6 +24,7 @@ import keras
 from keras_normopt.clipping import Clipping
 from keras_normopt.normalization import Normalization
 from keras_normopt.step_sizes import GradientCorrelation, WeightNorm
+from keras_normopt.thresholds import RunningNorm
 
 # `str` is a registered name of one's own; the literals are there to be completed.
 Norm: TypeAlias = (
@@ -39,6 +40,9 @@ StepSize: TypeAlias = (
     | WeightNorm
     | GradientCorrelation
     | None
+)
+MaxNorm: TypeAlias = (
+    float | Literal["weight_norm", "running_norm"] | WeightNorm | RunningNorm
 )
 Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
 

@@ -1,0 +1,220 @@
+"""Where the update that a base is about to make is caught, to be rescaled itself.
+
+Every optimizer of Keras changes a weight once in an `update_step`, by its method
+`assign_add` or `assign_sub`. What it hands them is the update, exactly; the difference
+of the weights before and after would have lost most of its digits.
+"""
+
+import keras
+from keras import ops
+
+from keras_normopt import sparse
+from keras_normopt.hook import Local
+
+_BACKEND = keras.backend.backend()
+
+if _BACKEND == "tensorflow":
+    import tensorflow as tf
+elif _BACKEND == "torch":
+    import torch
+
+# Each recomputes weights from its slots, or slots from weights.
+_WITH_INVARIANTS = ("Ftrl", "ScheduleFreeAdamW")
+
+
+class _Caught(Local):
+    """What bases have handed to the methods so far."""
+
+    def __init__(self):
+        #: The weight that is being updated.
+        self.variable = None
+        #: What is to be added to each weight, by its number.
+        self.updates = {}
+
+    def take(self, number):
+        return self.updates.pop(number)
+
+
+class _Shared:
+    """The updates of all weights, each a tuple with those of the replicas here."""
+
+    updates = ()
+
+
+class _Zeros:
+    """Stands for a weight where a base only adds to it: what it becomes is the update.
+
+    Keras's classes for PyTorch do so, and add to all weights in one call.
+    """
+
+    def __init__(self, variable):
+        self.variable = variable
+        self.value = ops.zeros_like(variable.value)
+
+
+def _plain(variable):
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+class Updates:
+    """Calls `_rescaled_updates` on what the base would add, where that is asked for."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._caught, self._shared = _Caught(), _Shared()
+
+    def _check_base_can_be_caught(self):
+        name = type(self).__name__
+        advice = 'Take another base, or apply_to="gradient".'
+        for excluded in _WITH_INVARIANTS:
+            if isinstance(self, getattr(keras.optimizers, excluded, ())):
+                raise ValueError(
+                    f"{excluded} keeps a relation between weights and slots, which a "
+                    f'changed update would break. {name} received: apply_to="update". '
+                    f"{advice}"
+                )
+        if not self._is_keras_own("_backend_update_step"):
+            owner = self._next_in_line("_backend_update_step")
+            raise ValueError(
+                f"{owner.__name__} updates all variables together, in its "
+                f"`_backend_update_step`, where no update can be caught. {name} "
+                f'received: apply_to="update". {advice}'
+            )
+
+    def _catches_updates(self):
+        """Whether anything is done to updates."""
+        raise NotImplementedError
+
+    def _rescaled_updates(self, updates, variables, learning_rate):
+        """What is to be added to the weights instead."""
+        raise NotImplementedError
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        super()._backend_update_step(grads, trainable_variables, learning_rate)
+        if self._catches_updates():
+            variables = trainable_variables
+            updates = self._take_updates(variables)
+            updates = self._rescaled_updates(updates, variables, learning_rate)
+            self._add_updates(variables, updates)
+
+    def update_step(self, gradient, variable, learning_rate):
+        if not self._catches_updates():
+            super().update_step(gradient, variable, learning_rate)
+            return
+        self._caught.variable = variable
+        try:
+            super().update_step(gradient, variable, learning_rate)
+        finally:
+            self._caught.variable = None
+        if self._get_variable_index(variable) not in self._caught.updates:
+            raise RuntimeError(
+                f"The base of {type(self).__name__} updated a weight in another way "
+                'than by `assign_add` or `assign_sub`: apply_to="update" has nothing '
+                'to rescale. Let it use them, or take apply_to="gradient".'
+            )
+
+    def _catch(self, variable, update):
+        number = self._get_variable_index(variable)
+        if number in self._caught.updates:
+            raise RuntimeError(
+                f"The base of {type(self).__name__} updates a weight twice in one "
+                '`update_step`, and apply_to="update" can rescale one update only. Let '
+                'it add up what it assigns, or take apply_to="gradient".'
+            )
+        self._caught.updates[number] = update
+
+    def assign(self, variable, value):
+        if variable is self._caught.variable:
+            raise RuntimeError(
+                f"The base of {type(self).__name__} assigns a weight anew, from which "
+                "its update can only be told with few digits. Let it use `assign_add` "
+                'or `assign_sub`, or take apply_to="gradient".'
+            )
+        super().assign(variable, value)
+
+    def assign_add(self, variable, value):
+        if variable is self._caught.variable:
+            self._catch(variable, value)
+        else:
+            super().assign_add(variable, value)
+
+    def assign_sub(self, variable, value):
+        if variable is self._caught.variable:
+            self._catch(variable, sparse.map_values(ops.negative, value))
+        else:
+            super().assign_sub(variable, value)
+
+    if _BACKEND == "tensorflow":
+        # Weight by weight, one thread updates the copies that all replicas have of it.
+
+        def _distributed_tf_update_step(self, distribution, grads_and_vars, rate):
+            if not self._catches_updates():
+                super()._distributed_tf_update_step(distribution, grads_and_vars, rate)
+                return
+
+            def caught(variable, gradient, rate):
+                self.update_step(gradient, variable, rate)
+                update = self._caught.take(self._get_variable_index(variable))
+                is_alone = distribution.num_replicas_in_sync == 1
+                return update if is_alone else sparse.densify(update)
+
+            self._shared.updates = [
+                distribution.extended.update(v, caught, args=(g, rate), group=False)
+                for g, v in grads_and_vars
+            ]
+
+        def _take_updates(self, variables):
+            """The updates of this replica."""
+            context = tf.distribute.get_replica_context()
+            number = int(tf.get_static_value(context.replica_id_in_sync_group))
+            return [here[number % len(here)] for here in self._shared.updates]
+
+        def _add_updates(self, variables, updates):
+            def add(distribution, variables, updates):
+                for variable, update in zip(variables, updates, strict=True):
+                    distribution.extended.update(
+                        variable, self.assign_add, args=(update,), group=False
+                    )
+
+            values = [
+                v.value if isinstance(v, keras.Variable) else v for v in variables
+            ]
+            self._merged(add, values, updates)
+
+        def _merged(self, function, *args):
+            """Calls a function once for all replicas."""
+            return tf.__internal__.distribute.interim.maybe_merge_call(
+                function, self._distribution_strategy, *args
+            )
+
+    else:
+
+        def _update(self, grads, variables, learning_rate):
+            if not (self._catches_updates() and self._is_foreach()):
+                super()._update(grads, variables, learning_rate)
+                return
+            zeros = [_Zeros(variable) for variable in variables]
+            super()._update(grads, zeros, learning_rate)
+            for zero in zeros:
+                self._caught.updates[self._get_variable_index(zero)] = zero.value
+
+        def _get_variable_index(self, variable):
+            if isinstance(variable, _Zeros):
+                variable = variable.variable
+            return super()._get_variable_index(variable)
+
+        def _is_foreach(self):
+            """Whether the base is one of Keras's that update all weights at once."""
+            name = "_parallel_update_step"
+            return hasattr(self, name) and self._is_keras_own(name)
+
+        def _take_updates(self, variables):
+            return [self._caught.take(self._get_variable_index(v)) for v in variables]
+
+        def _add_updates(self, variables, updates):
+            if self._is_foreach():
+                with torch.no_grad():
+                    torch._foreach_add_([v.value for v in variables], updates)
+                return
+            for variable, update in zip(variables, updates, strict=True):
+                self.assign_add(variable, update)
