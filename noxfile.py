@@ -17,7 +17,7 @@ OLDEST_KERAS = "3.12.0"
 # TensorFlow in the build without GPU support, PyTorch in a release known to pass.
 BACKENDS = {"jax": "jax", "tensorflow": "tensorflow-cpu", "torch": "torch==2.13.0"}
 # Libraries for one backend, to compare with in its tests.
-PEERS = {"jax": ["optax"]}
+PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # With the newest Keras only. They ask about numbers, and whether libraries that are
 # built on Keras work beside it: what an older Keras does differently shows in the rest.
 NEWEST_ONLY = ["check_norm", "experiments_data", "experiments_tasks"]

@@ -519,6 +519,20 @@ def test_bases_that_update_in_other_ways(base, message):
         optimizer.apply([ops.ones(2)], [variable])
 
 
+@pytest.mark.parametrize("base", ["Lamb", "Adafactor"])  # Without foreach on PyTorch.
+def test_a_keras_that_does_not_lead_there(base, monkeypatch):
+    # Whatever takes the place of the methods that are private to Keras.
+    optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1, apply_to="update")
+    owner, place = updates.Updates, "_distributed_tf_update_step"
+    if BACKEND != "tensorflow":
+        owner, place = base_of(type(optimizer)), "_backend_update_step"
+    monkeypatch.setattr(owner, place, lambda *arguments: None, raising=False)
+    variable = keras.Variable(np.zeros((2, 2)), dtype="float32")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"could not .* its updates"):
+            optimizer.apply([ops.ones((2, 2))], [variable])
+
+
 def test_bases_of_one_s_own():
     optimizer = normalized(Once)(0.5, apply_to="update")
     variable = keras.Variable(np.zeros(2))

@@ -36,12 +36,12 @@ norm is above `max_norm`,
     g ← g · min(1, max_norm / norm(g))
 
 which keeps its direction; with `apply_to="update"`, the update u of {base} instead, in
-w ← w + lr · u · min(1, max_norm / norm(u)). Gradients are accumulated, and a loss scale is divided out,
-before they are clipped; Keras's own clipping comes before as well. Weight decay is not
-clipped. The norm is computed in float32 (float64 for float64 gradients), and the
-clipped gradient has the shape and dtype of the gradient. There are no variables beyond
-those of {base}, unless `track_norms` is set or `max_norm` is a `RunningNorm`: saved
-state loads into either.
+w ← w + lr · u · min(1, max_norm / norm(u)). Gradients are accumulated, and a loss scale
+is divided out, before they are clipped; Keras's own clipping comes before as well.
+Weight decay is not clipped. The norm is computed in float32 (float64 for float64
+gradients), and the clipped gradient has the shape and dtype of the gradient. There are
+no variables beyond those of {base}, unless `track_norms` is set or `max_norm` is a
+`RunningNorm`: saved state loads into either.
 """,
 }
 

@@ -63,9 +63,9 @@ def clipped(optimizer_class: type) -> type[Any]:
 
     The subclass takes what its base takes, and the keyword arguments `norm`,
     `max_norm`, `scope`, `exclude`, `apply_to`, `centralize` and `track_norms`. Before
-    the base's own update, a gradient whose norm is above `max_norm` is scaled down to it,
-    `g ← g · min(1, max_norm / norm(g))`. Everything else is as with `normalized`; the
-    classes are registered for saving as `keras_normopt>Clipped<Name>`.
+    the base's own update, a gradient whose norm is above `max_norm` is scaled down to
+    it, `g ← g · min(1, max_norm / norm(g))`. Everything else is as with `normalized`;
+    the classes are registered for saving as `keras_normopt>Clipped<Name>`.
 
     Args:
         optimizer_class: As for `normalized`.

@@ -2,11 +2,10 @@
 
 import functools
 
-import keras
 from keras import ops
 
 from keras_normopt import _range, custom, norms, sparse
-from keras_normopt.entries import cast, entries_of
+from keras_normopt.entries import entries_of, widened
 
 
 class Step:
@@ -97,8 +96,8 @@ class Step:
         for i, factor in factors.items():
 
             def scaled(values, factor=factor):
-                dtype = keras.backend.standardize_dtype(factor.dtype)
-                return ops.cast(cast(values, dtype) * factor, values.dtype)
+                wide, factor = widened([values, factor])
+                return ops.cast(wide * factor, values.dtype)
 
             self.gradients[i] = sparse.map_values(scaled, self.gradients[i])
         self._known.clear()

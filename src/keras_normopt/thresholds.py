@@ -12,10 +12,12 @@ import numpy as np
 from keras import ops
 
 from keras_normopt import step_sizes
+from keras_normopt._branch import choose
 from keras_normopt._range import apart, join
 from keras_normopt.entries import cast, like
 from keras_normopt.step_sizes import Configured, WeightNorm, checked_float
 
+_BACKEND = keras.backend.backend()
 _LARGEST = float(np.finfo("float32").max)
 
 
@@ -121,8 +123,21 @@ class RunningNorms:
         vector = join(values)
         limits = self._take_in(cast(vector, "float32"))
         limits = cast(limits, keras.backend.standardize_dtype(vector.dtype))
-        every = apart(limits, self._shapes)
+        every = self._apart(limits)
         return [every[number] for number in numbers]
+
+    def _apart(self, limits):
+        if _BACKEND == "torch":
+            return apart(limits, self._shapes)
+        # Compilers are quick over what leaves a branch, and slow over the same taken
+        # apart in the midst of a program: that takes them twice as long.
+        return choose(
+            ops.any(limits < float("inf")),
+            lambda: apart(limits, self._shapes),
+            lambda: [
+                ops.full(shape, float("inf"), limits.dtype) for shape in self._shapes
+            ],
+        )
 
     def _take_in(self, norms):
         means, counts = (ops.convert_to_tensor(v) for v in (self._means, self._counts))

@@ -31,9 +31,6 @@ class _Caught(Local):
         #: What is to be added to each weight, by its number.
         self.updates = {}
 
-    def take(self, number):
-        return self.updates.pop(number)
-
 
 class _Shared:
     """The updates of all weights, each a tuple with those of the replicas here."""
@@ -90,10 +87,19 @@ class Updates:
         raise NotImplementedError
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        self._caught.updates, self._shared.updates = {}, ()
         super()._backend_update_step(grads, trainable_variables, learning_rate)
         if self._catches_updates():
             variables = trainable_variables
             updates = self._take_updates(variables)
+            if len(updates) < len(variables):
+                raise RuntimeError(
+                    f"{type(self).__name__} could not {self.VERB} its updates: Keras "
+                    f"{keras.version()} did not call `update_step`, where "
+                    "keras_normopt catches them. Training stops here, after one step "
+                    "of the base optimizer. Install a version of Keras that this "
+                    "version of keras_normopt supports, or a newer keras_normopt."
+                )
             updates = self._rescaled_updates(updates, variables, learning_rate)
             self._add_updates(variables, updates)
 
@@ -154,7 +160,7 @@ class Updates:
 
             def caught(variable, gradient, rate):
                 self.update_step(gradient, variable, rate)
-                update = self._caught.take(self._get_variable_index(variable))
+                update = self._caught.updates.pop(self._get_variable_index(variable))
                 is_alone = distribution.num_replicas_in_sync == 1
                 return update if is_alone else sparse.densify(update)
 
@@ -209,7 +215,9 @@ class Updates:
             return hasattr(self, name) and self._is_keras_own(name)
 
         def _take_updates(self, variables):
-            return [self._caught.take(self._get_variable_index(v)) for v in variables]
+            numbers = [self._get_variable_index(variable) for variable in variables]
+            caught, self._caught.updates = self._caught.updates, {}
+            return [caught[number] for number in numbers if number in caught]
 
         def _add_updates(self, variables, updates):
             if self._is_foreach():

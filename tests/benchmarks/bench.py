@@ -24,7 +24,7 @@ import keras
 import numpy as np
 
 import steps  # isort: skip
-from keras_normopt import norms
+from keras_normopt import RunningNorm, WeightNorm, norms
 
 NORMS = [name for name in norms.__all__ if name != "linf"]
 SCOPES = ["variable", "unit", "layer", "global"]
@@ -137,6 +137,30 @@ def norm_times(quick):
             yield {"size": size, "scope": scope, "medians": medians}
 
 
+def option_times(quick):
+    """What measures or rescales something else, beside l2 of the gradient."""
+    for size, shapes in steps.models(quick).items():
+        grads = steps.gradients(shapes)
+        for base in steps.BASES:
+            optimizers = {
+                "stock": steps.stock(base),
+                "l2": steps.normalized(base),
+                "update": steps.normalized(base, apply_to="update"),
+                "centralize": steps.normalized(base, centralize=True),
+                "track_norms": steps.normalized(base, track_norms=True),
+                "clipped": steps.clipped(base),
+                "WeightNorm": steps.clipped(base, max_norm=WeightNorm(0.01, 1e-3)),
+                "RunningNorm": steps.clipped(base, max_norm=RunningNorm()),
+            }
+            contenders = {
+                name: steps.of(optimizer, shapes, grads)
+                for name, optimizer in optimizers.items()
+            }
+            first = {name: _seconds(step) for name, step in contenders.items()}
+            medians = interleaved(contenders, 1 if quick else 8)
+            yield {"size": size, "base": base, "medians": medians, "first": first}
+
+
 def growth(quick):
     """With the number of variables, and with that of their entries."""
     numbers = [50, 100] if quick else [125, 250, 500, 1000]
@@ -237,6 +261,7 @@ PARTS = {
     "steps": step_times,
     "busy": busy_times,
     "norms": norm_times,
+    "options": option_times,
     "growth": growth,
     "memory": memory,
     "fit": fit_times,

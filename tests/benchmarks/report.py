@@ -97,6 +97,24 @@ def tables(every):
     yield "Norms and scopes, to l2 of each variable", table(head, rows)
 
     rows = [
+        [backend_name(found), row["base"], row["size"]]
+        + [milliseconds(row["medians"]["l2"])]
+        + [ratio(row["medians"], n, "l2") for n in row["medians"] if n != "l2"]
+        + [
+            ratio(row["first"], n, "l2")
+            for n in ("update", "WeightNorm", "RunningNorm")
+        ]
+        for found in every
+        for row in found.get("options", [])
+    ]
+    names = next(
+        (list(row["medians"]) for f in every for row in f.get("options", [])), []
+    )
+    head = ["backend", "base", "variables", "l2, ms", *(n for n in names if n != "l2")]
+    head += [f"first step, {n}" for n in ("update", "WeightNorm", "RunningNorm")]
+    yield "Other options, to l2 of the gradient", table(head, rows)
+
+    rows = [
         [backend_name(found), row["case"]]
         + [milliseconds(row["medians"][name]) for name in ("stock", "l2")]
         + [ratio(row["medians"], "l2", "stock")]

@@ -158,6 +158,10 @@ def normalized(base, **options):
     return optimizer_class(1e-3, **arguments, **options)
 
 
+def clipped(base, **options):
+    return getattr(keras_normopt, f"Clipped{base}")(1e-3, **BASES[base][2], **options)
+
+
 def by_hand(base, shapes, grads):
     """What one would write for this backend alone; it does not guard against overflow.
 

@@ -1,0 +1,813 @@
+"""What docs/coming_from.md calls equal, against the others' own code where it installs.
+
+Each pair is trained from the same weights on the same gradients, in float64; what is
+compared is how far the weights have moved.
+"""
+
+import inspect
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_normopt as kn
+from keras_normopt import RunningNorm, WeightNorm
+
+BACKEND = keras.backend.backend()
+RATE = 2.0**-5
+TINY = 1e-30  # For epsilons, which everyone adds at another place.
+BETAS = (0.875, 0.96875)  # Keras takes powers of them in float32 on PyTorch.
+
+SHAPES = {
+    "scale": (),
+    "bias": (5,),
+    "dense": (4, 3),
+    "conv1d": (3, 2, 4),
+    "conv2d": (2, 3, 2, 4),
+    "conv3d": (2, 2, 1, 2, 3),
+}
+OF_WEIGHTS = dict(zip(SHAPES, [1.5, 0.1, 1.0, 0.5, 0.02, 0.8], strict=True))
+OF_GRADIENTS = dict(zip(SHAPES, [1.0, 3.0, 0.2, 1.0, 0.5, 0.05], strict=True))
+OF_STEPS = [1.0, 100.0, 1e-8, 0.02, 10.0, 0.3]
+
+NOT_RANK_3 = [name for name in SHAPES if name != "conv1d"]
+
+
+class Pair(NamedTuple):
+    """What is equal.
+
+    Attributes:
+        peer: Function of the peer's library that returns what their trainer takes.
+        ours: Function that returns our optimizer.
+        names: The variables, if not all.
+        zeros: The variables whose weights start at 0.
+    """
+
+    peer: Any
+    ours: Any
+    names: Any = tuple(SHAPES)
+    zeros: Any = ()
+
+
+def draw(pair):
+    """The weights, and the gradients of each step, by name."""
+    rng = np.random.default_rng(0)
+    every = {n: OF_WEIGHTS[n] * rng.normal(size=s) for n, s in SHAPES.items()}
+    weights = {n: every[n] * (n not in pair.zeros) for n in pair.names}
+    steps = []
+    for size in OF_STEPS:
+        sizes = {n: size * of_variable for n, of_variable in OF_GRADIENTS.items()}
+        drawn = {n: sizes[n] * rng.normal(size=s) for n, s in SHAPES.items()}
+        steps.append({n: drawn[n] for n in pair.names})
+    return weights, steps
+
+
+def train(optimizer, weights, steps, change=lambda gradients, weights: gradients):
+    """How far a Keras optimizer moves weights, by gradients that NumPy may change."""
+    variables = {n: keras.Variable(w, "float64", name=n) for n, w in weights.items()}
+    for gradients in steps:
+        now = {n: ops.convert_to_numpy(v) for n, v in variables.items()}
+        changed = change(gradients, now)
+        tensors = [ops.convert_to_tensor(changed[n], "float64") for n in variables]
+        optimizer.apply(tensors, list(variables.values()))
+    return {n: ops.convert_to_numpy(v) - weights[n] for n, v in variables.items()}
+
+
+def base_of(optimizer):
+    """The plain optimizer of Keras with the same arguments."""
+    base = getattr(keras.optimizers, type(optimizer).__name__[len(optimizer.PREFIX) :])
+    config = optimizer.get_config()
+    return base(
+        **{n: config[n] for n in inspect.signature(base).parameters if n in config}
+    )
+
+
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, moved in expected.items():
+        atol = 1e-6 * np.abs(moved).max()
+        np.testing.assert_allclose(actual[name], moved, rtol=1e-5, atol=atol)
+
+
+def check(pair, expected):
+    weights, steps = draw(pair)
+    ours = pair.ours()
+    moved = train(ours, weights, steps)
+    assert_same(moved, expected)
+    plain = train(base_of(ours), weights, steps)
+    with pytest.raises(AssertionError):  # Or this comparison could not fail.
+        assert_same(plain, expected)
+
+
+def each(pairs):
+    return pytest.mark.parametrize("pair", pairs.values(), ids=pairs)
+
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+# Keras itself.
+
+OF_KERAS = {
+    "clipnorm": Pair(
+        lambda k: k.SGD(RATE, clipnorm=0.5),
+        lambda: kn.ClippedSGD(RATE, max_norm=0.5),
+    ),
+    "clipnorm-Adam": Pair(
+        lambda k: k.Adam(RATE, clipnorm=0.5),
+        lambda: kn.ClippedAdam(RATE, max_norm=0.5),
+    ),
+    "global_clipnorm": Pair(
+        lambda k: k.SGD(RATE, momentum=0.9, global_clipnorm=0.5),
+        lambda: kn.ClippedSGD(RATE, momentum=0.9, max_norm=0.5, scope="global"),
+    ),
+    "Lamb": Pair(
+        lambda k: k.Lamb(RATE, epsilon=TINY),
+        lambda: kn.NormalizedAdam(
+            RATE, epsilon=TINY, apply_to="update", step_size=WeightNorm()
+        ),
+    ),
+    "Lamb-global_clipnorm": Pair(  # Which timm's has by default.
+        lambda k: k.Lamb(RATE, epsilon=TINY, global_clipnorm=1.0),
+        lambda: kn.NormalizedAdam(
+            RATE,
+            epsilon=TINY,
+            global_clipnorm=1.0,
+            apply_to="update",
+            step_size=WeightNorm(),
+        ),
+    ),
+    "Lamb-weight_decay": Pair(
+        lambda k: k.Lamb(RATE, epsilon=TINY, weight_decay=0.1),
+        lambda: kn.NormalizedAdam(
+            RATE,
+            epsilon=TINY,
+            weight_decay=0.1,
+            apply_to="update",
+            step_size=WeightNorm(),
+        ),
+    ),
+}
+
+
+@each(OF_KERAS)
+def test_keras(pair):
+    check(pair, train(pair.peer(keras.optimizers), *draw(pair)))
+
+
+# What is not installed here, by its definition.
+
+
+def length(array):
+    return np.linalg.norm(np.ravel(array))
+
+
+def by_unit(change, *arrays):
+    """Applies a function to each output unit of some arrays, the last axis."""
+    if arrays[0].ndim < 2:
+        return change(*arrays)
+    units = zip(*(np.moveaxis(a, -1, 0) for a in arrays), strict=True)
+    return np.stack([change(*unit) for unit in units], axis=-1)
+
+
+def agc(factor, floor):
+    def clip(gradient, weight):
+        limit = factor * max(length(weight), floor)
+        return gradient * min(1, limit / length(gradient))
+
+    return lambda gradients, weights: {
+        n: by_unit(clip, g, weights[n]) for n, g in gradients.items()
+    }
+
+
+def each_gradient(change):
+    return lambda gradients, _: {n: change(g) for n, g in gradients.items()}
+
+
+def lars(coefficient, decay=0.0):
+    """What LARS hands to momentum."""
+
+    def scaled(gradient, weight):
+        gradient = gradient + decay * weight
+        sizes = length(weight), length(gradient)
+        ratio = coefficient * sizes[0] / sizes[1] if all(sizes) else 1
+        return ratio * gradient
+
+    return lambda gradients, weights: {
+        n: scaled(g, weights[n]) for n, g in gradients.items()
+    }
+
+
+def larc(coefficient):
+    def clipped(gradient, weight):
+        if not length(weight):
+            return gradient
+        ratio = coefficient * length(weight) / length(gradient)
+        return gradient * min(1, ratio / RATE)
+
+    return lambda gradients, weights: {
+        n: clipped(g, weights[n]) for n, g in gradients.items()
+    }
+
+
+def lars_of_momentum(coefficient):
+    """LARS with `classic_momentum=False`, as the rate of SGD would have it."""
+    velocity = {}
+
+    def change(gradients, weights):
+        for n, g in gradients.items():
+            velocity[n] = 0.9 * velocity.get(n, 0) + g
+        return lars(coefficient)(velocity, weights)
+
+    return change
+
+
+BY_DEFINITION = {
+    "AGC": Pair(
+        lambda: (keras.optimizers.Adam(RATE), agc(0.1, 0.3)),
+        lambda: kn.ClippedAdam(
+            RATE, scope="unit", max_norm=WeightNorm(0.1, minimum=0.3)
+        ),
+        zeros=("bias", "dense"),
+    ),
+    "centralization": Pair(
+        lambda: (
+            keras.optimizers.RMSprop(RATE),
+            each_gradient(
+                lambda g: by_unit(lambda u: u - u.mean(), g) if g.ndim > 1 else g
+            ),
+        ),
+        lambda: kn.NormalizedRMSprop(RATE, norm=None, centralize=True),
+    ),
+    "LARS": Pair(
+        lambda: (keras.optimizers.SGD(RATE, 0.9, nesterov=True), lars(0.1)),
+        lambda: kn.NormalizedSGD(RATE, 0.9, nesterov=True, step_size=WeightNorm(0.1)),
+    ),
+    "LARS-classic_momentum=False": Pair(
+        lambda: (keras.optimizers.SGD(RATE), lars_of_momentum(0.1)),
+        lambda: kn.NormalizedSGD(
+            RATE, 0.9, apply_to="update", step_size=WeightNorm(0.1)
+        ),
+    ),
+    "LARC": Pair(
+        lambda: (keras.optimizers.SGD(RATE, 0.9), larc(0.02)),
+        lambda: kn.ClippedSGD(RATE, 0.9, max_norm=WeightNorm(0.02 / RATE)),
+        zeros=("bias",),
+    ),
+    "2018-l2": Pair(
+        lambda: (
+            keras.optimizers.SGD(RATE, 0.9),
+            each_gradient(lambda g: g / (length(g) + TINY)),  # There 1e-7.
+        ),
+        lambda: kn.NormalizedOptimizer(keras.optimizers.SGD(RATE, 0.9), "l2"),
+    ),
+    "2018-clipped": Pair(
+        lambda: (
+            keras.optimizers.SGD(RATE, 0.9),
+            each_gradient(lambda g: g * min(1, 0.5 / np.abs(g).max())),
+        ),
+        lambda: kn.ClippedOptimizer(
+            keras.optimizers.SGD(RATE, 0.9), normalization="max", clipnorm=0.5
+        ),
+    ),
+}
+
+
+@each(BY_DEFINITION)
+def test_by_definition(pair):
+    plain, change = pair.peer()
+    check(pair, train(plain, *draw(pair), change))
+
+
+def test_decay_of_lars_is_a_regularizer():
+    # Whose gradient comes with that of the loss, and is normalized with it.
+    pair = Pair(None, None)
+    expected = train(keras.optimizers.SGD(RATE, 0.9), *draw(pair), lars(0.1, 0.25))
+    regularizer = keras.regularizers.L2(0.25 / 2)
+
+    def change(gradients, weights):
+        def slope(weight):  # By a difference, exact for a square.
+            above, below = (
+                [regularizer(ops.convert_to_tensor([w + d], "float64")) for w in flat]
+                for flat, d in ((np.ravel(weight), 0.5), (np.ravel(weight), -0.5))
+            )
+            pairs = zip(above, below, strict=True)
+            return np.reshape([float(a) - float(b) for a, b in pairs], weight.shape)
+
+        return {n: g + slope(weights[n]) for n, g in gradients.items()}
+
+    ours = kn.NormalizedSGD(RATE, 0.9, step_size=WeightNorm(0.1))
+    assert_same(train(ours, *draw(pair), change), expected)
+    ours = kn.NormalizedSGD(RATE, 0.9, step_size=WeightNorm(0.1), weight_decay=0.25)
+    with pytest.raises(AssertionError):  # Which is decoupled.
+        assert_same(train(ours, *draw(pair)), expected)
+
+
+# TensorFlow: what `gradient_transformers=` of Keras 2 were made of.
+
+OF_TENSORFLOW = {
+    "clip_by_norm": Pair(
+        lambda tf: lambda pairs: [(tf.clip_by_norm(g, 0.5), v) for g, v in pairs],
+        lambda: kn.ClippedSGD(RATE, 0.9, max_norm=0.5),
+    ),
+    "clip_by_global_norm": Pair(
+        lambda tf: (
+            lambda pairs: zip(
+                tf.clip_by_global_norm([g for g, _ in pairs], 0.5)[0],
+                [v for _, v in pairs],
+                strict=True,
+            )
+        ),
+        lambda: kn.ClippedSGD(RATE, 0.9, max_norm=0.5, scope="global"),
+    ),
+    "l2_normalize": Pair(
+        lambda tf: lambda pairs: [(tf.math.l2_normalize(g), v) for g, v in pairs],
+        lambda: kn.NormalizedSGD(RATE, 0.9, norm_epsilon=1e-6),
+    ),
+}
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's functions")
+@each(OF_TENSORFLOW)
+def test_tensorflow(pair):
+    import tensorflow as tf
+
+    transformer = pair.peer(tf)
+
+    def change(gradients, _):
+        pairs = [(tf.constant(g), n) for n, g in gradients.items()]
+        return {n: g.numpy() for g, n in transformer(pairs)}
+
+    check(pair, train(keras.optimizers.SGD(RATE, 0.9), *draw(pair), change))
+
+
+# Optax.
+
+
+def each_alone(optax, transform):
+    """A transform of a whole tree, for each of its leaves by itself."""
+    names = {n: n for n in SHAPES}
+    return optax.partition(dict.fromkeys(SHAPES, transform), names)
+
+
+def unit_first(optax, transform):
+    """A transform of kernels whose unit is the first axis, as Optax's `centralize`."""
+
+    def moved(tree, source, target):
+        return {
+            n: a if a.ndim < 2 else np.moveaxis(a, source, target)
+            for n, a in tree.items()
+        }
+
+    def init(params):
+        return transform.init(moved(params, -1, 0))
+
+    def update(updates, state, params=None):
+        updates, state = transform.update(moved(updates, -1, 0), state)
+        return moved(updates, 0, -1), state
+
+    return optax.GradientTransformation(init, update)
+
+
+OF_OPTAX = {
+    "clip_by_global_norm": Pair(
+        lambda o: o.chain(o.clip_by_global_norm(0.5), o.sgd(RATE, 0.9)),
+        lambda: kn.ClippedSGD(RATE, 0.9, max_norm=0.5, scope="global"),
+    ),
+    "clip_by_global_norm-of-update": Pair(
+        lambda o: o.chain(o.trace(0.9), o.clip_by_global_norm(0.5), o.scale(-RATE)),
+        lambda: kn.ClippedSGD(
+            RATE, 0.9, max_norm=0.5, scope="global", apply_to="update"
+        ),
+    ),
+    "clip_by_block_rms": Pair(
+        lambda o: o.chain(o.clip_by_block_rms(0.5), o.sgd(RATE, 0.9)),
+        lambda: kn.ClippedSGD(RATE, 0.9, norm="avg_l2", max_norm=0.5),
+    ),
+    "clip_by_block_rms-of-update": Pair(
+        lambda o: o.chain(
+            o.scale_by_adam(eps=TINY), o.clip_by_block_rms(0.5), o.scale(-RATE)
+        ),
+        lambda: kn.ClippedAdam(
+            RATE, epsilon=TINY, norm="avg_l2", max_norm=0.5, apply_to="update"
+        ),
+    ),
+    "adaptive_grad_clip": Pair(
+        lambda o: o.chain(o.adaptive_grad_clip(0.1, eps=0.3), o.sgd(RATE, 0.9)),
+        lambda: kn.ClippedSGD(
+            RATE, 0.9, scope="unit", max_norm=WeightNorm(0.1, minimum=0.3)
+        ),
+        names=NOT_RANK_3,
+        zeros=("bias", "dense"),
+    ),
+    "adaptive_grad_clip-axis": Pair(
+        lambda o: o.chain(
+            o.adaptive_grad_clip(0.1, eps=1.2, axis=(0, 1)), o.sgd(RATE, 0.9)
+        ),
+        lambda: kn.ClippedSGD(
+            RATE, 0.9, scope="unit", max_norm=WeightNorm(0.1, minimum=1.2)
+        ),
+        names=["conv1d"],
+    ),
+    "normalize_by_update_norm": Pair(
+        lambda o: o.chain(o.normalize_by_update_norm(eps=0.0), o.sgd(RATE, 0.9)),
+        lambda: kn.NormalizedSGD(RATE, 0.9, scope="global"),
+    ),
+    "normalize_by_update_norm-of-update": Pair(
+        lambda o: o.chain(
+            o.trace(0.9), o.normalize_by_update_norm(eps=0.0), o.scale(-RATE)
+        ),
+        lambda: kn.NormalizedSGD(RATE, 0.9, scope="global", apply_to="update"),
+    ),
+    "normalize_by_update_norm-of-each": Pair(
+        lambda o: o.chain(
+            o.trace(0.9),
+            each_alone(o, o.normalize_by_update_norm(eps=0.0)),
+            o.scale(-RATE),
+        ),
+        lambda: kn.NormalizedSGD(RATE, 0.9, apply_to="update"),
+    ),
+    "normalize_by_update_norm-Nesterov": Pair(
+        lambda o: o.chain(
+            o.trace(0.9, nesterov=True),
+            each_alone(o, o.normalize_by_update_norm(eps=0.0)),
+            o.scale(-RATE),
+        ),
+        lambda: kn.NormalizedSGD(RATE, 0.9, nesterov=True, apply_to="update"),
+    ),
+    "scale_by_trust_ratio": Pair(
+        lambda o: o.chain(
+            o.trace(0.9), o.scale_by_trust_ratio(trust_coefficient=0.1), o.scale(-RATE)
+        ),
+        lambda: kn.NormalizedSGD(
+            RATE, 0.9, apply_to="update", step_size=WeightNorm(0.1)
+        ),
+    ),
+    "scale_by_trust_ratio-min_norm": Pair(
+        lambda o: o.chain(
+            o.trace(0.9),
+            o.scale_by_trust_ratio(min_norm=0.3, trust_coefficient=0.1),
+            o.scale(-RATE),
+        ),
+        lambda: kn.NormalizedSGD(
+            RATE,
+            0.9,
+            apply_to="update",
+            norm_epsilon=0.3,
+            step_size=WeightNorm(0.1, minimum=0.3),
+        ),
+        zeros=("bias", "dense"),
+    ),
+    "scale_by_param_block_norm": Pair(
+        lambda o: o.chain(
+            o.scale_by_adam(eps=TINY), o.scale_by_param_block_norm(0.3), o.scale(-RATE)
+        ),
+        lambda: kn.NormalizedAdam(
+            RATE, epsilon=TINY, norm=None, step_size=WeightNorm(minimum=0.3)
+        ),
+        zeros=("bias", "dense"),
+    ),
+    "lars": Pair(
+        lambda o: o.lars(RATE),
+        lambda: kn.NormalizedSGD(RATE, 0.9, step_size=WeightNorm(0.001)),
+    ),
+    "lars-trust_ratio_mask": Pair(
+        lambda o: o.lars(
+            RATE,
+            trust_coefficient=0.1,
+            nesterov=True,
+            trust_ratio_mask={n: n not in ("bias", "scale") for n in SHAPES},
+        ),
+        lambda: kn.NormalizedSGD(
+            RATE,
+            0.9,
+            nesterov=True,
+            exclude=("bias", "scale"),
+            step_size=WeightNorm(0.1),
+        ),
+    ),
+    "lamb": Pair(
+        lambda o: o.lamb(RATE, eps=TINY),
+        lambda: kn.NormalizedAdam(
+            RATE, epsilon=TINY, apply_to="update", step_size=WeightNorm()
+        ),
+    ),
+    "fromage": Pair(
+        lambda o: o.fromage(RATE),
+        lambda: kn.NormalizedSGD(
+            RATE,
+            norm_epsilon=1e-6,
+            step_size=WeightNorm(),
+            weight_decay=(1 - (1 + RATE**2) ** -0.5) / RATE,
+        ),
+    ),
+    "centralize": Pair(
+        lambda o: o.chain(unit_first(o, o.centralize()), o.sgd(RATE, 0.9)),
+        lambda: kn.NormalizedSGD(RATE, 0.9, norm=None, centralize=True),
+    ),
+    "centralize-first": Pair(
+        lambda o: o.chain(
+            unit_first(o, o.centralize()),
+            o.normalize_by_update_norm(eps=0.0),
+            o.sgd(RATE, 0.9),
+        ),
+        lambda: kn.NormalizedSGD(RATE, 0.9, scope="global", centralize=True),
+    ),
+}
+
+
+def train_optax(transform, weights, steps):
+    import jax.numpy as jnp
+    import optax
+
+    params = {n: jnp.asarray(w) for n, w in weights.items()}
+    state = transform.init(params)
+    for gradients in steps:
+        gradients = {n: jnp.asarray(g) for n, g in gradients.items()}
+        updates, state = transform.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return {n: np.asarray(p) - weights[n] for n, p in params.items()}
+
+
+@pytest.fixture
+def optax():
+    if BACKEND != "jax":
+        pytest.skip("Optax is for JAX")
+    return pytest.importorskip("optax")
+
+
+@each(OF_OPTAX)
+def test_optax(pair, optax):
+    check(pair, train_optax(pair.peer(optax), *draw(pair)))
+
+
+def test_optax_takes_other_units_at_rank_3(optax):
+    pair = OF_OPTAX["adaptive_grad_clip-axis"]
+    theirs = optax.chain(optax.adaptive_grad_clip(0.1, eps=1.2), optax.sgd(RATE, 0.9))
+    with pytest.raises(AssertionError):
+        check(pair, train_optax(theirs, *draw(pair)))
+
+
+# PyTorch.
+
+
+class StepsOfTorch:
+    """Has a function change the gradients of parameters, then SGD make the step."""
+
+    def __init__(self, torch, params, change):
+        self.params, self.change = params, change
+        self.optimizer = torch.optim.SGD(params, RATE, momentum=0.9)
+
+    def step(self):
+        self.change(self.params)
+        self.optimizer.step()
+
+
+def with_sgd(change):
+    return lambda torch, params: StepsOfTorch(torch, params, change)
+
+
+def train_torch(make, weights, steps, unit_first=False):
+    """PyTorch's kernels have the output unit first."""
+    import torch
+
+    def to(array):
+        moved = np.moveaxis(array, -1, 0) if unit_first and array.ndim > 1 else array
+        return torch.tensor(np.ascontiguousarray(moved).reshape(moved.shape))
+
+    def back(tensor):
+        array = tensor.detach().numpy()
+        return np.moveaxis(array, 0, -1) if unit_first and array.ndim > 1 else array
+
+    params = {n: torch.nn.Parameter(to(w)) for n, w in weights.items()}
+    optimizer = make(torch, list(params.values()))
+    for gradients in steps:
+        for n, p in params.items():
+            p.grad = to(gradients[n])
+        optimizer.step()
+    return {n: back(p) - weights[n] for n, p in params.items()}
+
+
+def clip_each(torch, params, limit):
+    for p in params:
+        torch.nn.utils.clip_grad_norm_(p, limit)
+
+
+OF_TORCH = {
+    "clip_grad_norm_": Pair(
+        lambda t: lambda params: t.nn.utils.clip_grad_norm_(params, 5.0),
+        lambda: kn.ClippedSGD(RATE, 0.9, max_norm=5.0, scope="global"),
+    ),
+    "clip_grad_norm_-inf": Pair(
+        lambda t: (
+            lambda params: t.nn.utils.clip_grad_norm_(
+                params, 5.0, norm_type=float("inf")
+            )
+        ),
+        lambda: kn.ClippedSGD(RATE, 0.9, norm="max", max_norm=5.0, scope="global"),
+    ),
+    "clip_grad_norm_-1": Pair(
+        lambda t: lambda params: t.nn.utils.clip_grad_norm_(params, 5.0, norm_type=1),
+        lambda: kn.ClippedSGD(RATE, 0.9, norm="l1", max_norm=5.0, scope="global"),
+    ),
+    "clip_grad_norm_-of-each": Pair(
+        lambda t: lambda params: clip_each(t, params, 5.0),
+        lambda: kn.ClippedSGD(RATE, 0.9, max_norm=5.0),
+    ),
+}
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's functions")
+@each(OF_TORCH)
+def test_torch(pair):
+    import torch
+
+    check(pair, train_torch(with_sgd(pair.peer(torch)), *draw(pair)))
+
+
+# pytorch_optimizer. Its functions first, of which SGD makes steps.
+
+
+def clip_by_agc(po, params):
+    for p in params:
+        p.grad = po.agc(p.detach(), p.grad, 0.3, 0.1)
+
+
+def centralize_each(po, params):
+    for p in params:
+        po.centralize_gradient(p.grad)
+
+
+OF_PYTORCH_OPTIMIZER = {
+    "agc": Pair(
+        lambda po: with_sgd(lambda params: clip_by_agc(po, params)),
+        lambda: kn.ClippedSGD(
+            RATE, 0.9, scope="unit", max_norm=WeightNorm(0.1, minimum=0.3)
+        ),
+        names=NOT_RANK_3,
+        zeros=("bias", "dense"),
+    ),
+    "centralize_gradient": Pair(
+        lambda po: with_sgd(lambda params: centralize_each(po, params)),
+        lambda: kn.NormalizedSGD(RATE, 0.9, norm=None, centralize=True),
+    ),
+    "use_gc": Pair(
+        lambda po: (
+            lambda _, params: po.Lion(
+                params, RATE, betas=(0.9, 0.99), weight_decay=0.0, use_gc=True
+            )
+        ),
+        lambda: kn.NormalizedLion(
+            RATE, beta_1=0.9, beta_2=0.99, norm=None, centralize=True
+        ),
+    ),
+    "AdaGC": Pair(
+        lambda po: (
+            lambda _, params: po.AdaGC(
+                params,
+                RATE,
+                betas=BETAS,
+                beta=0.9,
+                lambda_abs=1e30,
+                lambda_rel=1.5,
+                warmup_steps=1,
+                weight_decay=0.1,
+                eps=TINY,
+            )
+        ),
+        lambda: kn.ClippedAdamW(
+            RATE,
+            beta_1=BETAS[0],
+            beta_2=BETAS[1],
+            weight_decay=0.1,
+            epsilon=TINY,
+            max_norm=RunningNorm(1.5, decay=0.9, warmup=1),
+        ),
+    ),
+    "LARS": Pair(
+        lambda po: lambda _, params: po.LARS(params, RATE, trust_coefficient=0.1),
+        lambda: kn.NormalizedSGD(
+            RATE, 0.9, exclude=("bias", "scale"), step_size=WeightNorm(0.1)
+        ),
+    ),
+    "Lamb": Pair(
+        lambda po: lambda _, params: po.Lamb(params, RATE, eps=TINY, adam_debias=True),
+        lambda: kn.NormalizedAdam(
+            RATE, epsilon=TINY, apply_to="update", step_size=WeightNorm()
+        ),
+    ),
+    "StableAdamW": Pair(
+        lambda po: (
+            lambda _, params: po.StableAdamW(
+                params, RATE, betas=(0.0, 0.99), weight_decay=0.0, eps=TINY
+            )
+        ),
+        lambda: kn.ClippedAdam(
+            RATE,
+            beta_1=0.0,
+            beta_2=0.99,
+            epsilon=TINY,
+            norm="avg_l2",
+            max_norm=1.0,
+            apply_to="update",
+        ),
+    ),
+}
+
+
+@pytest.fixture
+def pytorch_optimizer():
+    if BACKEND != "torch":
+        pytest.skip("pytorch_optimizer is for PyTorch")
+    return pytest.importorskip("pytorch_optimizer")
+
+
+@each(OF_PYTORCH_OPTIMIZER)
+def test_pytorch_optimizer(pair, pytorch_optimizer):
+    make = pair.peer(pytorch_optimizer)
+    check(pair, train_torch(make, *draw(pair), unit_first=True))
+
+
+# The base's own argument.
+
+
+@pytest.mark.parametrize("peer", ["optax", "torch"])
+def test_clipvalue(peer):
+    pair = Pair(None, None)
+    if {"optax": "jax"}.get(peer, peer) != BACKEND:
+        pytest.skip("for another backend")
+    module = pytest.importorskip(peer)
+    if peer == "optax":
+        chain = module.chain(module.clip(0.5), module.sgd(RATE, 0.9))
+        expected = train_optax(chain, *draw(pair))
+    else:
+        clip = module.nn.utils.clip_grad_value_
+        expected = train_torch(with_sgd(lambda params: clip(params, 0.5)), *draw(pair))
+    assert_same(
+        train(keras.optimizers.SGD(RATE, 0.9, clipvalue=0.5), *draw(pair)), expected
+    )
+    with pytest.raises(AssertionError):
+        assert_same(train(keras.optimizers.SGD(RATE, 0.9), *draw(pair)), expected)
+
+
+# What the page says is different.
+
+
+def one_step(optimizer, weights, gradient):
+    variable = keras.Variable(weights, "float64")
+    optimizer.apply([ops.convert_to_tensor(gradient, "float64")], [variable])
+    return np.linalg.norm(ops.convert_to_numpy(variable) - weights)
+
+
+def test_weights_of_zero_take_a_step_of_the_rate():
+    zeros, gradient = np.zeros(4), [3.0, 0.5, -1.0, 2.0]
+    ours = kn.NormalizedAdam(RATE, apply_to="update", step_size=WeightNorm())
+    assert one_step(ours, zeros, gradient) == pytest.approx(RATE, rel=1e-5)
+    lamb = keras.optimizers.Lamb(RATE)  # Adam's step, of ±1 four times.
+    assert one_step(lamb, zeros, gradient) == pytest.approx(2 * RATE, rel=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["variable", "global"])
+def test_keras_s_clipping_overflows(scope):
+    name = {"variable": "clipnorm", "global": "global_clipnorm"}[scope]
+    for optimizer, length_of_step in [
+        (kn.ClippedSGD(RATE, scope=scope), RATE),
+        (keras.optimizers.SGD(RATE, **{name: 1.0}), 0 if scope == "variable" else None),
+    ]:
+        variable = keras.Variable(np.zeros(4), "float32")
+        gradient = ops.full((4,), 1e25, "float32")
+        optimizer.apply([gradient], [variable])
+        moved = np.linalg.norm(ops.convert_to_numpy(variable))
+        if length_of_step is None:
+            assert np.isnan(moved)
+        else:
+            assert moved == pytest.approx(length_of_step, rel=1e-5)
+
+
+def test_get_gradients_is_never_called():
+    class Centralized(keras.optimizers.SGD):
+        def get_gradients(self, loss, params):
+            raise AssertionError
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(Centralized(), loss="mse")
+    model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
+
+
+# The page.
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs/coming_from.md"
+
+
+def test_the_page_can_be_copied_from():
+    rows = [row for row in PAGE.read_text().splitlines() if row.startswith("| ")]
+    spans = [s for row in rows for s in re.findall(r"`([^`]+)`", row.split(" | ")[1])]
+    calls = {s for s in spans if re.match(r"(Clipped|Normalized)\w+\(", s)}
+    assert len(calls) > 30
+    arguments = {"lr": 0.1, "m": 0.9, "c": 0.5, "eps": 1e-3, "wd": 0.1}
+    for call in calls:
+        eval(call, vars(keras.optimizers) | vars(kn) | arguments)
