@@ -109,6 +109,8 @@ OPTIONS = {
     "scope": st.one_of(st.sampled_from(["unit", "layer", "global"]), anything),
     "exclude": st.one_of(st.from_regex(r"[a-z*+?()|\[\]]{0,8}"), anything),
     "step_size": st.one_of(st.just("weight_norm"), anything),
+    "apply_to": st.one_of(st.just("update"), anything),
+    "centralize": st.one_of(st.booleans(), anything),
     "track_norms": anything,
     "max_norm": epsilons,
 }

@@ -125,7 +125,7 @@ def _check_norm_epsilon(norm_epsilon):
 
 
 def _check_apply_to(apply_to):
-    if apply_to not in ("gradient", "update"):
+    if not isinstance(apply_to, str) or apply_to not in ("gradient", "update"):
         raise ValueError(
             '`apply_to` must be "gradient" or "update". '
             f"Received: apply_to={reprlib.repr(apply_to)}"

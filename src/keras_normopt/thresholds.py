@@ -5,6 +5,7 @@ A block is left alone where there is no length to go by: there the limit is infi
 
 import math
 import numbers
+import reprlib
 from typing import Any
 
 import keras
@@ -79,7 +80,7 @@ class RunningNorm(Configured):
         ):
             raise ValueError(
                 "`warmup` must be an integer of at least 1, below 2**24. "
-                f"Received: warmup={warmup!r}"
+                f"Received: warmup={reprlib.repr(warmup)}"
             )
         self.warmup = int(warmup)
 
@@ -174,7 +175,7 @@ def get(identifier: Any) -> Any:
     raise ValueError(
         "`max_norm` must be a finite float above 0, within float32, "
         f"{', '.join(map(repr, _CLASSES))}, or an object of `keras_normopt.WeightNorm` "
-        f"or `keras_normopt.RunningNorm`. Received: max_norm={identifier!r}"
+        f"or `keras_normopt.RunningNorm`. Received: max_norm={reprlib.repr(identifier)}"
     )
 
 

@@ -25,6 +25,12 @@ keras_normopt.NormalizedAdam(scope="layer", exclude=("bias",), track_norms=True)
 keras_normopt.NormalizedAdam(scope="model")  # type: ignore[arg-type]
 keras_normopt.NormalizedAdam(step_size=step_sizes.WeightNorm(coefficient=0.1))
 keras_normopt.NormalizedAdam(step_size="lars")  # type: ignore[arg-type]
+keras_normopt.NormalizedAdam(apply_to="update", centralize=True)
+keras_normopt.NormalizedAdam(apply_to="updates")  # type: ignore[arg-type]
+keras_normopt.ClippedSGD(max_norm=keras_normopt.WeightNorm(0.01, minimum=1e-3))
+keras_normopt.ClippedSGD(max_norm=keras_normopt.RunningNorm(warmup=10))
+keras_normopt.ClippedSGD(max_norm="running_norm")
+keras_normopt.ClippedSGD(max_norm=None)  # type: ignore[arg-type]
 clipped = keras_normopt.ClippedAdam(norm="max", max_norm=2.0, track_norms=True)
 sizes: dict[str, float] = clipped.gradient_norms
 keras_normopt.testing.check_norm(norms.l2, max_examples=10)
