@@ -1,25 +1,20 @@
-"""Whatever README, the documentation and docstrings show, runs; so does the demo."""
+"""Whatever README, docstrings and the page on loops show, runs; so does the demo.
+
+The other pages are for test_guide.
+"""
 
 import doctest
-import functools
 import importlib
-import pathlib
 import pkgutil
-import unittest
 
 import keras
 import pytest
-from sybil.document import Document
-from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import by_hand
 import keras_normopt
 from keras_normopt import demo
-from test_devices import GUIDE
+from pages import ROOT, evaluate
 
-ROOT = pathlib.Path(__file__).parents[1]
-# The page of programs, each to be run in processes of its own, is for test_devices.
-PAGES = [ROOT / "README.md", *sorted({*ROOT.glob("docs/*.md")} - {GUIDE})]
 MODULES = [
     module.name
     for module in pkgutil.iter_modules(keras_normopt.__path__, "keras_normopt.")
@@ -49,24 +44,9 @@ WITHOUT_EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages(page, tmp_path, monkeypatch, custom_norms):
+def test_readme(tmp_path, monkeypatch, custom_norms):
     monkeypatch.chdir(tmp_path)
-    evaluate(page)
-
-
-@functools.cache
-def evaluate(page):
-    """Runs the code of a page, and returns the names that it defined."""
-    document = Document.parse(str(page), PythonCodeBlockParser(), SkipParser())
-    skipped = 0
-    for example in document.examples():
-        try:
-            example.evaluate()
-        except unittest.SkipTest:  # A block for another backend.
-            skipped += 1
-    assert skipped == 2 * page.read_text().count("<!--- skip") / 3
-    return document.namespace
+    evaluate(ROOT / "README.md")
 
 
 # The loops and steps that docs/custom_loops.md shows, against the loop by hand.
@@ -134,9 +114,3 @@ def test_every_option_is_documented():
     for cls in keras_normopt.optimizers.ALIASES.values():
         for option in cls.OPTIONS:
             assert f"\n    {option}: " in cls.__doc__
-
-
-def test_what_options_say_of_gradient_correlation():
-    shown = evaluate(ROOT / "docs/options.md")
-    assert shown["fixed"] == pytest.approx(4.44, abs=0.01)
-    assert shown["adaptive"] == pytest.approx(2.22, abs=0.01)

@@ -1,0 +1,24 @@
+"""Whatever the pages of the documentation show, runs.
+
+Of the two that differ from backend to backend, the loops are for test_examples, and the
+programs for several devices for test_devices.
+"""
+
+import pytest
+
+from pages import ROOT, evaluate
+
+ELSEWHERE = {"custom_loops.md", "devices.md"}
+PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if page.name not in ELSEWHERE]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages(page, tmp_path, monkeypatch, custom_norms):
+    monkeypatch.chdir(tmp_path)
+    evaluate(page)
+
+
+def test_what_options_say_of_gradient_correlation():
+    shown = evaluate(ROOT / "docs/options.md")
+    assert shown["fixed"] == pytest.approx(4.44, abs=0.01)
+    assert shown["adaptive"] == pytest.approx(2.22, abs=0.01)
