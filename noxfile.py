@@ -6,6 +6,9 @@ no other and that the wheel is whole.
 
 import os
 import pathlib
+import re
+import shutil
+import zipfile
 
 import nox
 
@@ -16,12 +19,16 @@ PROJECT = nox.project.load_toml()
 OLDEST_KERAS = "3.12.0"
 # TensorFlow in the build without GPU support, PyTorch in a release known to pass.
 BACKENDS = {"jax": "jax", "tensorflow": "tensorflow-cpu", "torch": "torch==2.13.0"}
+# What the tests run on: the source tree, or the wheel that a release would publish.
+PACKAGE = os.environ.get("PACKAGE", ".")
 # Libraries for one backend, to compare with in its tests.
 PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # With the newest Keras only. They ask about numbers, and whether libraries that are
 # built on Keras work beside it: what an older Keras does differently shows in the rest.
 NEWEST_ONLY = ["check_norm", "experiments_data", "experiments_tasks"]
 NEWEST_ONLY += ["properties", "search"]
+# From the unpacked sdist: those that read files beside the package, and a quick one.
+SDIST_TESTS = ["examples", "guide", "install", "norms"]
 
 
 def install(session, backend, *packages):
@@ -36,7 +43,7 @@ def test_packages(backend):
     return [*group, *PEERS.get(backend, ())]
 
 
-def run_tests(session, left_out=()):
+def run_tests(session, left_out=(), only=()):
     # JAX compiles most of what the tests compute many times over. These keep all of it,
     # for the other processes and for the session with the other Keras.
     session.env.update(
@@ -49,6 +56,7 @@ def run_tests(session, left_out=()):
     # Neighbours in a file stay together, and share fixtures and compiled functions.
     defaults = ["-n", "auto", "--dist", "worksteal"]
     defaults += [f"--ignore=tests/test_{name}.py" for name in left_out]
+    defaults += [f"tests/test_{name}.py" for name in only]
     session.run("pytest", *(session.posargs or defaults))
 
 
@@ -61,7 +69,8 @@ def run_tests(session, left_out=()):
 def tests(session, backend, keras):
     """Run the tests on one backend, with the newest or the oldest supported Keras."""
     package = f"keras=={keras}" if keras else "keras"
-    install(session, backend, package, ".[experiments]", *test_packages(backend))
+    ours = f"{PACKAGE}[experiments]"
+    install(session, backend, package, ours, *test_packages(backend))
     if keras:  # Arguments were searched for exceptions with the newest one.
         session.env["HYPOTHESIS_PROFILE"] = "quick"
     run_tests(session, left_out=NEWEST_ONLY if keras else ())
@@ -118,3 +127,61 @@ def demo(session):
     """Train a 30-layer network with and without normalization; draw the curves."""
     install(session, os.environ.get("KERAS_BACKEND", "jax"), ".[demo]")
     session.run("python", "-m", "keras_normopt.demo", *session.posargs)
+
+
+def check_links(session, wheel):
+    """Of the page that an index shows: none is relative, and those to us lead home."""
+    with zipfile.ZipFile(wheel) as files:
+        [name] = [n for n in files.namelist() if n.endswith(".dist-info/METADATA")]
+        page = files.read(name).decode().partition("\n\n")[2]
+    targets = re.findall(r"\]\(([^)]+)\)", page)
+    if relative := [t for t in targets if not re.match("https?://|#", t)]:
+        session.error(f"README has links that no index can follow: {relative}")
+    source = PROJECT["project"]["urls"]["Source"]
+    if not any(t.startswith(f"{source}/blob/v") for t in targets):
+        session.error(f"README's links do not lead to {source}")
+
+
+def expect_error(session, message, *command):
+    """Runs what must fail, and end with one line that has the message in it."""
+    printed = session.run(*command, success_codes=[1], silent=True, external=True)
+    if message not in printed.splitlines()[-1]:
+        session.error(f"the last line should say {message!r}:\n{printed}")
+
+
+@nox.session(default=False)
+def build(session):
+    """Make sdist and wheel in `dist`, and check all that can be before a release."""
+    dist = pathlib.Path("dist").absolute()
+    shutil.rmtree(dist, ignore_errors=True)
+    session.install("build", "cffconvert", "check-wheel-contents", "twine")
+    session.run("cffconvert", "--validate")
+    # The wheel is made from the sdist, which shows that it can be.
+    session.run("python", "-m", "build", "--outdir", dist)
+    [sdist], [wheel] = dist.glob("*.tar.gz"), dist.glob("*.whl")
+    session.run("twine", "check", "--strict", sdist, wheel)
+    session.run("check-wheel-contents", wheel)
+    check_links(session, wheel)
+
+    # Not the environment of the session, which may be one that is used again.
+    temporary = pathlib.Path(session.create_tmp())
+    session.run("python", "-m", "venv", "--clear", temporary / "empty")
+    python = temporary / "empty/bin/python"
+    pip_install = [python, "-m", "pip", "install", "--quiet"]
+    session.run(*pip_install, wheel, external=True)
+    # Of whatever backend this machine has set for Keras.
+    hint = 'not installed: pip install "keras_normopt['
+    expect_error(session, hint, python, "-c", "import keras_normopt")
+    session.run(*pip_install, BACKENDS["jax"], external=True)
+    session.env["KERAS_BACKEND"] = "jax"
+    hint = 'pip install "keras_normopt[demo]"'
+    expect_error(session, hint, python, "-m", "keras_normopt.demo", "--help")
+
+    install(session, "jax", f"{wheel}[experiments]", *test_packages("jax"))
+    # Once more, or pip leaves another one of the same version where it is.
+    session.install("--force-reinstall", "--no-deps", wheel)
+    unpacked = temporary / sdist.name.removesuffix(".tar.gz")
+    shutil.rmtree(unpacked, ignore_errors=True)
+    shutil.unpack_archive(sdist, temporary)
+    with session.chdir(unpacked):
+        run_tests(session, only=SDIST_TESTS)

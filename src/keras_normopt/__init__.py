@@ -1,6 +1,17 @@
 """Normalized-gradient optimizers for Keras 3, on JAX, TensorFlow and PyTorch alike."""
 
-from keras_normopt import callbacks, norms, optimizers, step_sizes, testing
+try:
+    # Imports Keras, which imports its backend.
+    from keras_normopt import callbacks, norms, optimizers, step_sizes, testing
+except ModuleNotFoundError as error:
+    if error.name not in ("jax", "tensorflow", "torch"):
+        raise
+    raise ModuleNotFoundError(
+        f"Keras is set to the backend {error.name}, which is not installed: "
+        f'pip install "keras_normopt[{error.name}]", or set the environment variable '
+        "KERAS_BACKEND to one that is (jax, tensorflow or torch)",
+        name=error.name,
+    ) from error
 from keras_normopt.callbacks import plot_gradient_norms
 from keras_normopt.compat import ClippedOptimizer, NormalizedOptimizer
 from keras_normopt.factory import clipped, normalized

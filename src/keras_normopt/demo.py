@@ -10,12 +10,21 @@ import pathlib
 import time
 
 import keras
-import matplotlib as mpl
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from tqdm.keras import TqdmCallback
 
 import keras_normopt
+
+try:
+    import matplotlib as mpl
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    from tqdm.keras import TqdmCallback
+except ModuleNotFoundError as error:
+    if error.name not in ("matplotlib", "sklearn", "tqdm"):
+        raise
+    raise ModuleNotFoundError(
+        f'The demo needs {error.name}: pip install "keras_normopt[demo]"',
+        name=error.name,
+    ) from error
 
 LAYERS, UNITS, BATCH_SIZE = 30, 64, 64
 

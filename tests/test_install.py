@@ -1,0 +1,84 @@
+"""What a user is told who lacks something, and what the project's files say of it."""
+
+import importlib
+import inspect
+import itertools
+import pathlib
+import re
+import sys
+import tomllib
+
+import pytest
+
+import keras_normopt
+from processes import finish, start
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class Without:
+    """An entry of `sys.meta_path` that keeps one module from being found.
+
+    `sys.modules[name] = None` would not do: the error then has the name of whatever
+    part of the module is asked for first.
+    """
+
+    def __init__(self, name):
+        self.name = name
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def last_line_without(name, **environment):
+    """Of what is printed by a process that imports the package."""
+    code = [
+        inspect.getsource(Without),
+        "import sys",
+        f"sys.meta_path.insert(0, Without({name!r}))",
+        "import keras_normopt",
+    ]
+    [printed] = finish(start("-c", "\n".join(code), **environment), returncode=1)
+    return printed.splitlines()[-1]
+
+
+def test_without_the_backend():
+    assert last_line_without("tensorflow", KERAS_BACKEND="tensorflow") == (
+        "ModuleNotFoundError: Keras is set to the backend tensorflow, which is not "
+        'installed: pip install "keras_normopt[tensorflow]", or set the environment '
+        "variable KERAS_BACKEND to one that is (jax, tensorflow or torch)"
+    )
+
+
+def test_other_missing_modules_keep_their_error():
+    error = "ModuleNotFoundError: No module named 'keras'"
+    assert last_line_without("keras") == error
+
+
+@pytest.mark.parametrize("name", ["matplotlib", "sklearn", "tqdm"])
+def test_demo_without_its_extra(name, monkeypatch):
+    imported = "keras_normopt.demo", name
+    for module in list(sys.modules):
+        if module.startswith(imported):
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [Without(name), *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError) as error:
+        importlib.import_module("keras_normopt.demo")
+    message = f'The demo needs {name}: pip install "keras_normopt[demo]"'
+    assert str(error.value) == message
+
+
+def test_files_agree_on_the_version():
+    version = keras_normopt.__version__
+    assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_oldest_that_is_declared_is_the_oldest_that_is_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [oldest] = re.findall('OLDEST_KERAS = "(.+)"', (ROOT / "noxfile.py").read_text())
+    extras = project["optional-dependencies"].values()
+    declared = itertools.chain(project["dependencies"], *extras)
+    bounds = [package for package in declared if re.search("[<=>~]", package)]
+    assert bounds == [f"keras>={oldest.removesuffix('.0')}"]
