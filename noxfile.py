@@ -23,10 +23,14 @@ BACKENDS = {"jax": "jax", "tensorflow": "tensorflow-cpu", "torch": "torch==2.13.
 PACKAGE = os.environ.get("PACKAGE", ".")
 # Libraries for one backend, to compare with in its tests.
 PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
-# With the newest Keras only. They ask about numbers, and whether libraries that are
-# built on Keras work beside it: what an older Keras does differently shows in the rest.
-NEWEST_ONLY = ["check_norm", "experiments_data", "experiments_tasks"]
-NEWEST_ONLY += ["properties", "search"]
+# On the backend that is quickest only: what they ask is not of backends. The nightly
+# job runs them on each.
+ONCE, QUICKEST = ["experiments", "experiments_data", "experiments_tasks"], "torch"
+ONCE += ["guide", "search"]
+# With the newest Keras only. They ask about numbers: what an older Keras does
+# differently shows in the rest.
+NEWEST_ONLY = ["arguments", "blocks", "check_norm", "degenerate", "groups", "norms"]
+NEWEST_ONLY += ["peers", "properties", "thresholds"]
 # From the unpacked sdist: those that read files beside the package, and a quick one.
 SDIST_TESTS = ["examples", "guide", "install", "norms"]
 
@@ -73,7 +77,8 @@ def tests(session, backend, keras):
     install(session, backend, package, ours, *test_packages(backend))
     if keras:  # Arguments were searched for exceptions with the newest one.
         session.env["HYPOTHESIS_PROFILE"] = "quick"
-    run_tests(session, left_out=NEWEST_ONLY if keras else ())
+    left_out = [] if backend == QUICKEST and not keras else ONCE
+    run_tests(session, left_out + NEWEST_ONLY if keras else left_out)
 
 
 @nox.session(default=False)
