@@ -101,7 +101,7 @@ def tables(every):
         + [milliseconds(row["medians"]["l2"])]
         + [ratio(row["medians"], n, "l2") for n in row["medians"] if n != "l2"]
         + [
-            ratio(row["first"], n, "l2")
+            "–" if found["backend"] == "torch" else ratio(row["first"], n, "l2")
             for n in ("update", "WeightNorm", "RunningNorm")
         ]
         for found in every
