@@ -81,6 +81,21 @@ def tests(session, backend, keras):
     run_tests(session, left_out + NEWEST_ONLY if keras else left_out)
 
 
+@nox.session(default=False, reuse_venv=True)
+@nox.parametrize("backend", list(BACKENDS), ids=list(BACKENDS))
+def dev(session, backend):
+    """Run the tests of what was changed since the last time, on one backend.
+
+    The first time these are all; from then on, with `nox -R`, it takes seconds.
+    """
+    # Editable, or an environment that stays would test what was installed once.
+    ours = ["--editable", ".[experiments]", "pytest-testmon"]
+    install(session, backend, "keras", *ours, *test_packages(backend))
+    found = session.cache_dir.absolute() / f"testmon-{backend}"
+    session.env.update(TESTMON_DATAFILE=str(found), OMP_NUM_THREADS="1")
+    session.run("pytest", "-x", "--testmon", *session.posargs, success_codes=[0, 5])
+
+
 @nox.session(default=False)
 @nox.parametrize("backend", list(BACKENDS), ids=list(BACKENDS))
 def prerelease(session, backend):

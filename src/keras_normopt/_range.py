@@ -74,23 +74,22 @@ def norms_of(norm, blocks, arranged=list):
 
     def rescued():
         # Each by itself, so that one gradient of zeros does not cost all others time.
-        safe_blocks = _safe_blocks(safe, plain, floor)
-        each = zip(blocks, plain, safe_blocks, strict=True)
+        each = zip(blocks, plain, _flags(safe, plain), strict=True)
         return arranged([_rescued(norm, *those, floor) for those in each])
 
     return choose(ops.all(safe), lambda: arranged(plain), rescued)
 
 
-def _safe_blocks(safe, plain, floor):
-    """For each block, whether all its results are safe."""
+def _flags(safe, plain):
+    """For each block, which of its results are safe, as far as they have values."""
     flags = known(safe)
     if flags is None:
-        return [ops.all(_is_safe(values, floor)) for values in plain]
+        return [None] * len(plain)
     # Known at once, where PyTorch would have to be asked for each.
     result, start = [None] * len(plain), 0
     for i in sorted(range(len(plain)), key=lambda i: bool(len(plain[i].shape))):
         end = start + math.prod(plain[i].shape)
-        result[i], start = flags[start:end].all(), end
+        result[i], start = flags[start:end], end
     return result
 
 
@@ -117,7 +116,7 @@ def _is_safe(values, floor):
     return (values >= floor) & (values <= _largest(values))
 
 
-def _rescued(norm, entries, plain, is_safe, floor):
+def _rescued(norm, entries, plain, flags, floor):
     """The norm of a block, computed at another scale if need be.
 
     The scale is one by which no safe result leaves its range either: a compiler may
@@ -136,7 +135,11 @@ def _rescued(norm, entries, plain, is_safe, floor):
         scaled = entries.scaled({up: is_small, down: is_large})
         return norm.definition(scaled) / scale
 
-    return choose(is_safe, lambda: plain, rescaled)
+    if flags is None:
+        return choose(ops.all(_is_safe(plain, floor)), lambda: plain, rescaled)
+    if not flags.all():  # Of zeros the norm is 0, which is quicker found out.
+        flags = flags | (known(entries.largest()).ravel() == 0)
+    return plain if flags.all() else rescaled()
 
 
 def _largest(tensor):
