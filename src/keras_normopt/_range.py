@@ -138,7 +138,7 @@ def _rescued(norm, entries, plain, flags, floor):
     if flags is None:
         return choose(ops.all(_is_safe(plain, floor)), lambda: plain, rescaled)
     if not flags.all():  # Of zeros the norm is 0, which is quicker found out.
-        flags = flags | (known(entries.largest()).ravel() == 0)
+        flags = flags | known(entries.largest() == 0).ravel()
     return plain if flags.all() else rescaled()
 
 
