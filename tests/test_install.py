@@ -56,17 +56,24 @@ def test_other_missing_modules_keep_their_error():
     assert last_line_without("keras") == error
 
 
-@pytest.mark.parametrize("name", ["matplotlib", "sklearn", "tqdm"])
-def test_demo_without_its_extra(name, monkeypatch):
-    imported = "keras_normopt.demo", name
-    for module in list(sys.modules):
-        if module.startswith(imported):
-            monkeypatch.delitem(sys.modules, module)
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("demo", name) for name in ("matplotlib", "sklearn", "tqdm")]
+    + [("experiments", name) for name in ("pandas", "seaborn", "tqdm")],
+)
+def test_a_command_without_its_extra(command, name, monkeypatch):
+    module = f"keras_normopt.{command}"
+    # Or what was imported before would still be there.
+    for imported in list(sys.modules):
+        if imported.startswith((module, name)):
+            monkeypatch.delitem(sys.modules, imported)
+    before = getattr(keras_normopt, command, None)
+    monkeypatch.setattr(keras_normopt, command, before, raising=False)
     monkeypatch.setattr(sys, "meta_path", [Without(name), *sys.meta_path])
     with pytest.raises(ModuleNotFoundError) as error:
-        importlib.import_module("keras_normopt.demo")
-    message = f'The demo needs {name}: pip install "keras_normopt[demo]"'
-    assert str(error.value) == message
+        importlib.import_module(module + ".__main__" * (command == "experiments"))
+    hint = f'{name}: pip install "keras_normopt[{command}]"'
+    assert str(error.value).endswith(hint)
 
 
 def test_files_agree_on_the_version():

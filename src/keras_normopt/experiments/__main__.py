@@ -5,12 +5,21 @@ import pathlib
 import sys
 import textwrap
 
-from tqdm import tqdm
-
 from keras_normopt import experiments, norms
-from keras_normopt.experiments import data, figures, results, runs
-from keras_normopt.experiments.tasks import TASKS
 from keras_normopt.scopes import SCOPES
+
+try:
+    from tqdm import tqdm
+
+    from keras_normopt.experiments import data, figures, results, runs
+    from keras_normopt.experiments.tasks import TASKS
+except ModuleNotFoundError as error:
+    if error.name not in ("matplotlib", "pandas", "seaborn", "sklearn", "tqdm"):
+        raise
+    raise ModuleNotFoundError(
+        f'The experiments need {error.name}: pip install "keras_normopt[experiments]"',
+        name=error.name,
+    ) from error
 
 
 def main(arguments=None):
