@@ -25,12 +25,12 @@ PACKAGE = os.environ.get("PACKAGE", ".")
 PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # On the backend that is quickest only: what they ask is not of backends. The nightly
 # job runs them on each.
-ONCE, QUICKEST = ["experiments", "experiments_data", "experiments_tasks"], "torch"
-ONCE += ["guide", "search"]
+ONCE = ["experiments", "experiments_data", "experiments_tasks", "guide", "search"]
+QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers: what an older Keras does
 # differently shows in the rest.
-NEWEST_ONLY = ["arguments", "blocks", "check_norm", "degenerate", "groups", "norms"]
-NEWEST_ONLY += ["peers", "properties", "thresholds"]
+NEWEST_ONLY = ["arguments", "blocks", "centralization", "check_norm", "degenerate"]
+NEWEST_ONLY += ["groups", "norms", "peers", "properties", "thresholds"]
 # From the unpacked sdist: those that read files beside the package, and a quick one.
 SDIST_TESTS = ["examples", "guide", "install", "norms"]
 

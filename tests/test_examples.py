@@ -23,6 +23,7 @@ WITHOUT_EXAMPLES = {
     "_branch",
     "_groups",
     "_range",
+    "centralization",
     "clipping",
     "custom",
     "demo",

@@ -1,8 +1,10 @@
 """What a clipping optimizer adds to its base."""
 
-from keras_normopt import lengths, options, registry, thresholds
+from keras_normopt import lengths, options, registry
 from keras_normopt.custom import ReturnsGradient
+from keras_normopt.entries import like
 from keras_normopt.mixin import Rescaling
+from keras_normopt.step_sizes import WeightNorm
 from keras_normopt.thresholds import RunningNorm, RunningNorms
 
 
@@ -46,10 +48,18 @@ class Clipping(Rescaling):
         return [] if self._norm_function is None else [self._clip]
 
     def _clip(self, step):
-        numbers = self._numbers(step)
-        limits = thresholds.limits(
-            self.max_norm, step, self._norm_function, self._running, numbers
-        )
-        clipped = lengths.clip(step, self._norm_function, limits)
+        norm = self._norm_function
+        norms = step.norms(norm)
+        if isinstance(self.max_norm, RunningNorm):
+            by_block = step.by_block(norms), self._numbers(step)
+            limits = step.arranged(self._running.limits(*by_block))
+        elif isinstance(self.max_norm, WeightNorm):
+            limits = self.max_norm.limits(norms, step.weight_norms(norm))
+        else:
+            limits = [like(n, self.max_norm) for n in norms]
         if self.track_norms:
-            self._norm_tracker.update_clipped(numbers, step.by_block(clipped))
+            clipped = [n > limit for n, limit in zip(norms, limits, strict=True)]
+            self._norm_tracker.update_clipped(
+                self._numbers(step), step.by_block(clipped)
+            )
+        lengths.clip(step, norm, limits)

@@ -4,8 +4,6 @@ A gradient is divided by ‖u‖ / length, which is written out for each, as the
 itself would lose what it is there for where ‖u‖ is 0, tiny or huge.
 """
 
-import math
-
 import numpy as np
 from keras import ops
 
@@ -26,27 +24,12 @@ def clip(step, norm, limits):
         step: The `Step`.
         norm: The norm.
         limits: A list arranged as norms are, infinite where there is no limit.
-
-    Returns:
-        A list arranged as norms are, of whether they were above the limit.
     """
-    norms = step.norms(norm)
     divisors = [
         ops.where(n <= limit, ops.ones_like(n), n / limit)  # Which is false of NaN.
-        for n, limit in zip(norms, limits, strict=True)
+        for n, limit in zip(step.norms(norm), limits, strict=True)
     ]
     step.divide(divisors)
-    return [n > limit for n, limit in zip(norms, limits, strict=True)]
-
-
-def centralized(gradient):
-    """A gradient less the mean over each unit, where it has more than one axis."""
-    axes = tuple(range(len(gradient.shape) - 1))
-    if not axes or not math.prod(gradient.shape):
-        return gradient
-    # Not `ops.mean`, which computes float64 in float32 on JAX.
-    entries = math.prod(gradient.shape[:-1])
-    return gradient - ops.sum(gradient, axis=axes, keepdims=True) / entries
 
 
 def _at_least(floor, norm):

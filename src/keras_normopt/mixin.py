@@ -2,8 +2,9 @@
 
 from keras import ops
 
-from keras_normopt import lengths, norms, options, registry, sparse
+from keras_normopt import norms, options, registry, sparse
 from keras_normopt._groups import FastStep
+from keras_normopt.centralization import centralized
 from keras_normopt.custom import ReturnsGradient
 from keras_normopt.hook import Hook
 from keras_normopt.monitoring import NormTracker
@@ -142,7 +143,7 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
         self._norm_tracker.update(self._numbers(step), values, step.total())
 
     def _subtract_means(self, step):
-        step.replace(lengths.centralized)
+        step.replace(centralized)
 
     @property
     def gradient_norms(self) -> dict[str, float]:

@@ -20,7 +20,7 @@ class Step:
         gradients: List of tensors, or on TensorFlow of `tf.IndexedSlices` in which no
             index repeats.
         weights: List of the variables that they are gradients of.
-        blocks: Non-empty list of blocks, each a non-empty list of positions in
+        blocks: List of blocks, each a non-empty list of positions in
             `gradients`. A gradient in none of them stays as it is.
         per_unit: Whether a gradient of more than one axis has a norm for each unit,
             the last axis. Then a block has one gradient.

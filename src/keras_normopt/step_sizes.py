@@ -104,6 +104,18 @@ class WeightNorm(Configured):
             ]
         return [ops.multiply(size, like(size, self.coefficient)) for size in sizes]
 
+    def limits(self, norms, sizes):
+        """What norms of gradients may be at most, infinite where there is no length.
+
+        Args:
+            norms: List of the norms.
+            sizes: List of the norms of the weights, arranged alike.
+        """
+        return [
+            ops.cast(ops.where(v == 0, like(v, float("inf")), v), n.dtype)
+            for v, n in zip(self.lengths(sizes), norms, strict=True)
+        ]
+
     def add_variables(self, add_variable, index, variable, shape):
         """Adds the variables for one weight, the first of which is for its factor.
 

@@ -15,7 +15,7 @@ from keras import ops
 from keras_normopt import step_sizes
 from keras_normopt._branch import choose
 from keras_normopt._range import apart, join
-from keras_normopt.entries import cast, like
+from keras_normopt.entries import cast
 from keras_normopt.step_sizes import Configured, WeightNorm, checked_float
 
 _BACKEND = keras.backend.backend()
@@ -182,25 +182,3 @@ def get(identifier: Any) -> Any:
 def serialize(max_norm: Any) -> Any:
     """What `get` makes the same threshold of, in types that JSON has."""
     return max_norm if isinstance(max_norm, float) else step_sizes.serialize(max_norm)
-
-
-def limits(max_norm, step, norm, running, numbers):
-    """What the norms of a step's blocks may be at most, arranged as they are.
-
-    Args:
-        max_norm: What `get` returned.
-        step: The `Step`.
-        norm: The norm.
-        running: The `RunningNorms`, if there are any.
-        numbers: List of the numbers of the step's blocks.
-    """
-    norms = step.norms(norm)
-    if isinstance(max_norm, WeightNorm):
-        lengths = max_norm.lengths(step.weight_norms(norm))
-        return [
-            ops.cast(ops.where(v == 0, like(v, float("inf")), v), n.dtype)
-            for v, n in zip(lengths, norms, strict=True)
-        ]
-    if isinstance(max_norm, RunningNorm):
-        return step.arranged(running.limits(step.by_block(norms), numbers))
-    return [like(n, max_norm) for n in norms]

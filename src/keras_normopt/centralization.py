@@ -1,0 +1,15 @@
+"""Gradients without their mean over each output unit (arXiv 2004.01461)."""
+
+import math
+
+from keras import ops
+
+
+def centralized(gradient):
+    """A gradient less the mean over each unit, where it has more than one axis."""
+    axes = tuple(range(len(gradient.shape) - 1))
+    if not axes or not math.prod(gradient.shape):
+        return gradient
+    # Not `ops.mean`, which computes float64 in float32 on JAX.
+    entries = math.prod(gradient.shape[:-1])
+    return gradient - ops.sum(gradient, axis=axes, keepdims=True) / entries
