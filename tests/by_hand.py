@@ -41,6 +41,25 @@ def train(plain, norm="l2", size=BATCH, change=lambda grads, weights: grads):
     return [ops.convert_to_numpy(v) for v in variables]
 
 
+def descend(epochs, step, average=1):
+    """Takes from the weights, in float64, what a function makes of each gradient.
+
+    Args:
+        epochs: How many.
+        step: Function of the number of a weight and its gradient.
+        average: Over how many batches a gradient is the mean.
+    """
+    weights, seen = [w.astype("float64") for w in START], []
+    for _ in range(epochs):
+        for x, y in batches():
+            seen.append(gradients(x, y, *weights))
+            if len(seen) == average:
+                means = [np.mean(g, axis=0) for g in zip(*seen, strict=True)]
+                weights = [w - step(i, means[i]) for i, w in enumerate(weights)]
+                seen = []
+    return weights
+
+
 def make_model(optimizer, dense=None, **compile_arguments):
     model = keras.Sequential([keras.Input((3,)), dense or keras.layers.Dense(4)])
     model.set_weights(START)

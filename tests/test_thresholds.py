@@ -140,6 +140,16 @@ def test_agc_on_every_rank(shape):
 # Of the past.
 
 
+def mean_by_hand(rule, kept):
+    """The running mean of the norms so far, infinite until it is one to clip by."""
+    if len(kept) < rule.warmup:
+        return np.inf
+    mean = np.mean(kept[: rule.warmup])
+    for clipped in kept[rule.warmup :]:
+        mean = rule.decay * mean + (1 - rule.decay) * clipped
+    return mean
+
+
 class ByHand:
     """The rule of `RunningNorm`, a step at a time."""
 
@@ -151,12 +161,7 @@ class ByHand:
     def factors(self, gradients):
         for block, kept in zip(blocks(self.scope), self.kept, strict=True):
             size = norm_of(self.norm, gradients, block)
-            limit = np.inf
-            if len(kept) >= self.warmup:
-                mean = np.mean(kept[: self.warmup])
-                for clipped in kept[self.warmup :]:
-                    mean = self.decay * mean + (1 - self.decay) * clipped
-                limit = self.factor * mean
+            limit = self.factor * mean_by_hand(self, kept)
             if 0 < size < np.inf:
                 kept.append(min(size, limit))
             yield min(1.0, limit / size) if size else 1.0
@@ -255,30 +260,16 @@ def test_excluded_variables_have_none():
 
 def train_by_hand(epochs, rule, average=1):
     """SGD in NumPy, gradients clipped by the rule."""
-    weights = [w.astype("float64") for w in by_hand.START]
-    kept, sums = [[], []], []
-    for _ in range(epochs):
-        for x, y in by_hand.batches():
-            sums.append(by_hand.gradients(x, y, *weights))
-            if len(sums) < average:
-                continue
-            grads = [np.mean(g, axis=0) for g in zip(*sums, strict=True)]
-            sums = []
-            for i, gradient in enumerate(grads):
-                limit = rule.factor * rule_mean(rule, kept[i])
-                size = np.linalg.norm(gradient)
-                kept[i].append(min(size, limit))
-                weights[i] = weights[i] - 0.5 * gradient * min(1, limit / size)
-    return weights, [rule_mean(rule, k) for k in kept]
+    kept = [[], []]
 
+    def step(i, gradient):
+        limit = rule.factor * mean_by_hand(rule, kept[i])
+        size = np.linalg.norm(gradient)
+        kept[i].append(min(size, limit))
+        return 0.5 * gradient * min(1, limit / size)
 
-def rule_mean(rule, kept):
-    if len(kept) < rule.warmup:
-        return np.inf
-    mean = np.mean(kept[: rule.warmup])
-    for clipped in kept[rule.warmup :]:
-        mean = rule.decay * mean + (1 - rule.decay) * clipped
-    return mean
+    weights = by_hand.descend(epochs, step, average)
+    return weights, [mean_by_hand(rule, k) for k in kept]
 
 
 MODES = {"default": {}, "eager": {"run_eagerly": True}}
@@ -449,80 +440,3 @@ def test_wrong_thresholds(max_norm):
 def test_wrong_arguments(cls, argument, value):
     with pytest.raises(ValueError, match=f"`{argument}` must be.*{argument}="):
         cls(**{argument: value})
-
-
-# Centralized gradients.
-
-
-def centralized(gradient):
-    if gradient.ndim < 2 or not gradient.size:
-        return gradient
-    return gradient - gradient.mean(axis=tuple(range(gradient.ndim - 1)))
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("shape", [(), (3,), (3, 4), (2, 3, 4), (2, 2, 3, 4), (0, 3)])
-@pytest.mark.parametrize("norm", ["l2", None])
-def test_centralized(norm, shape):
-    gradient = np.random.default_rng(0).normal(size=shape) + 1.0
-    optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, centralize=True)
-    variable = keras.Variable(np.zeros(shape), dtype="float64")
-    optimizer.apply([ops.convert_to_tensor(gradient, "float64")], [variable])
-    expected = centralized(gradient)
-    if norm and expected.size:
-        expected = expected / np.linalg.norm(expected)
-    np.testing.assert_allclose(-as_numpy(variable), expected, rtol=1e-6, atol=1e-12)
-
-
-def test_centralized_by_std_of_each_unit_is_the_z_score():
-    gradient = np.random.default_rng(0).normal(size=(5, 4)) + 3.0
-    optimizer = keras_normopt.NormalizedSGD(
-        1.0, norm="std", scope="unit", centralize=True
-    )
-    variable = keras.Variable(np.zeros((5, 4)))
-    optimizer.apply([ops.convert_to_tensor(gradient, "float32")], [variable])
-    expected = (gradient - gradient.mean(axis=0)) / gradient.std(axis=0)
-    np.testing.assert_allclose(-as_numpy(variable), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("apply_to", ["gradient", "update"])
-def test_centralized_with_the_other_options(apply_to):
-    gradients = {path: g + 5.0 for path, g in make_gradients().items()}
-    optimizer = keras_normopt.ClippedSGD(
-        1.0,
-        max_norm=1.5,
-        centralize=True,
-        exclude="^b/",
-        track_norms=True,
-        apply_to=apply_to,
-    )
-    (moved,) = gradient_steps(optimizer, [gradients])
-    expected = dict(gradients)
-    for path, gradient in gradients.items():
-        if not path.startswith("b/"):
-            changed = centralized(gradient)
-            expected[path] = changed * min(1, 1.5 / np.linalg.norm(changed))
-            # What is kept is the gradient as it came.
-            kept = optimizer.gradient_norms[path]
-            assert kept == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
-    for path in SHAPES:
-        size = np.abs(expected[path]).max()
-        np.testing.assert_allclose(
-            moved[path], expected[path], rtol=1e-4, atol=1e-6 * size, err_msg=path
-        )
-
-
-def test_centralized_in_fit():
-    model = by_hand.make_model(keras_normopt.NormalizedAdam(0.1, centralize=True))
-    by_hand.fit(model)
-    expected = by_hand.train(
-        keras.optimizers.Adam(0.1),
-        lambda g: oracle.normalize("l2", centralized(np.asarray(g, "float64"))),
-    )
-    by_hand.assert_same(model.get_weights(), expected)
-
-
-@pytest.mark.parametrize("centralize", [1, None, "yes"])
-def test_wrong_flags(centralize):
-    with pytest.raises(ValueError, match="`centralize` must be True or False"):
-        keras_normopt.NormalizedSGD(centralize=centralize)

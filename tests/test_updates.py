@@ -12,6 +12,7 @@ import keras_normopt
 import oracle
 from keras_normopt import RunningNorm, WeightNorm, normalized, updates
 from test_blocks import LAYERS, SHAPES, as_numpy, make_gradients, make_variables
+from test_thresholds import mean_by_hand
 
 BACKEND = keras.backend.backend()
 REFUSED = ("NormalizedFtrl", "NormalizedScheduleFreeAdamW")
@@ -369,19 +370,13 @@ def test_an_update_of_zero_stays_zero():
 
 def momentum_by_hand(epochs, average=1):
     """SGD with momentum, its update divided by its norm, in NumPy."""
-    weights = [w.astype("float64") for w in by_hand.START]
-    velocity, sums = [0.0, 0.0], []
-    for _ in range(epochs):
-        for x, y in by_hand.batches():
-            sums.append(by_hand.gradients(x, y, *weights))
-            if len(sums) < average:
-                continue
-            grads = [np.mean(g, axis=0) for g in zip(*sums, strict=True)]
-            sums = []
-            for i, g in enumerate(grads):
-                velocity[i] = 0.9 * velocity[i] + g
-                weights[i] = weights[i] - 0.1 * oracle.normalize("l2", velocity[i])
-    return [w.astype("float64") for w in weights]
+    velocity = [0.0, 0.0]
+
+    def step(i, gradient):
+        velocity[i] = 0.9 * velocity[i] + gradient
+        return 0.1 * oracle.normalize("l2", velocity[i]).astype("float64")
+
+    return by_hand.descend(epochs, step, average)
 
 
 @pytest.mark.parametrize("accumulated", [None, 3])
@@ -549,11 +544,9 @@ def test_wrong_values(apply_to):
 
 @pytest.mark.usefixtures("float64")
 def test_running_norm_of_updates():
+    rule = RunningNorm(1.25, decay=0.5, warmup=2)
     ours = keras_normopt.ClippedSGD(
-        RATE,
-        momentum=0.9,
-        apply_to="update",
-        max_norm=RunningNorm(1.25, decay=0.5, warmup=2),
+        RATE, momentum=0.9, apply_to="update", max_norm=rule
     )
     weights = make_weights()
     gradients = [make_gradients(s, seed=i) for i, s in enumerate([1, 2, 9, 1, 30])]
@@ -562,12 +555,8 @@ def test_running_norm_of_updates():
     def rescale(update, _):
         result = {}
         for path, u in update.items():
-            norm, kept = np.linalg.norm(u), seen[path]
-            mean = np.mean(kept[:2]) if kept else 0
-            for clipped in kept[2:]:
-                mean = 0.5 * mean + 0.5 * clipped
-            limit = 1.25 * mean if len(kept) >= 2 else np.inf
-            kept.append(min(norm, limit))
+            norm, limit = np.linalg.norm(u), 1.25 * mean_by_hand(rule, seen[path])
+            seen[path].append(min(norm, limit))
             result[path] = u * min(1, limit / norm)
         return result
 
