@@ -9,13 +9,14 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 hypothesis.settings.register_profile(
     "ci",
-    max_examples=100,
+    # Enough to find what a change breaks. The nightly job asks for 3,000.
+    max_examples=30,
     # The first call on a shape compiles, and machines that run the tests are shared.
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
 )
-for name, max_examples in {"quick": 20, "thorough": 3000}.items():
+for name, max_examples in {"quick": 10, "thorough": 3000}.items():
     hypothesis.settings.register_profile(
         name, parent=hypothesis.settings.get_profile("ci"), max_examples=max_examples
     )

@@ -110,10 +110,16 @@ def assert_close(actual, wanted, rtol=1e-5):
         )
 
 
+# Every norm in every scope; and one norm of each kind at magnitudes that overflow.
 @pytest.mark.parametrize(
-    ("scale", "compiled"), [(1.0, False), (1e-35, False), (1e32, False), (1e-35, True)]
+    ("norm", "scale", "compiled"),
+    [(norm, 1.0, False) for norm in oracle.NORMS]
+    + [
+        (norm, *case)
+        for norm in ("l1", "l2", "max", "std")
+        for case in [(1e-35, False), (1e32, False), (1e-35, True)]
+    ],
 )
-@every_norm
 @every_scope
 def test_equals_the_oracle(scope, norm, scale, compiled):
     gradients = make_gradients(scale)
