@@ -45,11 +45,16 @@ def of_many_sizes(shape, number=MANY):
     ]
 
 
-# Compiled, every norm; eagerly one of each kind, or every call of every shape compiles.
+# Every norm as it is compiled; eagerly, where JAX and TensorFlow compile each call of
+# each shape, one of each kind.
 every_norm = pytest.mark.parametrize(
     ("name", "compiled"),
-    [(name, list(compilers.values())[-1]) for name in oracle.NORMS]
-    + [(name, compilers["eager"]) for name in ("l2", "std") if BACKEND != "torch"],
+    [
+        pytest.param(name, compiler, id=f"{name}-{how}")
+        for how, compiler in compilers.items()
+        for name in oracle.NORMS
+        if how == list(compilers)[-1] or name in ("l2", "std")
+    ],
 )
 
 
