@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
     ) from error
 from keras_normopt.callbacks import plot_gradient_norms
 from keras_normopt.compat import ClippedOptimizer, NormalizedOptimizer
+from keras_normopt.diagnosis import diagnose
 from keras_normopt.factory import clipped, normalized
 from keras_normopt.optimizers import *  # noqa: F403  (its __all__ is the list of them)
 from keras_normopt.registry import register_norm
@@ -29,6 +30,7 @@ __all__ = [
     "WeightNorm",
     "callbacks",
     "clipped",
+    "diagnose",
     "normalized",
     "norms",
     "plot_gradient_norms",

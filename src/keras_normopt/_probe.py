@@ -1,0 +1,150 @@
+"""The gradients that `fit` would compute, of a model that stays as it is."""
+
+import contextlib
+
+import keras
+import numpy as np
+from keras import ops
+
+_ON_TORCH = keras.backend.backend() == "torch"
+
+
+def run(model, data, batch_size, batches, class_weight, receive):
+    """Calls `fit` for some batches, without a step being made.
+
+    Compiled code would hide the gradients, so all is computed eagerly.
+
+    Args:
+        model: A compiled model.
+        data: Tuple of x, y and sample weights, in the order in which they are read.
+        batch_size: As of `fit`.
+        batches: After how many batches to end.
+        class_weight: As of `fit`.
+        receive: Called, in each step, with a list of pairs of gradient and variable,
+            and with the factor by which the loss was multiplied.
+
+    Returns:
+        The logs, `{name: float}`.
+    """
+    x, y, sample_weight = data
+    with _unchanged(model), contextlib.ExitStack() as stack:
+        for optimizer in optimizers_of(model):
+            stack.enter_context(_StandIn(optimizer, model, receive))
+        model.train_function = None
+        model.run_eagerly, model.jit_compile = True, False
+        model.steps_per_execution = 1
+        history = model.fit(
+            x,
+            y,
+            sample_weight=sample_weight,
+            batch_size=batch_size,
+            class_weight=class_weight,
+            shuffle=False,
+            verbose=0,
+            callbacks=[_Stop(batches)],
+        )
+        return {name: float(values[-1]) for name, values in history.history.items()}
+
+
+def optimizers_of(model):
+    """The optimizers that a training step of the model may call."""
+    found = [getattr(model, "optimizer", None), *vars(model).values()]
+    found = [o for o in found if isinstance(o, keras.optimizers.Optimizer)]
+    return list({id(o): o for o in found}.values())
+
+
+class _Stop(keras.callbacks.Callback):
+    """Ends `fit` by count, and so also on data that have no end."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 >= self.batches:
+            self.model.stop_training = True
+
+
+class _StandIn:
+    """Has an optimizer hand on its gradients instead of making a step with them.
+
+    Its methods stand before those of the optimizer. All else that a model may ask of
+    it, such as its loss scale, stays what it is.
+    """
+
+    METHODS = ("apply", "apply_gradients", "stateless_apply")
+    # The first makes state, which an optimizer that has not trained does not have, and
+    # the second puts averages in the place of weights.
+    IDLE = ("build", "finalize_variable_values")
+
+    def __init__(self, optimizer, model, receive):
+        self.optimizer = optimizer
+        self.model = model
+        self.receive = receive
+        self.scale = float(ops.convert_to_numpy(optimizer.scale_loss(1.0)))
+
+    def __enter__(self):
+        for name in self.METHODS:
+            object.__setattr__(self.optimizer, name, getattr(self, name))
+        for name in self.IDLE:
+            object.__setattr__(self.optimizer, name, lambda variables: None)
+
+    def __exit__(self, *_):
+        for name in (*self.METHODS, *self.IDLE):
+            object.__delattr__(self.optimizer, name)
+
+    def apply_gradients(self, grads_and_vars):
+        self.receive(list(grads_and_vars), self.scale)
+        return self.optimizer.iterations
+
+    def apply(self, grads, trainable_variables=None):
+        variables = trainable_variables
+        if variables is None:
+            variables = self._variables()
+        self.apply_gradients(zip(grads, variables, strict=True))
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        self.apply(grads)
+        return trainable_variables, optimizer_variables
+
+    def _variables(self):
+        """Those that gradients come for where they come alone."""
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if inner.built:
+            return inner._trainable_variables
+        return self.model.trainable_variables
+
+
+@contextlib.contextmanager
+def _unchanged(model):
+    """Brings back whatever `fit` changes in a model."""
+    names = ("run_eagerly", "jit_compile", "steps_per_execution", "stop_training")
+    attributes = {name: getattr(model, name) for name in (*names, "train_function")}
+    history = getattr(model, "history", None)
+    variables = [*model.variables, *model.metrics_variables]
+    values = [np.array(ops.convert_to_numpy(v)) for v in variables]
+    restore = _state_of_torch(model) if _ON_TORCH else lambda: None
+    try:
+        yield
+    finally:
+        model.reset_metrics()  # Some may have been made only now.
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        for name, value in attributes.items():
+            setattr(model, name, value)
+        model.history = history
+        restore()
+
+
+def _state_of_torch(model):
+    """What PyTorch keeps in modules and tensors, as a function that brings it back."""
+    modes = [(module, module.training) for module in model.modules()]
+    tensors = [(v.value, v.value.grad) for v in model.trainable_variables]
+
+    def restore():
+        for module, training in modes:
+            module.training = training
+        for tensor, grad in tensors:
+            tensor.grad = grad
+
+    return restore
