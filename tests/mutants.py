@@ -124,7 +124,8 @@ def main():
         )
         for part, session in zip(parts, sessions, strict=True)
     ]
-    if any([process.wait() for process in running]):
+    statuses = [process.wait() for process in running]
+    if any(statuses):
         sys.exit("cosmic-ray failed")
     survived, tested = report(sessions)
     print(f"{tested - survived} of {tested} mutants were noticed.")

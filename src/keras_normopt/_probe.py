@@ -122,6 +122,8 @@ def _unchanged(model):
     attributes = {name: getattr(model, name) for name in (*names, "train_function")}
     history = getattr(model, "history", None)
     variables = [*model.variables, *model.metrics_variables]
+    # Keras loses the values of all on JAX when a first step fails.
+    variables += [v for o in optimizers_of(model) for v in o.variables]
     values = [np.array(ops.convert_to_numpy(v)) for v in variables]
     restore = _state_of_torch(model) if _ON_TORCH else lambda: None
     try:

@@ -11,11 +11,11 @@ from keras_normopt import optimizers
 
 # Where to draw lines was measured, at the start of training. Kernels of dense,
 # convolutional and recurrent networks were apart by factors of 2 to 30, those of a
-# transformer by 300; of 30 layers with batch normalization, which normalizing helped, by
-# 1,300, and of 30 sigmoid layers by 10¹⁸.
+# transformer by 300; of 30 layers with batch normalization, which normalizing helped,
+# by 1,300, and of 30 sigmoid layers by 10¹⁸.
 APART = 1000
-# Over weights, gradients of 12 plain layers, which SGD trains, were .002, and of 24, which
-# it does not, .00002.
+# Over weights, gradients of 12 plain layers, which SGD trains, were .002, and of 24,
+# which it does not, .00002.
 VANISHED = 1e-4
 # A bias whose gradient is zero in exact arithmetic came out at 10⁻⁷ of its kernel's.
 NOISE = 1e-5
