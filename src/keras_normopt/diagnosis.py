@@ -71,7 +71,7 @@ class Diagnosis:
         loss_scale: The factor that the loss was multiplied by, 1 without loss scaling.
             Norms are those without it.
         optimizer: The name of the class of the model's optimizer, or `None`.
-        findings: List of the `Finding`s, the gravest first.
+        findings: What was found, each a `Finding`, the gravest first.
     """
 
     blocks: tuple[Block, ...]
