@@ -244,43 +244,6 @@ def test_numbers_that_are_none_are_seen():
     assert np.isnan(list(optimizer.norm_tracker.max.values())).all()
 
 
-# The drawing.
-
-
-def test_plot(tmp_path):
-    from matplotlib import pyplot
-
-    model = make_model(keras_normopt.NormalizedSGD(0.1, track_norms=True))
-    history = by_hand.fit(model, callbacks=[GradientNorms()])
-    ax = keras_normopt.plot_gradient_norms(history)
-    (image,) = ax.get_images()
-    names = [*blocks(model), "total"]
-    np.testing.assert_allclose(
-        image.get_array(), [history.history[f"grad_norm/{name}"] for name in names]
-    )
-    assert [label.get_text() for label in ax.get_yticklabels()] == names
-    assert ax.get_xlabel() == "epoch"
-    ax.figure.savefig(tmp_path / "norms.png")
-    _, own = pyplot.subplots()
-    assert keras_normopt.plot_gradient_norms(history.history, ax=own) is own
-    pyplot.close("all")
-
-
-def test_plot_leaves_zeros_and_nan_out():
-    from matplotlib import pyplot
-
-    history = {"grad_norm/a": [1.0, 0.0], "grad_norm/b": [np.nan, 2.0]}
-    (image,) = keras_normopt.plot_gradient_norms(history).get_images()
-    masked = np.ma.getmaskarray(image.get_array())
-    np.testing.assert_array_equal(masked, [[False, True], [True, False]])
-    pyplot.close("all")
-
-
-def test_plot_needs_norms():
-    with pytest.raises(ValueError, match=r"no gradient norms in the history.*'loss'"):
-        keras_normopt.plot_gradient_norms({"loss": [1.0]})
-
-
 @pytest.mark.parametrize("name", ["csv", "stopping"])
 def test_a_callback_that_reads_logs_before_they_are_there(name, tmp_path):
     def reader():

@@ -12,7 +12,7 @@ import numpy as np
 from keras_normopt.monitoring import tracking_optimizers
 from keras_normopt.scopes import unique
 
-__all__ = ["GradientNorms", "plot_gradient_norms"]
+__all__ = ["GradientNorms"]
 
 _MEAN, _MAX, _CLIPPED = "grad_norm/", "grad_norm_max/", "clipped/"
 
@@ -151,57 +151,3 @@ def _reads_logs(callback):
     return isinstance(callback, writers) or monitored.startswith(
         (_MEAN, _MAX, _CLIPPED)
     )
-
-
-def plot_gradient_norms(history: Any, ax: Any = None) -> Any:
-    """Draws the norms that `GradientNorms` logged: blocks down, epochs across.
-
-    Colour stands for the mean norm of an epoch, on a logarithmic scale. A norm of zero,
-    or one that is not finite, leaves its place empty.
-
-    Args:
-        history: What `fit` returned, or its dict `history.history`.
-        ax: Matplotlib axes to draw on. Defaults to those of a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ValueError: If there are no gradient norms in the history.
-        ImportError: If Matplotlib is not installed.
-
-    Example:
-        >>> import keras_normopt
-        >>> history = {"grad_norm/dense/kernel": [3.0, 0.2], "loss": [1.0, 0.5]}
-        >>> ax = keras_normopt.plot_gradient_norms(history)
-    """
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import LogNorm
-    from matplotlib.ticker import MaxNLocator
-
-    logs = getattr(history, "history", history)
-    norms = {k.removeprefix(_MEAN): v for k, v in logs.items() if k.startswith(_MEAN)}
-    if not norms:
-        raise ValueError(
-            f"There are no gradient norms in the history, only {sorted(logs)}. Train "
-            "with `track_norms=True` and the callback `GradientNorms`."
-        )
-    if ax is None:
-        height = 1.5 + 0.25 * len(norms)
-        _, ax = plt.subplots(figsize=(7, height), layout="constrained")
-    values = np.array(list(norms.values()), "float64")
-    values[~(np.isfinite(values) & (values > 0))] = np.nan
-    epochs = values.shape[1]
-    limits = [0.5, epochs + 0.5, len(norms) - 0.5, -0.5]
-    image = ax.imshow(
-        np.ma.masked_invalid(values),
-        norm=LogNorm(),
-        aspect="auto",
-        interpolation="none",
-        extent=limits,
-    )
-    ax.set_yticks(range(len(norms)), list(norms))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("epoch")
-    ax.figure.colorbar(image, label="mean norm of the gradient")
-    return ax
