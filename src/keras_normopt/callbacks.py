@@ -9,12 +9,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_normopt.monitoring import tracking_optimizers
+from keras_normopt import optimizers
+from keras_normopt.monitoring import TOTAL, tracking_optimizers
 from keras_normopt.scopes import unique
 
 __all__ = ["GradientNorms"]
 
 _MEAN, _MAX, _CLIPPED = "grad_norm/", "grad_norm_max/", "clipped/"
+_PREFIXES = (_MEAN, _MAX, _CLIPPED)
+# By name, so as to import none. Of others nobody knows whether they read the logs.
+_WRITERS = {"CSVLogger", "RemoteMonitor", "TensorBoard"}
+_WRITERS |= {"MlflowCallback", "WandbCallback", "WandbMetricsLogger"}
 
 
 class GradientNorms(keras.callbacks.Callback):
@@ -28,16 +33,19 @@ class GradientNorms(keras.callbacks.Callback):
     track_norms=True)`. The optimizer may be inside a `LossScaleOptimizer` or a
     `MultiOptimizer`.
 
-    Callbacks that come after this one see the logs: `History` and the progress bar
-    always do; put `CSVLogger`, `TensorBoard` and the like behind it in the list, or it
-    warns. `EarlyStopping(monitor="grad_norm/…")` and the like need a `mode`: whether a
-    norm should grow or shrink Keras cannot tell. Names of blocks follow the names of
-    layers: give layers names, and the columns are the same in every run.
+    Callbacks that come after this one see the logs, and `History` always does. Put
+    `CSVLogger`, `TensorBoard` and the like behind it in the list; it warns of those
+    that it knows. `EarlyStopping(monitor="grad_norm/…")` and the like need a `mode`:
+    whether a norm should grow or shrink Keras cannot tell. Names of blocks follow the
+    names of layers: give layers names, and the columns are the same in every run.
 
     Args:
         frequency: `"epoch"`, or an integer of at least 1: after so many batches the
             logs of the batch gain the norms over these batches, and the logs of the
             epoch those over the epoch as well. Defaults to `"epoch"`.
+        progress_bar: Whether the progress bar shows all that the logs gain, which of
+            a deep network fills the screen. Defaults to `False`: it shows
+            `grad_norm/total` alone.
 
     Raises:
         ValueError: If `frequency` is neither; or, as training begins, if the optimizer
@@ -59,7 +67,7 @@ class GradientNorms(keras.callbacks.Callback):
         True
     """
 
-    def __init__(self, frequency: Any = "epoch") -> None:
+    def __init__(self, frequency: Any = "epoch", progress_bar: bool = False) -> None:
         super().__init__()
         is_count = isinstance(frequency, int) and not isinstance(frequency, bool)
         if frequency != "epoch" and not (is_count and frequency >= 1):
@@ -68,31 +76,33 @@ class GradientNorms(keras.callbacks.Callback):
                 f"Received: frequency={reprlib.repr(frequency)}"
             )
         self.frequency = frequency
+        self.progress_bar = progress_bar
 
     def on_train_begin(self, logs=None):
         if not tracking_optimizers(self.model.optimizer):
             raise ValueError(
                 "GradientNorms needs an optimizer that keeps the norms of its "
-                f"gradients. Received: {self.model.optimizer!r}. Make it with "
-                "`track_norms=True`."
+                f"gradients. Received: {self.model.optimizer!r}. "
+                f"{_way_out(self.model.optimizer)}"
             )
-        self._warn_of_readers_before()
-
-    def _warn_of_readers_before(self):
         # Keras tells a callback nothing of the others. The lists that it is in do.
-        for holder in gc.get_referrers(self):
-            if not isinstance(holder, list):
-                continue
-            before = itertools.takewhile(lambda other: other is not self, holder)
-            readers = {type(c).__name__ for c in before if _reads_logs(c)}
-            if readers:
-                warnings.warn(
-                    f"{' and '.join(sorted(readers))} stands before GradientNorms in "
-                    "the list of callbacks, and will not see the norms of gradients. "
-                    "Put GradientNorms first.",
-                    stacklevel=2,
-                )
-                return
+        lists = [h for h in gc.get_referrers(self) if isinstance(h, list)]
+        self._warn_of_readers_before(lists)
+        if not self.progress_bar:
+            for other in itertools.chain(*lists):
+                if isinstance(other, keras.callbacks.ProgbarLogger):
+                    _hide_blocks(other)
+
+    def _warn_of_readers_before(self, lists):
+        before = [itertools.takewhile(lambda c: c is not self, one) for one in lists]
+        readers = {type(c).__name__ for c in itertools.chain(*before) if _reads_logs(c)}
+        if readers:
+            warnings.warn(
+                f"{' and '.join(sorted(readers))} stands before GradientNorms in the "
+                "list of callbacks, and will not see the norms of gradients. Put "
+                "GradientNorms first.",
+                stacklevel=2,
+            )
 
     def on_epoch_begin(self, epoch, logs=None):
         self._sums, self._largest, self._count = {}, {}, 0
@@ -145,9 +155,39 @@ class GradientNorms(keras.callbacks.Callback):
         return means, largest
 
 
+def _way_out(optimizer):
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return _way_out(optimizer.inner_optimizer)
+    name = type(optimizer).__name__
+    if hasattr(optimizer, "track_norms"):
+        return f"Make it as `{name}(..., track_norms=True)`."
+    if f"Normalized{name}" in optimizers.__all__:
+        return (
+            f"To watch a plain {name}, make it as "
+            f"`keras_normopt.Normalized{name}(..., norm=None, track_norms=True)`."
+        )
+    return "Make it with `track_norms=True`."
+
+
 def _reads_logs(callback):
-    monitored = str(getattr(callback, "monitor", ""))
-    writers = keras.callbacks.CSVLogger | keras.callbacks.TensorBoard
-    return isinstance(callback, writers) or monitored.startswith(
-        (_MEAN, _MAX, _CLIPPED)
-    )
+    if str(getattr(callback, "monitor", "")).startswith(_PREFIXES):
+        return True
+    return any(cls.__name__ in _WRITERS for cls in type(callback).__mro__)
+
+
+def _hide_blocks(bar):
+    """Has a progress bar leave out what the logs gain, but for the total."""
+
+    def without_blocks(show):
+        def show_rest(step, logs=None):
+            rest = {k: v for k, v in (logs or {}).items() if not _is_of_block(k)}
+            show(step, rest)
+
+        return show_rest
+
+    bar.on_train_batch_end = without_blocks(bar.on_train_batch_end)
+    bar.on_epoch_end = without_blocks(bar.on_epoch_end)
+
+
+def _is_of_block(key):
+    return key.startswith(_PREFIXES) and key != _MEAN + TOTAL
