@@ -108,6 +108,15 @@ def prerelease(session, backend):
 
 
 @nox.session(default=False)
+def trackers(session):
+    """Run what the guide shows of W&B and MLflow, which are large to install."""
+    group = nox.project.dependency_groups(PROJECT, "test")
+    install(session, QUICKEST, ".[experiments]", *group, "wandb", "mlflow")
+    # Their own warnings are no errors.
+    session.run("pytest", "-W", "default", "tests/test_guide.py", "-k", "logging")
+
+
+@nox.session(default=False)
 @nox.parametrize("backend", list(BACKENDS), ids=list(BACKENDS))
 def bench(session, backend):
     """Time a step beside stock Keras and hand-written peers; `-- --quick` is short."""
