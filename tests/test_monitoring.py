@@ -118,7 +118,7 @@ class Own(keras.optimizers.SGD):
     [
         (keras.optimizers.Adam, "keras_normopt.NormalizedAdam(..., norm=None, track"),
         (keras_normopt.ClippedSGD, "`ClippedSGD(..., track_norms=True)`"),
-        (Own, "Make it with `track_norms=True`"),
+        (Own, "`keras_normopt.normalized(Own)(..., norm=None, track_norms=True)`"),
     ],
 )
 def test_the_way_out(optimizer, way_out):

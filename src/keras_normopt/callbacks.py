@@ -158,15 +158,17 @@ class GradientNorms(keras.callbacks.Callback):
 def _way_out(optimizer):
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return _way_out(optimizer.inner_optimizer)
+    if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
+        return _way_out(optimizer.optimizers[0])
     name = type(optimizer).__name__
     if hasattr(optimizer, "track_norms"):
         return f"Make it as `{name}(..., track_norms=True)`."
-    if f"Normalized{name}" in optimizers.__all__:
-        return (
-            f"To watch a plain {name}, make it as "
-            f"`keras_normopt.Normalized{name}(..., norm=None, track_norms=True)`."
-        )
-    return "Make it with `track_norms=True`."
+    ours = f"Normalized{name}"
+    ours = ours if ours in optimizers.__all__ else f"normalized({name})"
+    return (
+        f"To watch a plain {name}, make it as "
+        f"`keras_normopt.{ours}(..., norm=None, track_norms=True)`."
+    )
 
 
 def _reads_logs(callback):
