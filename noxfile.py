@@ -25,7 +25,8 @@ PACKAGE = os.environ.get("PACKAGE", ".")
 PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # On the backend that is quickest only: what they ask is not of backends. The nightly
 # job runs them on each.
-ONCE = ["experiments", "experiments_data", "experiments_tasks", "guide", "search"]
+ONCE = ["drawing", "experiments", "experiments_data", "experiments_tasks", "guide"]
+ONCE += ["search"]
 QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers: what an older Keras does
 # differently shows in the rest.
@@ -104,6 +105,15 @@ def prerelease(session, backend):
     session.run("pip", "uninstall", "--yes", "keras", silent=True)
     session.install("--pre", "keras-nightly")
     run_tests(session)
+
+
+@nox.session(default=False)
+def trackers(session):
+    """Run what the guide shows of W&B and MLflow, which are large to install."""
+    group = nox.project.dependency_groups(PROJECT, "test")
+    install(session, QUICKEST, ".[experiments]", *group, "wandb", "mlflow")
+    # Their own warnings are no errors.
+    session.run("pytest", "-W", "default", "tests/test_guide.py", "-k", "logging")
 
 
 @nox.session(default=False)

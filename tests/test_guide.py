@@ -4,7 +4,9 @@ Of the two that differ from backend to backend, the loops are for test_examples,
 programs for several devices for test_devices.
 """
 
+import numpy as np
 import pytest
+from keras import ops
 
 from pages import ROOT, evaluate
 
@@ -22,3 +24,11 @@ def test_what_options_say_of_gradient_correlation():
     shown = evaluate(ROOT / "docs/options.md")
     assert shown["fixed"] == pytest.approx(4.44, abs=0.01)
     assert shown["adaptive"] == pytest.approx(2.22, abs=0.01)
+
+
+def test_what_migrating_says_of_a_norm_of_ones_own(custom_norms):
+    shown = evaluate(ROOT / "docs/migrating.md")
+    gradient = ops.reshape(ops.arange(6, dtype="float32"), (2, 3))
+    as_in_2018 = ops.convert_to_numpy(shown["root_mean_square"](gradient))
+    new = ops.convert_to_numpy(gradient / shown["rms"](gradient))
+    np.testing.assert_allclose(as_in_2018, new, rtol=1e-6)

@@ -1,6 +1,7 @@
 """The norms that an optimizer keeps, and what shows them."""
 
 import csv
+import re
 
 import keras
 import numpy as np
@@ -106,8 +107,26 @@ def test_missing_and_excluded_gradients():
 def test_without_tracking_there_are_none():
     with pytest.raises(AttributeError, match="track_norms=True"):
         _ = keras_normopt.NormalizedSGD().gradient_norms
-    with pytest.raises(ValueError, match="GradientNorms needs an optimizer that keeps"):
-        by_hand.fit(by_hand.make_model("normalized_sgd"), callbacks=[GradientNorms()])
+
+
+class Own(keras.optimizers.SGD):
+    """No optimizer that this package has a class for."""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "way_out"),
+    [
+        (keras.optimizers.Adam, "keras_normopt.NormalizedAdam(..., norm=None, track"),
+        (keras_normopt.ClippedSGD, "`ClippedSGD(..., track_norms=True)`"),
+        (Own, "`keras_normopt.normalized(Own)(..., norm=None, track_norms=True)`"),
+    ],
+)
+def test_the_way_out(optimizer, way_out):
+    for wrap in (lambda inner: inner, keras.optimizers.LossScaleOptimizer):
+        model = by_hand.make_model(wrap(optimizer()))
+        with pytest.raises(ValueError, match=r"GradientNorms needs.*Received") as info:
+            by_hand.fit(model, callbacks=[GradientNorms()])
+        assert way_out in str(info.value)
 
 
 @pytest.mark.parametrize("frequency", [0, -1, 1.5, True, None, "batch"])
@@ -172,14 +191,38 @@ def test_the_logs_of_batches():
         np.testing.assert_allclose(values, row, rtol=1e-4)
 
 
-def test_other_callbacks_see_them(tmp_path, capsys):
+def test_other_callbacks_see_them(tmp_path):
     model = make_model(keras_normopt.NormalizedSGD(0.1, track_norms=True))
     callbacks = [GradientNorms(), keras.callbacks.CSVLogger(tmp_path / "log.csv")]
-    history = by_hand.fit(model, callbacks=callbacks, verbose=2).history
+    history = by_hand.fit(model, callbacks=callbacks).history
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
     key = f"grad_norm/{blocks(model)[0]}"
     assert [float(row[key]) for row in rows] == pytest.approx(history[key], rel=1e-6)
-    assert key in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verbose", [1, 2])
+@pytest.mark.parametrize("whose", ["Keras's", "one's own"])
+@pytest.mark.parametrize("everything", [False, True])
+def test_the_progress_bar(everything, whose, verbose, capsys):
+    model = make_model(keras_normopt.ClippedSGD(0.1, track_norms=True))
+    callbacks = [GradientNorms(1, progress_bar=everything)]
+    if whose == "one's own":
+        callbacks.append(keras.callbacks.ProgbarLogger())
+    history = by_hand.fit(model, callbacks=callbacks, verbose=verbose).history
+    shown = set(re.findall(r"- (\S+): \d", capsys.readouterr().out))
+    assert len(history) == 9  # Of two blocks and in total, and the loss.
+    assert shown == (set(history) if everything else {"loss", "grad_norm/total"})
+
+
+def test_a_progress_bar_shows_the_rest_of_the_logs(capsys):
+    def note(epoch, logs):
+        logs["clipped"] = 1.0  # Which is no block's.
+
+    late = keras.callbacks.LambdaCallback(on_epoch_end=note)
+    model = make_model(keras_normopt.ClippedSGD(0.1, track_norms=True))
+    by_hand.fit(model, epochs=1, callbacks=[GradientNorms(), late], verbose=2)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"loss: \S+ - grad_norm/total: \S+ - clipped: 1.0000$", line)
 
 
 def test_accumulated_gradients_count_once():
@@ -244,41 +287,19 @@ def test_numbers_that_are_none_are_seen():
     assert np.isnan(list(optimizer.norm_tracker.max.values())).all()
 
 
-# The drawing.
+def test_callbacks_of_other_packages_that_come_before():
+    def fit(name):
+        # These packages are not installed: what counts is the name, of a base, too.
+        base = type(name, (keras.callbacks.Callback,), {})
+        logger = type("Own", (base,), {})()
+        harmless = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)
+        model = make_model(keras_normopt.NormalizedSGD(track_norms=True))
+        return by_hand.fit(model, callbacks=[harmless, logger, GradientNorms()])
 
-
-def test_plot(tmp_path):
-    from matplotlib import pyplot
-
-    model = make_model(keras_normopt.NormalizedSGD(0.1, track_norms=True))
-    history = by_hand.fit(model, callbacks=[GradientNorms()])
-    ax = keras_normopt.plot_gradient_norms(history)
-    (image,) = ax.get_images()
-    names = [*blocks(model), "total"]
-    np.testing.assert_allclose(
-        image.get_array(), [history.history[f"grad_norm/{name}"] for name in names]
-    )
-    assert [label.get_text() for label in ax.get_yticklabels()] == names
-    assert ax.get_xlabel() == "epoch"
-    ax.figure.savefig(tmp_path / "norms.png")
-    _, own = pyplot.subplots()
-    assert keras_normopt.plot_gradient_norms(history.history, ax=own) is own
-    pyplot.close("all")
-
-
-def test_plot_leaves_zeros_and_nan_out():
-    from matplotlib import pyplot
-
-    history = {"grad_norm/a": [1.0, 0.0], "grad_norm/b": [np.nan, 2.0]}
-    (image,) = keras_normopt.plot_gradient_norms(history).get_images()
-    masked = np.ma.getmaskarray(image.get_array())
-    np.testing.assert_array_equal(masked, [[False, True], [True, False]])
-    pyplot.close("all")
-
-
-def test_plot_needs_norms():
-    with pytest.raises(ValueError, match=r"no gradient norms in the history.*'loss'"):
-        keras_normopt.plot_gradient_norms({"loss": [1.0]})
+    for name in ("WandbMetricsLogger", "MlflowCallback"):
+        with pytest.warns(UserWarning, match="^Own stands before GradientNorms"):
+            fit(name)
+    assert "grad_norm/total" in fit("Other").history  # A warning would be an error.
 
 
 @pytest.mark.parametrize("name", ["csv", "stopping"])

@@ -12,9 +12,9 @@ except ModuleNotFoundError as error:
         "KERAS_BACKEND to one that is (jax, tensorflow or torch)",
         name=error.name,
     ) from error
-from keras_normopt.callbacks import plot_gradient_norms
 from keras_normopt.compat import ClippedOptimizer, NormalizedOptimizer
 from keras_normopt.diagnosis import diagnose
+from keras_normopt.drawing import plot_gradient_norms
 from keras_normopt.factory import clipped, normalized
 from keras_normopt.optimizers import *  # noqa: F403  (its __all__ is the list of them)
 from keras_normopt.registry import register_norm

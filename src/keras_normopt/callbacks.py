@@ -9,12 +9,17 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_normopt.monitoring import tracking_optimizers
+from keras_normopt import optimizers
+from keras_normopt.monitoring import TOTAL, tracking_optimizers
 from keras_normopt.scopes import unique
 
-__all__ = ["GradientNorms", "plot_gradient_norms"]
+__all__ = ["GradientNorms"]
 
 _MEAN, _MAX, _CLIPPED = "grad_norm/", "grad_norm_max/", "clipped/"
+_PREFIXES = (_MEAN, _MAX, _CLIPPED)
+# By name, so as to import none. Of others nobody knows whether they read the logs.
+_WRITERS = {"CSVLogger", "RemoteMonitor", "TensorBoard"}
+_WRITERS |= {"MlflowCallback", "WandbCallback", "WandbMetricsLogger"}
 
 
 class GradientNorms(keras.callbacks.Callback):
@@ -28,16 +33,19 @@ class GradientNorms(keras.callbacks.Callback):
     track_norms=True)`. The optimizer may be inside a `LossScaleOptimizer` or a
     `MultiOptimizer`.
 
-    Callbacks that come after this one see the logs: `History` and the progress bar
-    always do; put `CSVLogger`, `TensorBoard` and the like behind it in the list, or it
-    warns. `EarlyStopping(monitor="grad_norm/…")` and the like need a `mode`: whether a
-    norm should grow or shrink Keras cannot tell. Names of blocks follow the names of
-    layers: give layers names, and the columns are the same in every run.
+    Callbacks that come after this one see the logs, and `History` always does. Put
+    `CSVLogger`, `TensorBoard` and the like behind it in the list; it warns of those
+    that it knows. `EarlyStopping(monitor="grad_norm/…")` and the like need a `mode`:
+    whether a norm should grow or shrink Keras cannot tell. Names of blocks follow the
+    names of layers: give layers names, and the columns are the same in every run.
 
     Args:
         frequency: `"epoch"`, or an integer of at least 1: after so many batches the
             logs of the batch gain the norms over these batches, and the logs of the
             epoch those over the epoch as well. Defaults to `"epoch"`.
+        progress_bar: Whether the progress bar shows all that the logs gain, which of
+            a deep network fills the screen. Defaults to `False`: it shows
+            `grad_norm/total` alone.
 
     Raises:
         ValueError: If `frequency` is neither; or, as training begins, if the optimizer
@@ -59,7 +67,7 @@ class GradientNorms(keras.callbacks.Callback):
         True
     """
 
-    def __init__(self, frequency: Any = "epoch") -> None:
+    def __init__(self, frequency: Any = "epoch", progress_bar: bool = False) -> None:
         super().__init__()
         is_count = isinstance(frequency, int) and not isinstance(frequency, bool)
         if frequency != "epoch" and not (is_count and frequency >= 1):
@@ -68,31 +76,33 @@ class GradientNorms(keras.callbacks.Callback):
                 f"Received: frequency={reprlib.repr(frequency)}"
             )
         self.frequency = frequency
+        self.progress_bar = progress_bar
 
     def on_train_begin(self, logs=None):
         if not tracking_optimizers(self.model.optimizer):
             raise ValueError(
                 "GradientNorms needs an optimizer that keeps the norms of its "
-                f"gradients. Received: {self.model.optimizer!r}. Make it with "
-                "`track_norms=True`."
+                f"gradients. Received: {self.model.optimizer!r}. "
+                f"{_way_out(self.model.optimizer)}"
             )
-        self._warn_of_readers_before()
-
-    def _warn_of_readers_before(self):
         # Keras tells a callback nothing of the others. The lists that it is in do.
-        for holder in gc.get_referrers(self):
-            if not isinstance(holder, list):
-                continue
-            before = itertools.takewhile(lambda other: other is not self, holder)
-            readers = {type(c).__name__ for c in before if _reads_logs(c)}
-            if readers:
-                warnings.warn(
-                    f"{' and '.join(sorted(readers))} stands before GradientNorms in "
-                    "the list of callbacks, and will not see the norms of gradients. "
-                    "Put GradientNorms first.",
-                    stacklevel=2,
-                )
-                return
+        lists = [h for h in gc.get_referrers(self) if isinstance(h, list)]
+        self._warn_of_readers_before(lists)
+        if not self.progress_bar:
+            for other in itertools.chain(*lists):
+                if isinstance(other, keras.callbacks.ProgbarLogger):
+                    _hide_blocks(other)
+
+    def _warn_of_readers_before(self, lists):
+        before = [itertools.takewhile(lambda c: c is not self, one) for one in lists]
+        readers = {type(c).__name__ for c in itertools.chain(*before) if _reads_logs(c)}
+        if readers:
+            warnings.warn(
+                f"{' and '.join(sorted(readers))} stands before GradientNorms in the "
+                "list of callbacks, and will not see the norms of gradients. Put "
+                "GradientNorms first.",
+                stacklevel=2,
+            )
 
     def on_epoch_begin(self, epoch, logs=None):
         self._sums, self._largest, self._count = {}, {}, 0
@@ -145,63 +155,41 @@ class GradientNorms(keras.callbacks.Callback):
         return means, largest
 
 
+def _way_out(optimizer):
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return _way_out(optimizer.inner_optimizer)
+    if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
+        return _way_out(optimizer.optimizers[0])
+    name = type(optimizer).__name__
+    if hasattr(optimizer, "track_norms"):
+        return f"Make it as `{name}(..., track_norms=True)`."
+    ours = f"Normalized{name}"
+    ours = ours if ours in optimizers.__all__ else f"normalized({name})"
+    return (
+        f"To watch a plain {name}, make it as "
+        f"`keras_normopt.{ours}(..., norm=None, track_norms=True)`."
+    )
+
+
 def _reads_logs(callback):
-    monitored = str(getattr(callback, "monitor", ""))
-    writers = keras.callbacks.CSVLogger | keras.callbacks.TensorBoard
-    return isinstance(callback, writers) or monitored.startswith(
-        (_MEAN, _MAX, _CLIPPED)
-    )
+    if str(getattr(callback, "monitor", "")).startswith(_PREFIXES):
+        return True
+    return any(cls.__name__ in _WRITERS for cls in type(callback).__mro__)
 
 
-def plot_gradient_norms(history: Any, ax: Any = None) -> Any:
-    """Draws the norms that `GradientNorms` logged: blocks down, epochs across.
+def _hide_blocks(bar):
+    """Has a progress bar leave out what the logs gain, but for the total."""
 
-    Colour stands for the mean norm of an epoch, on a logarithmic scale. A norm of zero,
-    or one that is not finite, leaves its place empty.
+    def without_blocks(show):
+        def show_rest(step, logs=None):
+            rest = {k: v for k, v in (logs or {}).items() if not _is_of_block(k)}
+            show(step, rest)
 
-    Args:
-        history: What `fit` returned, or its dict `history.history`.
-        ax: Matplotlib axes to draw on. Defaults to those of a new figure.
+        return show_rest
 
-    Returns:
-        The axes.
+    bar.on_train_batch_end = without_blocks(bar.on_train_batch_end)
+    bar.on_epoch_end = without_blocks(bar.on_epoch_end)
 
-    Raises:
-        ValueError: If there are no gradient norms in the history.
-        ImportError: If Matplotlib is not installed.
 
-    Example:
-        >>> import keras_normopt
-        >>> history = {"grad_norm/dense/kernel": [3.0, 0.2], "loss": [1.0, 0.5]}
-        >>> ax = keras_normopt.plot_gradient_norms(history)
-    """
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import LogNorm
-    from matplotlib.ticker import MaxNLocator
-
-    logs = getattr(history, "history", history)
-    norms = {k.removeprefix(_MEAN): v for k, v in logs.items() if k.startswith(_MEAN)}
-    if not norms:
-        raise ValueError(
-            f"There are no gradient norms in the history, only {sorted(logs)}. Train "
-            "with `track_norms=True` and the callback `GradientNorms`."
-        )
-    if ax is None:
-        height = 1.5 + 0.25 * len(norms)
-        _, ax = plt.subplots(figsize=(7, height), layout="constrained")
-    values = np.array(list(norms.values()), "float64")
-    values[~(np.isfinite(values) & (values > 0))] = np.nan
-    epochs = values.shape[1]
-    limits = [0.5, epochs + 0.5, len(norms) - 0.5, -0.5]
-    image = ax.imshow(
-        np.ma.masked_invalid(values),
-        norm=LogNorm(),
-        aspect="auto",
-        interpolation="none",
-        extent=limits,
-    )
-    ax.set_yticks(range(len(norms)), list(norms))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("epoch")
-    ax.figure.colorbar(image, label="mean norm of the gradient")
-    return ax
+def _is_of_block(key):
+    return key.startswith(_PREFIXES) and key != _MEAN + TOTAL

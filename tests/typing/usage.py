@@ -34,7 +34,9 @@ keras_normopt.ClippedSGD(max_norm=None)  # type: ignore[arg-type]
 clipped = keras_normopt.ClippedAdam(norm="max", max_norm=2.0, track_norms=True)
 sizes: dict[str, float] = clipped.gradient_norms
 keras_normopt.testing.check_norm(norms.l2, max_examples=10)
-keras_normopt.callbacks.GradientNorms(frequency=10)
+keras_normopt.callbacks.GradientNorms(frequency=10, progress_bar=True)
+keras_normopt.plot_gradient_norms({"grad_norm/a": [1.0]}, statistic="max", exclude=())
+keras_normopt.plot_gradient_norms({}, statistic="median")  # type: ignore[arg-type]
 
 optimizer = keras_normopt.NormalizedMuon()
 floor: float = optimizer.norm_epsilon

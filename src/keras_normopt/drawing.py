@@ -1,0 +1,210 @@
+"""Draws the norms of gradients that `GradientNorms` logged."""
+
+import itertools
+import re
+import reprlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = ["plot_gradient_norms"]
+
+PREFIXES = {"mean": "grad_norm/", "max": "grad_norm_max/"}
+ZERO = "0.8"
+NOT_FINITE = {"hatch": "xxxx", "facecolor": "w", "edgecolor": "tab:red", "linewidth": 0}
+BIASES_AND_SCALES = r"(^|/)(bias|gamma|beta|scale)(_\d+)?$"
+
+
+def plot_gradient_norms(
+    history: Any,
+    ax: Any = None,
+    statistic: Literal["mean", "max"] = "mean",
+    exclude: str | Sequence[str] = BIASES_AND_SCALES,
+) -> Any:
+    """Draws the norms that `GradientNorms` logged: blocks down, epochs across.
+
+    Colour stands for the norm, on a logarithmic scale. The strip above is the norm of
+    the whole gradient. Norms that are zero, also for want of a gradient, or not finite
+    are off the scale: they are told apart, and a legend says so where there are any.
+    Labels leave out what all names of blocks begin or end with, and the middle of what
+    is still long; they are thinned where they would overlap.
+
+    Args:
+        history: What `fit` returned, or its dict `history.history`.
+        ax: Matplotlib axes to draw on; room for labels and colour bar is taken from
+            them. Defaults to those of a new figure of 7 × 4.5 inches.
+        statistic: `"mean"` over the steps of an epoch, or `"max"`, the largest of
+            them. Defaults to `"mean"`.
+        exclude: A regular expression or several, as those of the optimizer: a block in
+            whose name one is found is not drawn. `()` draws all. Defaults to
+            biases and scales, which are names that end in `bias`, `gamma`, `beta` or
+            `scale`.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If `statistic` is neither, or if there are no gradient norms in the
+            history, or none that is not excluded.
+        ImportError: If Matplotlib is not installed.
+
+    Example:
+        >>> import keras_normopt
+        >>> history = {"grad_norm/dense/kernel": [3.0, 0.2], "loss": [1.0, 0.5]}
+        >>> ax = keras_normopt.plot_gradient_norms(history)
+    """
+    import matplotlib.pyplot as plt
+
+    if statistic not in PREFIXES:
+        raise ValueError(
+            '`statistic` must be "mean" or "max". '
+            f"Received: statistic={reprlib.repr(statistic)}"
+        )
+    blocks, totals = _select(history, PREFIXES[statistic], exclude)
+    values = np.array([*blocks.values(), *totals.values()], "float64")
+    norm = _scale(values)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    image = _draw(ax, blocks, norm)
+    ax.set_xlabel("epoch", fontsize="small")
+    bar = ax.figure.colorbar(image, cax=ax.inset_axes([1.04, 0, 0.04, 1]))
+    bar.set_label(f"{statistic} gradient norm", fontsize="small")
+    bar.ax.tick_params(which="both", labelsize="small")
+    if totals:
+        strip = ax.inset_axes([0, 1.03, 1, 0.05 * len(totals)])
+        _draw(strip, totals, norm)
+        strip.set_xticks([])
+        strip.set_yticks(range(len(totals)), list(totals))
+        strip.yaxis.tick_right()  # On the left they would meet the first block's.
+    _explain(ax, values)
+    if ax.figure.get_layout_engine() is None:
+        _make_room(ax)
+    return ax
+
+
+def _select(history, prefix, exclude):
+    """The norms of the blocks to draw and, apart, those of the whole gradient."""
+    logs = getattr(history, "history", history)
+    norms = {k.removeprefix(prefix): v for k, v in logs.items() if k.startswith(prefix)}
+    if not norms:
+        raise ValueError(
+            f"There are no gradient norms in the history, only {sorted(logs)}. Train "
+            "with `track_norms=True` and the callback `GradientNorms`."
+        )
+    # The optimizers of a `MultiOptimizer` have one each.
+    totals = {k: v for k, v in norms.items() if re.fullmatch(r"total(_\d+)?", k)}
+    patterns = [exclude] if isinstance(exclude, str) else exclude
+    blocks = {
+        k: v
+        for k, v in norms.items()
+        if k not in totals and not any(re.search(p, k) for p in patterns)
+    }
+    if not blocks:
+        raise ValueError(
+            "`exclude` leaves no block to draw; `exclude=()` draws all. "
+            f"Received: exclude={exclude!r}, for the blocks {reprlib.repr(list(norms))}"
+        )
+    return blocks, totals
+
+
+def _scale(values):
+    from matplotlib.colors import LogNorm
+
+    shown = values[np.isfinite(values) & (values > 0)]
+    low, high = (shown.min(), shown.max()) if shown.size else (1.0, 1.0)
+    return LogNorm(low, max(high, 2 * low))  # Small differences shall look small.
+
+
+def _draw(ax, rows, norm):
+    import matplotlib
+
+    values = np.array(list(rows.values()), "float64")
+    values[~np.isfinite(values)] = np.nan
+    values[values == 0] = norm.vmin / 2
+    count, epochs = values.shape
+    image = ax.imshow(
+        values,
+        norm=norm,
+        cmap=matplotlib.colormaps["viridis"].with_extremes(under=ZERO, bad="none"),
+        aspect="auto",
+        interpolation="none",
+        extent=[0.5, epochs + 0.5, count - 0.5, -0.5],
+    )
+    ax.patch.set(**NOT_FINITE)  # It shows through where there is no colour.
+    ax.tick_params(labelsize="small")
+    names = _short(list(rows))
+    _thin(ax.xaxis, epochs + 1, str)
+    _thin(ax.yaxis, count, names.__getitem__)
+    return image
+
+
+def _thin(axis, count, label):
+    """Labels as many of the integers below `count` as there is room for."""
+    from matplotlib.ticker import MaxNLocator
+
+    class Locator(MaxNLocator):
+        def __call__(self):
+            # When it is drawn, as the size of the axes may change until then.
+            self.set_params(nbins=max(1, self.axis.get_tick_space()))
+            return super().__call__()
+
+    axis.set_major_locator(Locator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axis.set_major_formatter(lambda x, _: label(int(x)) if x in range(count) else "")
+
+
+def _short(names):
+    """The names without the layers, or the variable, that all of them have.
+
+    Of what is still long, the middle is left out.
+    """
+    parts = [name.split("/") for name in names]
+    first, last = _equal(parts), _equal([p[::-1] for p in parts])
+    short = ["/".join(p[first : len(p) - last]) for p in parts]
+    short = short if all(short) else names
+    return [n if len(n) <= 30 else f"{n[:14]}…{n[-15:]}" for n in short]
+
+
+def _equal(lists):
+    """How many of their first items the lists have in common."""
+    items = zip(*lists, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda i: len(set(i)) == 1, items))
+
+
+def _explain(ax, values):
+    """Adds a legend for what is off the scale, below the label of the epochs."""
+    from matplotlib.patches import Patch
+
+    patches = []
+    if (values == 0).any():
+        patches.append(Patch(facecolor=ZERO, label="zero"))
+    if not np.isfinite(values).all():
+        patches.append(Patch(**NOT_FINITE, label="not finite"))
+    if patches:
+        ax.legend(
+            handles=patches,
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0),
+            borderaxespad=4,
+            ncols=2,
+            frameon=False,
+            fontsize="small",
+        )
+
+
+def _make_room(ax):
+    """Has axes keep what is around them where they themselves would have been.
+
+    Or labels would lie outside of the figure, or on the axes beside.
+    """
+    from matplotlib.transforms import Bbox
+
+    figure = ax.figure
+    inches = (ax.bbox.get_points() - ax.get_tightbbox().get_points()) / figure.dpi
+
+    def locate(ax, renderer):
+        place = ax.get_position(original=True).get_points()
+        return Bbox(place + inches * figure.dpi / figure.bbox.size)
+
+    locate.get_subplotspec = ax.get_subplotspec  # For `tight_layout`.
+    ax.set_axes_locator(locate)
