@@ -280,6 +280,8 @@ def test_a_model_that_is_not_compiled():
     found = diagnose(model, X, Y, loss="mse")
     assert found.optimizer is None
     assert not model.compiled
+    paths = [variable.path for variable in model.trainable_variables]
+    assert [block.name for block in found.blocks] == paths
     model.compile("sgd", "mse")
     assert found.totals == pytest.approx(diagnose(model, X, Y).totals)
 
@@ -339,6 +341,7 @@ def test_a_train_step_with_two_optimizers():
     with unchanged(model):
         found = diagnose(model, X, Y)
     assert [block.shape for block in found.blocks] == [(4, 1), (1,)]
+    assert found.optimizer == "SGD"  # Not Adam, which it is compiled with.
 
 
 def test_a_step_that_goes_by_no_optimizer_is_an_error():

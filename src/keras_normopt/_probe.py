@@ -20,8 +20,8 @@ def run(model, data, batch_size, batches, class_weight, receive):
         batch_size: As of `fit`.
         batches: After how many batches to end.
         class_weight: As of `fit`.
-        receive: Called, in each step, with a list of pairs of gradient and variable,
-            and with the factor by which the loss was multiplied.
+        receive: Called in each step with the optimizer, a list of pairs of gradient and
+            variable, and the factor by which the loss was multiplied.
 
     Returns:
         The logs, `{name: float}`.
@@ -94,7 +94,7 @@ class _StandIn:
             object.__delattr__(self.optimizer, name)
 
     def apply_gradients(self, grads_and_vars):
-        self.receive(list(grads_and_vars), self.scale)
+        self.receive(self.optimizer, list(grads_and_vars), self.scale)
         return self.optimizer.iterations
 
     def apply(self, grads, trainable_variables=None):

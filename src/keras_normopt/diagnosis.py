@@ -70,7 +70,8 @@ class Diagnosis:
         logs: What `fit` logged over these batches, `{name: float}`.
         loss_scale: The factor that the loss was multiplied by, 1 without loss scaling.
             Norms are those without it.
-        optimizer: The name of the class of the model's optimizer, or `None`.
+        optimizer: The name of the class of the optimizer that gradients came to, of
+            several the first; `None` for a model that is not compiled.
         findings: What was found, each a `Finding`, the gravest first.
     """
 
@@ -157,8 +158,6 @@ def diagnose(
     for name, value in {"batch_size": batch_size, "batches": batches}.items():
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
-    optimizer = model.optimizer if model.compiled else None
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     data = _drawn((x, y, sample_weight), batch_size * batches)
     records = _Records()
     logs = _probe.run(
@@ -175,6 +174,7 @@ def diagnose(
             "steps in another way, pass the model that it trains, and its loss. "
             f"Received: model={model!r}"
         )
+    optimizer = records.optimizer if model.compiled else None
     found = Diagnosis(
         blocks=records.blocks(),
         totals=tuple(records.totals),
@@ -231,13 +231,16 @@ class _Records:
     """Takes in the gradients of each step, and keeps what is asked of them."""
 
     def __init__(self):
+        self.optimizer = None
         self.scale = 1.0
         self.totals = []
         self._variables = {}
         self._dtypes = {}
         self._measured = {}
 
-    def receive(self, pairs, scale):
+    def receive(self, optimizer, pairs, scale):
+        if self.optimizer is None:
+            self.optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         pairs = [
             (gradient, variable)
             for gradient, variable in pairs
