@@ -201,6 +201,13 @@ def test_spikes():
     assert found.totals[3] > 1000 * found.totals[0]
 
 
+def test_inputs_that_are_not_scaled():
+    hidden = layers.Dense(16, "relu")
+    found = diagnose(make_model(hidden, optimizer="adam"), 1000 * X, 1000 * Y)
+    assert names(found) == ["exploding"]
+    assert "scaled" in found.findings[0].advice
+
+
 def test_steps_longer_than_weights():
     found = diagnose(make_model(optimizer=keras.optimizers.SGD(100.0)), X, Y)
     assert names(found) == ["long_steps"]

@@ -17,6 +17,8 @@ APART = 1000
 # Over weights, gradients of 12 plain layers, which SGD trains, were .002, and of 24,
 # which it does not, .00002.
 VANISHED = 1e-4
+# Of networks on scaled inputs .002 to 2, on inputs that were not scaled 80 to 100.
+EXPLODED = 10
 # A bias whose gradient is zero in exact arithmetic came out at 10⁻⁷ of its kernel's.
 NOISE = 1e-5
 SPIKE = 5
@@ -29,8 +31,9 @@ class Finding:
     """One thing that was found.
 
     Attributes:
-        name: `"not_finite"`, `"no_gradient"`, `"underflow"`, `"vanishing"`, `"apart"`,
-            `"below_epsilon"`, `"noise"`, `"spikes"`, `"long_steps"` or `"nothing"`.
+        name: `"not_finite"`, `"no_gradient"`, `"underflow"`, `"vanishing"`,
+            `"exploding"`, `"apart"`, `"below_epsilon"`, `"noise"`, `"spikes"`,
+            `"long_steps"` or `"nothing"`.
         fact: What was measured.
         advice: What follows, and why.
     """
@@ -60,6 +63,7 @@ def findings(diagnosis, optimizer):
         _no_gradient,
         _underflow,
         _vanishing,
+        _exploding,
         _apart,
         _below_epsilon,
         _noise,
@@ -130,12 +134,16 @@ def _underflow(diagnosis, optimizer):
     )
 
 
+def _typical(diagnosis):
+    """The median, over kernels, of the gradient over the weights; 1 without kernels."""
+    sizes = [block.relative for block in kernels(diagnosis.blocks)]
+    sizes = [size for size in sizes if math.isfinite(size)]
+    return float(np.median(sizes)) if sizes else 1.0
+
+
 def _vanishing(diagnosis, optimizer):
-    found = [b for b in kernels(diagnosis.blocks) if math.isfinite(b.relative)]
-    if not found or _normalizes(optimizer):
-        return None
-    typical = float(np.median([block.relative for block in found]))
-    if typical > VANISHED:
+    typical = _typical(diagnosis)
+    if typical > VANISHED or _normalizes(optimizer):
         return None
     fact = (
         f"Vanishing: the gradient of a typical kernel is {typical:.1g} times as long "
@@ -223,6 +231,20 @@ def _apart(diagnosis, optimizer):
             "variable a step of the same length; Adam is the other thing to try."
         )
     return Finding("apart", fact, advice)
+
+
+def _exploding(diagnosis, optimizer):
+    typical = _typical(diagnosis)
+    if typical < EXPLODED:
+        return None
+    return Finding(
+        "exploding",
+        f"Large: the gradient of a typical kernel is {typical:.2g} times as long as "
+        "its weights.",
+        "Are inputs and targets scaled? A mean of 0 and a standard deviation of 1 are "
+        "what layers are made for. To normalize or to clip bounds the step, and leaves "
+        "the cause.",
+    )
 
 
 def _trend(diagnosis):
@@ -325,7 +347,7 @@ def report(diagnosis):
     lines = [
         f"Gradients of {len(diagnosis.totals)} batches{of}: "
         + ", ".join(f"{name} {value:.4g}" for name, value in diagnosis.logs.items()),
-        f"l2 norm of all: {np.mean(diagnosis.totals):.3g}",
+        f"l2 norm of all: {np.median(diagnosis.totals):.3g}",
         "",
         *_table(diagnosis.blocks),
     ]

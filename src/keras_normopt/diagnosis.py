@@ -42,8 +42,8 @@ class Block:
 
     @property
     def norm(self) -> float:
-        """The mean of `norms`; NaN without any."""
-        return float(np.mean(self.norms)) if self.norms else math.nan
+        """The median of `norms`, which no spike moves; NaN without any."""
+        return float(np.median(self.norms)) if self.norms else math.nan
 
     @property
     def rms(self) -> float:
