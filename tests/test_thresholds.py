@@ -433,6 +433,8 @@ def test_wrong_thresholds(max_norm):
         (RunningNorm, "warmup", 0),
         (RunningNorm, "warmup", 1.5),
         (RunningNorm, "warmup", True),
+        (RunningNorm, "warmup", 2**24),
+        (RunningNorm, "warmup", 2**25),
         (WeightNorm, "minimum", -1e-9),
         (WeightNorm, "minimum", np.nan),
     ],
@@ -440,3 +442,8 @@ def test_wrong_thresholds(max_norm):
 def test_wrong_arguments(cls, argument, value):
     with pytest.raises(ValueError, match=f"`{argument}` must be.*{argument}="):
         cls(**{argument: value})
+
+
+def test_the_error_tells_the_limits():
+    with pytest.raises(ValueError, match=r"float below 1 and of at least 0\. Received"):
+        RunningNorm(decay=1.5)
