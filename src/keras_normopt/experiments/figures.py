@@ -11,6 +11,7 @@ from keras_normopt.experiments import results, styles
 
 # Text of 10 points is then as large as that of a page that shows it at 700 pixels.
 WIDTH, DPI, TEXT = 7.3, 130, 10
+EXIT = "exit"
 
 
 def draw(rows, judge, directory, epoch="epoch"):
@@ -38,7 +39,7 @@ def figures(rows, judge, epoch="epoch"):
         with mpl.rc_context():
             sns.set_theme(style="whitegrid", font_scale=TEXT / 12)
             for name, grid in _grids(of_network, judge, epoch):
-                about = textwrap.fill(_about(of_network, grid), 90)
+                about = textwrap.fill(_about(of_network, grid), 75)
                 grid.figure.suptitle(about, y=1, va="bottom", size=TEXT)
                 yield prefix + name, grid.figure
 
@@ -53,7 +54,7 @@ def _about(rows, grid):
     seeds = rows.groupby(results.SERIES)["seed"].nunique()
     number = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
     about = f"mean and range of {number} seeds" if seeds.max() > 1 else "one seed"
-    if any(mark.get_gid() for axes in grid.axes.flat for mark in axes.collections):
+    if any(text.get_gid() == EXIT for axes in grid.axes.flat for text in axes.texts):
         about += "; ▲: from here on above the panel, or diverged"
     return ", ".join(filter(None, parts)) + f"; {about}"
 
@@ -103,7 +104,7 @@ def _curves(rows, epoch, metric, line, panel, limits):
         col=panel,
         col_wrap=min(2, rows[panel].nunique()),
         errorbar=("pi", 100),
-        facet_kws={"sharey": metric != "value"},
+        facet_kws={"sharey": metric != "value", "legend_out": False},
         **_size(rows[panel].nunique()),
         **looks,
     )
@@ -118,19 +119,28 @@ def _curves(rows, epoch, metric, line, panel, limits):
         axes.xaxis.get_major_locator().set_params(integer=True)
         _limit(axes, drawn[metric], limits.get(shown))
         _mark_exits(axes, of_panel, epoch, metric, line, looks["palette"])
-    return _finished(grid)
+    return _finished(grid, line)
 
 
 def _over_rates(last, metric, limits):
     x = "initial_learning_rate"
     last = _without_divergence(last, ["optimizer", "rate"], metric)
     looks = _looks(last["optimizer"], "optimizer")
-    arguments = {"errorbar": ("pi", 100), "err_style": "bars"} | _size(1) | looks
-    grid = sns.relplot(kind="line", data=last, x=x, y=metric, **arguments)
+    grid = sns.relplot(
+        kind="line",
+        data=last,
+        x=x,
+        y=metric,
+        errorbar=("pi", 100),
+        err_style="bars",
+        facet_kws={"legend_out": False},
+        **_size(1),
+        **looks,
+    )
     grid.set(xscale="log", xlabel="initial learning rate", ylabel=_label(metric))
     _limit(grid.ax, last[metric], limits.get(metric))
     _mark_exits(grid.ax, last, x, metric, "optimizer", looks["palette"])
-    return _finished(grid)
+    return _finished(grid, "optimizer")
 
 
 def _looks(labels, line):
@@ -158,12 +168,12 @@ def _size(panels):
     return {"height": height, "aspect": width / height}
 
 
-def _finished(grid):
+def _finished(grid, line):
     """Has the legend below, where it takes no width."""
     grid.tight_layout()
-    if grid.legend:
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncol": 2}
-        sns.move_legend(grid, title=None, **place)
+    title = "learning rate" if line == "rate" else None
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncol": 2}
+    sns.move_legend(grid, title=title, frameon=False, **place)
     return grid
 
 
@@ -194,13 +204,16 @@ def _mark_exits(axes, rows, x, metric, line, palette):
     means = rows.groupby([line, x])[metric].mean()
     exits = means[means > top].reset_index().groupby(line, sort=False)[x].min()
     for label, where in exits.items():
-        axes.scatter(
-            where,
-            1.0,
-            marker=mpl.markers.CARETUPBASE,
+        # Side by side, where several leave at once.
+        beside = 9 * (exits[:label] == where).sum() - 9
+        axes.annotate(
+            "▲",
+            (where, 1),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(beside, 0),
+            textcoords="offset points",
             color=palette[label],
-            transform=axes.get_xaxis_transform(),
-            clip_on=False,
-            zorder=3,
-            gid="exit",
+            ha="center",
+            va="center",
+            gid=EXIT,
         )

@@ -1,8 +1,11 @@
 """What a comparison says, in sentences."""
 
+import itertools
+
 from keras_normopt.experiments import results
 
 SEEDS = 3  # Of fewer, a range says nothing.
+RATE = "initial_learning_rate"
 
 
 def sentences(rows, judge):
@@ -32,7 +35,7 @@ def _values(network, trained, judge):
 
 
 def _at(entry):
-    return f"{results.name_of(entry)} at {entry['initial_learning_rate']:g}"
+    return f"{results.name_of(entry)} at {entry[RATE]:g}"
 
 
 def _verdict(trained, judge):
@@ -49,32 +52,32 @@ def _verdict(trained, judge):
     behind = [entry for entry in others if entry not in level]
     if not behind:
         return ": their ranges overlap, no ranking."
-    ahead = f". {results.name_of(first)} is ahead of {_names(behind)}: ranges do not"
-    if not level:
-        return f"{ahead} overlap."
-    return f"{ahead} overlap. That of {_names(level)} does: no ranking of these."
+    ahead = f". {_ahead(first, behind)}"
+    if level:
+        ahead += f" That of {_names(level)} does: no ranking of these."
+    return ahead
 
 
 def _pairs(trained, judge):
     """What normalizing or clipping changed, which may be far from the best."""
-    if len(trained) < 3 or min(entry["seeds"] for entry in trained) < SEEDS:
+    if not trained or min(entry["seeds"] for entry in trained) < SEEDS:
         return
-    bases = {entry["optimizer"]: entry for entry in trained}
-    for entry in trained:
-        change, _, name = entry["optimizer"].partition("_")
-        if change not in ("normalized", "clipped") or name not in bases:
+    # About the first, the verdict has it all. The better of a pair comes first here.
+    for one, other in itertools.combinations(trained[1:], 2):
+        if one["optimizer"] == other["optimizer"] or _base(one) != _base(other):
             continue
-        # In the order of `trained`, the better first.
-        one, other = sorted([entry, bases[name]], key=trained.index)
         if _overlap(one, other, judge):
-            yield (
-                f"{_names([one])} and {_names([other])}: their ranges overlap, no "
-                "ranking."
-            )
+            yield f"{_names([one, other])}: their ranges overlap, no ranking."
         else:
-            yield (
-                f"{_names([one])} is ahead of {_names([other])}: ranges do not overlap."
-            )
+            yield _ahead(one, [other])
+
+
+def _base(entry):
+    return entry["optimizer"].removeprefix("normalized_").removeprefix("clipped_")
+
+
+def _ahead(first, others):
+    return f"{_names([first])} is ahead of {_names(others)}: ranges do not overlap."
 
 
 def _overlap(one, other, judge):
@@ -88,29 +91,32 @@ def _names(entries):
 
 def _ends(trained, entries):
     """Whose best learning rate may lie beyond those that were tried."""
-    tried = {_names([entry]): [] for entry in trained}
-    for entry in entries:
-        tried.setdefault(_names([entry]), []).append(entry["initial_learning_rate"])
-    for end, which, other in (("higher", max, "highest"), ("lower", min, "lowest")):
-        at_end = [
-            entry
-            for entry in trained
-            if len(rates := tried[_names([entry])]) > 1
-            and entry["initial_learning_rate"] == which(rates)
-        ]
+    rates = _rates_of(entries)
+    alone = [entry for entry in trained if len(rates[_names([entry])]) == 1]
+    others = [entry for entry in trained if entry not in alone]
+    for end, better, choose in (
+        ("highest", "higher", max),
+        ("lowest", "lower", min),
+    ):
+        at_end = [e for e in others if e[RATE] == choose(rates[_names([e])])]
         if at_end:
-            yield f"Best at the {other} rate tried, so try {end}: {_names(at_end)}."
-    single = [entry for entry in trained if len(tried[_names([entry])]) == 1]
-    if single:
-        yield f"At one learning rate only, so try others: {_names(single)}."
+            yield f"Best at the {end} rate tried, so try {better}: {_names(at_end)}."
+    if alone:
+        yield f"At one learning rate only, so try others: {_names(alone)}."
 
 
 def _divergences(entries, judge):
+    rates = _rates_of(entry for entry in entries if results.diverged(entry, judge))
+    if rates:
+        found = "; ".join(
+            f"{name} at {', '.join(f'{rate:g}' for rate in of)}"
+            for name, of in rates.items()
+        )
+        yield f"Diverged, with one seed or more: {found}."
+
+
+def _rates_of(entries):
     rates = {}
     for entry in entries:
-        if results.diverged(entry, judge):
-            rate = f"{entry['initial_learning_rate']:g}"
-            rates.setdefault(_names([entry]), []).append(rate)
-    if rates:
-        found = "; ".join(f"{name} at {', '.join(of)}" for name, of in rates.items())
-        yield f"Diverged, with one seed or more: {found}."
+        rates.setdefault(_names([entry]), []).append(entry[RATE])
+    return rates
