@@ -24,33 +24,36 @@ MARKERS = ("v", "o", "s", "X", "^", "D", "P")
 
 _FIRST = ("sgd", "normalized_sgd", "adam", "normalized_adam", "rmsprop")
 _BASES = (alias.partition("_")[2] for alias in ALIASES)
-_ORDER = list(dict.fromkeys([*_FIRST, *_BASES, *ALIASES]))
+_ORDER = dict.fromkeys([*_FIRST, *_BASES, *ALIASES])
+_NUMBERS = {name: number for number, name in enumerate(_ORDER)}
+_ALIAS_OF = {cls.__name__: alias for alias, cls in ALIASES.items()}
 
 
 def of(labels):
     """Finds the style of each of the optimizers of a figure.
 
     Args:
-        labels: Names of optimizers, perhaps with details after a blank or comma:
-            `"normalized_sgd (l2), rate 0.1"` has the style of `"normalized_sgd"`.
+        labels: Names of optimizers or their classes, perhaps with details after a blank
+            or comma: `"normalized_sgd (l2), rate 0.1"` has the style of
+            `"normalized_sgd"`.
 
     Returns:
         Dictionary of the labels, to dictionaries of `color`, `dashes` and `marker`.
         Names that are not registered, and further variants of one optimizer, have what
         is left, in their order.
     """
+    labels = list(dict.fromkeys(labels))
     numbers = {}
-    strangers = []
-    for label in dict.fromkeys(labels):
+    for label in labels:
         name = label.replace(",", " ").split()[0]
-        if name in _ORDER and _ORDER.index(name) not in numbers.values():
-            numbers[label] = _ORDER.index(name)
-        else:
-            strangers.append(label)
+        number = _NUMBERS.get(_ALIAS_OF.get(name, name.lower()))
+        if number not in (None, *numbers.values()):
+            numbers[label] = number
     free = (i for i in itertools.count() if i not in numbers.values())
-    for label in strangers:
-        numbers[label] = next(free)
-    return {label: _style(numbers[label]) for label in dict.fromkeys(labels)}
+    for label in labels:
+        if label not in numbers:
+            numbers[label] = next(free)
+    return {label: _style(numbers[label]) for label in labels}
 
 
 def _style(number):
