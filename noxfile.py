@@ -25,7 +25,8 @@ PACKAGE = os.environ.get("PACKAGE", ".")
 PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # On the backend that is quickest only: what they ask is not of backends. The nightly
 # job runs them on each.
-ONCE = ["experiments", "experiments_data", "experiments_tasks", "guide", "search"]
+ONCE = ["experiments", "experiments_compare", "experiments_data", "experiments_tasks"]
+ONCE += ["guide", "search"]
 QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers: what an older Keras does
 # differently shows in the rest.

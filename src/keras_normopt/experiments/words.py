@@ -19,11 +19,20 @@ def sentences(rows, judge):
         yield from _pairs(trained, judge)
         yield from _ends(trained, entries)
         yield from _divergences(entries, judge)
+    others = [name for name in results.metrics(rows) if _rivals(name, judge.monitor)]
+    if others:
+        yield f"Judge by another metric with `monitor`: {', '.join(others)}."
     if not judge.monitor.startswith("val_"):
         yield (
             "There were no validation data, so this is about the data trained on: pass "
             "`validation_data` to learn about others."
         )
+
+
+def _rivals(name, monitor):
+    """Whether one could judge by this metric as well: of several outputs, say."""
+    is_alike = name.startswith("val_") == monitor.startswith("val_")
+    return is_alike and name != monitor and not name.endswith("loss")
 
 
 def _values(network, trained, judge):
