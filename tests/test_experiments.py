@@ -430,7 +430,8 @@ def test_divergence(others, pictures, tmp_path, drawn, capsys):
         assert pathlib.Path(path).read_bytes().startswith(PNG)
     for panel in curves(drawn[0]):
         assert [len(curve) for curve in panel] == [3] * len(rest)
-    assert drawn[0].get_suptitle().endswith("from here on above the panel, or diverged")
+    title = drawn[0].get_suptitle().replace("\n", " ")
+    assert title.endswith("; ▲: from here on above the panel, or diverged")
 
 
 def test_figures_of_each_network(tmp_path, drawn, pretended, capsys, monkeypatch):
@@ -457,4 +458,5 @@ def test_figures_of_an_interrupted_command(tmp_path, drawn, pretended, monkeypat
     monkeypatch.setattr(runs, "train", interrupted)
     arguments = "mlp --quick --optimizers adam,sgd --seeds 2 --out"
     assert main([*arguments.split(), str(tmp_path)]) == 130
-    assert "; mean and range of 1 to 2 seeds" in drawn[0].get_suptitle()
+    title = drawn[0].get_suptitle().replace("\n", " ")
+    assert "; mean and range of 1 to 2 seeds" in title

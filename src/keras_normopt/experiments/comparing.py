@@ -251,7 +251,7 @@ def of_ones_own(make_model, fit_arguments):
                 "`keras.utils.PyDataset`, a `tf.data.Dataset` or a `DataLoader`, not a "
                 f"generator or iterator. Received: {name}={value!r}"
             )
-    if not callable(make_model):
+    if not callable(make_model) or isinstance(make_model, keras.Model):
         raise ValueError(
             "`make_model` must be a function of no arguments that makes a new model, "
             f"since each run begins with one. Received: make_model={make_model!r}"

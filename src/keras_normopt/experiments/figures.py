@@ -88,7 +88,9 @@ def _grids(rows, judge, epoch):
 def _limits(rows, metric):
     """What is shown of a loss that may explode: twice what there was to lose."""
     values = rows[metric][np.isfinite(rows[metric])]
-    low, start = values.min(), values[rows["epoch"] == 1].median()
+    # Half of the runs may explode in the first epoch.
+    start = values[rows["epoch"] == 1].quantile(0.25, interpolation="lower")
+    low = values.min()
     return low - 0.1 * (start - low), low + 2 * (start - low)
 
 
@@ -137,7 +139,10 @@ def _over_rates(last, metric, limits):
         **_size(1),
         **looks,
     )
-    grid.set(xscale="log", xlabel="initial learning rate", ylabel=_label(metric))
+    # There is room for the rates that diverged, too.
+    ends = last[x].min() / 1.3, last[x].max() * 1.3
+    grid.set(xscale="log", xlim=ends, xlabel="initial learning rate")
+    grid.set_ylabels(_label(metric))
     _limit(grid.ax, last[metric], limits.get(metric))
     _mark_exits(grid.ax, last, x, metric, "optimizer", looks["palette"])
     return _finished(grid, "optimizer")
