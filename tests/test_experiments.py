@@ -431,7 +431,7 @@ def test_divergence(others, pictures, tmp_path, drawn, capsys):
     for panel in curves(drawn[0]):
         assert [len(curve) for curve in panel] == [3] * len(rest)
     title = drawn[0].get_suptitle().replace("\n", " ")
-    assert title.endswith("; ▲: from here on above the panel, or diverged")
+    assert title.endswith("; ▲: above the panel, or diverged")
 
 
 def test_figures_of_each_network(tmp_path, drawn, pretended, capsys, monkeypatch):

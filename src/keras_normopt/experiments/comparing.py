@@ -113,10 +113,10 @@ def compare(
 
 
 class Comparison:
-    """What `compare` found.
+    """What `compare` found; `print` shows the table and the summary.
 
-    `rows` is a DataFrame with a row for each run and epoch. `table` and `summary` are
-    text, which `print` shows both, and `paths` lists the figures in `out`.
+    Attributes:
+        paths: List of the figures in `out`.
     """
 
     def __init__(
@@ -153,6 +153,7 @@ class Comparison:
 
     @property
     def rows(self):
+        """DataFrame with a row for each run that has finished, and each epoch."""
         return self.found.of(self.plan)
 
     @functools.cached_property
@@ -168,14 +169,16 @@ class Comparison:
 
     @property
     def table(self):
+        """The best learning rate of each optimizer and what it led to, as text."""
         return results.table(self.rows, self.judge)
 
     @property
     def summary(self):
+        """What can be said, a sentence in each line."""
         return "\n".join(words.sentences(self.rows, self.judge))
 
     def plot(self):
-        """Draws the figures, and returns them as a dictionary."""
+        """Draws the figures, and returns a dictionary of them by name."""
         return dict(figures.figures(self.rows, self.judge, self.subject.epoch))
 
     def __str__(self):
@@ -251,6 +254,7 @@ def of_ones_own(make_model, fit_arguments):
                 "`keras.utils.PyDataset`, a `tf.data.Dataset` or a `DataLoader`, not a "
                 f"generator or iterator. Received: {name}={value!r}"
             )
+    # A model is a function, too.
     if not callable(make_model) or isinstance(make_model, keras.Model):
         raise ValueError(
             "`make_model` must be a function of no arguments that makes a new model, "

@@ -55,7 +55,7 @@ def _about(rows, grid):
     number = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
     about = f"mean and range of {number} seeds" if seeds.max() > 1 else "one seed"
     if any(text.get_gid() == EXIT for axes in grid.axes.flat for text in axes.texts):
-        about += "; ▲: from here on above the panel, or diverged"
+        about += "; ▲: above the panel, or diverged"
     return ", ".join(filter(None, parts)) + f"; {about}"
 
 
@@ -86,10 +86,9 @@ def _grids(rows, judge, epoch):
 
 
 def _limits(rows, metric):
-    """What is shown of a loss that may explode: twice what there was to lose."""
+    """What is shown of a loss that may explode: twice what most began with."""
     values = rows[metric][np.isfinite(rows[metric])]
-    # Half of the runs may explode in the first epoch.
-    start = values[rows["epoch"] == 1].quantile(0.25, interpolation="lower")
+    start = values[rows["epoch"] == 1].quantile(0.5, interpolation="lower")
     low = values.min()
     return low - 0.1 * (start - low), low + 2 * (start - low)
 
