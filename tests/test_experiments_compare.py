@@ -451,7 +451,7 @@ def test_time_left(monkeypatch, capsys):
     now = iter([0.0, 60.0, 120.0])
     clock = types.SimpleNamespace(perf_counter=now.__next__)
     monkeypatch.setattr(progress, "time", clock)
-    subject = comparing.of_ones_own(make_model, {"x": X})
+    subject = comparing.subject_of(make_model, {"x": X})
     plan = list(runs.plan(subject, [("sgd", "sgd", None)], [0.1], seeds=5, epochs=2))
     shown = progress.Progress(plan, plan[1:])  # One was there.
     rows = pd.DataFrame([{"judged_by": "min loss", "loss": 1.0}])
@@ -526,7 +526,7 @@ def module(tmp_path, monkeypatch, request):
     sys.modules.pop(name, None)
 
 
-def test_a_task_of_ones_own(module, tmp_path, capsys, undrawn):
+def test_a_task_subject_of(module, tmp_path, capsys, undrawn):
     arguments = f"--task {module}:my_task --optimizers sgd,normalized_sgd:0.1 --seeds 2"
     arguments += " --norms l2,max --learning-rates 0.01,0.02"
     assert main(arguments.split()) == 0

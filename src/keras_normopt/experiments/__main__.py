@@ -107,7 +107,7 @@ def _own(options):
     }
     quick = {"seeds": 1, "epochs": 1, "learning_rates": [0.01]}
     _complete(options, defaults | (quick if options.quick else {}))
-    return comparing.of_ones_own(make_model, fit_arguments)
+    return comparing.subject_of(make_model, fit_arguments)
 
 
 def load_task(name):

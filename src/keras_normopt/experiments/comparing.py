@@ -100,7 +100,7 @@ def compare(
         ['sgd', 'normalized_sgd']
     """
     fit_arguments = {"x": x, "y": y} | fit_arguments
-    subject = of_ones_own(make_model, fit_arguments)
+    subject = subject_of(make_model, fit_arguments)
     _check(learning_rates, seeds, epochs, mode)
     asked = {"learning_rates": list(learning_rates), "seeds": seeds, "epochs": epochs}
     plan = runs.plan(subject, parse(optimizers), **asked)
@@ -241,7 +241,7 @@ def _check(learning_rates, seeds, epochs, mode):
         )
 
 
-def of_ones_own(make_model, fit_arguments):
+def subject_of(make_model, fit_arguments):
     """What `compare` trains.
 
     Raises:
