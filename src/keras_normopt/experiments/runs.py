@@ -98,6 +98,8 @@ def plan(
         for learning_rate in [rate] if rate else learning_rates:
             arguments = (identifier, learning_rate, norm, scope, momentum)
             optimizer = make_optimizer(*arguments)
+            # RMSprop has something else by that name.
+            has_momentum = hasattr(optimizer, "nesterov")
             run = Run(
                 task=subject.task,
                 dataset=subject.dataset,
@@ -107,9 +109,7 @@ def plan(
                 optimizer=label,
                 norm=_name(getattr(optimizer, "norm", None)),
                 scope=_name(getattr(optimizer, "scope", None)),
-                momentum=f"{optimizer.momentum:g}"
-                if hasattr(optimizer, "nesterov")
-                else "",
+                momentum=f"{optimizer.momentum:g}" if has_momentum else "",
                 schedule=subject.schedule,
                 initial_learning_rate=learning_rate,
                 epochs=epochs,
@@ -167,14 +167,12 @@ def compiled(made):
     Raises:
         ValueError: If there is none, or none to be trained by an optimizer.
     """
-    if isinstance(made, tuple) and len(made) == 3:
-        model, loss, metrics = made
-        if isinstance(model, keras.Model):
-            model.compile(loss=loss, metrics=metrics)
-    else:
-        model = made
-    if not (isinstance(model, keras.Model) and getattr(model, "optimizer", None)):
-        is_model = isinstance(model, keras.Model)
+    model, *settings = made if isinstance(made, tuple) and len(made) == 3 else (made,)
+    is_model = isinstance(model, keras.Model)
+    if is_model and settings:
+        loss, metrics = settings
+        model.compile(loss=loss, metrics=metrics)
+    if not (is_model and getattr(model, "optimizer", None)):
         received = "a model that is not compiled" if is_model else repr(made)
         raise ValueError(
             "`make_model` must return a model that is compiled with a loss, metrics "
