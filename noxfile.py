@@ -25,8 +25,8 @@ PACKAGE = os.environ.get("PACKAGE", ".")
 PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # On the backend that is quickest only: what they ask is not of backends. The nightly
 # job runs them on each.
-ONCE = ["drawing", "experiments", "experiments_data", "experiments_tasks", "guide"]
-ONCE += ["search"]
+ONCE = ["drawing", "experiments", "experiments_compare", "experiments_data"]
+ONCE += ["experiments_tasks", "guide", "search"]
 QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers: what an older Keras does
 # differently shows in the rest.

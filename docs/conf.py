@@ -6,6 +6,7 @@ import re
 from sphinx.util import logging
 
 import keras_normopt
+import keras_normopt.experiments  # Not imported by the package itself.
 
 project = "keras_normopt"
 version = release = keras_normopt.__version__
@@ -29,7 +30,7 @@ plot_html_show_formats = plot_html_show_source_link = False
 default_role = "code"
 autodoc_typehints = "none"  # They are in the text.
 
-MODULES = ("callbacks", "norms", "optimizers", "step_sizes", "testing")
+MODULES = ("callbacks", "experiments", "norms", "optimizers", "step_sizes", "testing")
 
 
 def translate_links(app, what, name, obj, options, lines):

@@ -19,6 +19,7 @@ MODULES = [
     module.name
     for module in pkgutil.iter_modules(keras_normopt.__path__, "keras_normopt.")
 ]
+MODULES.append("keras_normopt.experiments.comparing")
 WITHOUT_EXAMPLES = {
     "_branch",
     "_groups",

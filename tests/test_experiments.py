@@ -21,11 +21,12 @@ from keras_normopt.experiments.__main__ import main
 from keras_normopt.experiments.figures import draw
 from processes import SCRIPTS, finish, start
 
-COLUMNS = (
+RUN = (
     "task,dataset,fraction,network,backend,optimizer,norm,scope,momentum,schedule,"
-    "initial_learning_rate,epochs,batch_size,seed,epoch,loss,accuracy,val_loss,"
-    "val_accuracy,learning_rate,seconds,versions"
+    "initial_learning_rate,epochs,batch_size,seed,fingerprint,epoch"
 )
+# Between these are the metrics of the task.
+END = "learning_rate,seconds,judged_by,versions"
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
 PNG = b"\x89PNG\r\n\x1a\n"
 # Four runs of two epochs, on the cheapest of the tasks.
@@ -41,8 +42,9 @@ def command(out, arguments):
 
 def read(out):
     header, *lines = (out / "results.csv").read_text().splitlines()
-    assert header == COLUMNS
-    rows = csv.DictReader(lines, COLUMNS.split(","))
+    assert header.startswith(f"{RUN},")
+    assert header.endswith(f",{END}")
+    rows = csv.DictReader(lines, header.split(","))
     return [{name: _value(text) for name, text in row.items()} for row in rows]
 
 
@@ -61,6 +63,13 @@ def refused(capsys, arguments):
     return " ".join(capsys.readouterr().err.partition("error: ")[2].split())
 
 
+def printed(capsys):
+    """The lines of the table that was printed, without its head, and the pictures."""
+    _, *lines = capsys.readouterr().out.splitlines()
+    pictures = [line for line in lines if line.endswith(".png")]
+    return lines[: lines.index("")], pictures
+
+
 def summary(out):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -74,8 +83,8 @@ def pretended(monkeypatch):
     """Makes numbers up instead of training; lists the runs, and what they are for."""
     calls = []
 
-    def train(run, task, loaded, bar):
-        calls.append((run, loaded))
+    def train(run, subject, *others, **choice):
+        calls.append((run, subject))
         rng = np.random.default_rng(zlib.crc32(repr(run).encode()))
         for epoch in range(1, run.epochs + 1):
             made_up = dict(zip(METRICS, rng.random(4).tolist(), strict=True))
@@ -86,9 +95,13 @@ def pretended(monkeypatch):
                 if run.seed == 1 and (run.optimizer == "sgd" or epoch == 2):
                     made_up |= {"loss": math.nan, "val_loss": math.inf}
             row = {"epoch": epoch, "learning_rate": 0.1, "seconds": rng.random()}
+            row["judged_by"] = "max val_accuracy"
             yield dataclasses.asdict(run) | made_up | row
 
-    monkeypatch.setattr(runs, "train", lambda *arguments: list(train(*arguments)))
+    def pretend(*arguments, **choice):
+        return list(train(*arguments, **choice))
+
+    monkeypatch.setattr(runs, "train", pretend)
     monkeypatch.setattr(figures, "draw", lambda *arguments: [])
     return calls
 
@@ -119,17 +132,20 @@ def test_a_task(task, network, rates, tmp_path, capsys, monkeypatch):
         assert math.isfinite(row["loss"])
         assert math.isfinite(row["val_loss"])
         # Of the 1497 images 75, and all 300 of the others.
-        right = np.array([75 * row["accuracy"], 300 * row["val_accuracy"]])
         if task == "quadratic":
-            assert np.isnan(right).all()
+            assert row["judged_by"] == "min val_loss"
+            assert "val_accuracy" not in row
         else:
+            assert row["judged_by"] == "max val_accuracy"
+            right = np.array([75 * row["accuracy"], 300 * row["val_accuracy"]])
             np.testing.assert_allclose(right, right.round(), atol=1e-3)
     told = summary(tmp_path)
     assert told["runs"] == told["finished_runs"] == 1
     assert told["arguments"]["batch_size"] == 75
     assert told["versions"] == [rows[0]["versions"]]
-    _, table, picture = capsys.readouterr().out.splitlines()
-    assert table.split()[:2] == [network, "normalized_sgd"]
+    (line,), picture = printed(capsys)
+    assert line.split()[:2] == [network, "normalized_sgd"]
+    (picture,) = picture
     assert [pathlib.Path(picture)] == [*tmp_path.glob("*.png")]
     assert pathlib.Path(picture).read_bytes().startswith(PNG)
 
@@ -199,23 +215,13 @@ def test_finished_runs_stay(tmp_path, pretended):
     assert summary(tmp_path)["runs"] == summary(tmp_path)["finished_runs"] == 4
 
 
-def test_a_run_that_lacks_epochs_is_trained_again(tmp_path, pretended):
-    command(tmp_path, FOUR_RUNS)
-    before = (tmp_path / "results.csv").read_text()
-    lines = before.splitlines(keepends=True)
-    (tmp_path / "results.csv").write_text("".join(lines[:-1]))
-    command(tmp_path, FOUR_RUNS)
-    assert [run for run, _ in pretended[4:]] == [pretended[3][0]]
-    assert (tmp_path / "results.csv").read_text() == before
-
-
 def test_two_at_once(tmp_path, pretended, monkeypatch):
     pretend = runs.train
 
-    def train(*arguments):
+    def train(*arguments, **choice):
         monkeypatch.setattr(runs, "train", pretend)
         command(tmp_path, FOUR_RUNS)  # As another process would.
-        return pretend(*arguments)
+        return pretend(*arguments, **choice)
 
     monkeypatch.setattr(runs, "train", train)
     assert len(command(tmp_path, FOUR_RUNS)) == 8
@@ -227,7 +233,7 @@ def test_two_at_once(tmp_path, pretended, monkeypatch):
     [
         ("optimizer,loss\nsgd,0.5\n", "It has the columns optimizer, loss; expected"),
         ("", "is damaged"),
-        (f"{COLUMNS}\n{'x,' * 21}x\n", "is damaged"),
+        (f"{RUN},loss,{END}\n{'x,' * 20}x\n", "is damaged"),
     ],
 )
 def test_results_of_something_else(text, problem, tmp_path, pretended, capsys):
@@ -235,7 +241,7 @@ def test_results_of_something_else(text, problem, tmp_path, pretended, capsys):
     said = refused(capsys, f"{FOUR_RUNS} --out {tmp_path}")
     assert f"{tmp_path}/results.csv" in said
     assert problem in said
-    assert said.endswith("Move it away, or choose another --out.")
+    assert said.endswith("Move it away, or choose another `out`.")
     assert (tmp_path / "results.csv").read_text() == text
     assert not pretended
 
@@ -249,15 +255,26 @@ def test_results_of_something_else(text, problem, tmp_path, pretended, capsys):
 )
 def test_published_settings(task, settings, norm, pretended, tmp_path):
     command(tmp_path, f"{task} --seeds 1 --learning-rates 0.01")
-    found = [(run.schedule, run.epochs, run.batch_size) for run, _ in pretended]
+    found = [(run.schedule, run.epochs, int(run.batch_size)) for run, _ in pretended]
     assert found == [settings] * 4
     found = [(run.optimizer, run.norm, run.momentum) for run, _ in pretended]
     sgd, adam = [("sgd", "", "0.9"), ("normalized_sgd", norm, "0.9")], ("adam", "", "")
     assert found == [*sgd, adam, ("normalized_adam", norm, "")]
-    assert all(len(loaded.x) == 1497 for _, loaded in pretended)
+    sizes = [len(subject.fit_arguments["x"]) for _, subject in pretended]
+    assert sizes == [1497] * 4
 
 
-def test_norms_and_scopes_are_for_optimizers_that_have_them(tmp_path, pretended):
+def test_norms_and_scopes_are_for_optimizers_that_have_them(
+    tmp_path, pretended, monkeypatch
+):
+    made = []
+    pretend = runs.train
+
+    def train(run, subject, optimizer, *others, **choice):
+        made.append((run, optimizer))
+        return pretend(run, subject)
+
+    monkeypatch.setattr(runs, "train", train)
     rows = command(
         tmp_path,
         "quadratic --optimizers sgd,normalized_sgd,sgd,clipped_adam:0.5 --norms l2,max "
@@ -272,8 +289,7 @@ def test_norms_and_scopes_are_for_optimizers_that_have_them(tmp_path, pretended)
     ]
     expected += [("clipped_adam", *pair, "", 0.5) for pair in pairs]
     assert found == expected
-    for run, _ in pretended:
-        optimizer = runs.make_optimizer(run)
+    for run, optimizer in made:
         assert isinstance(optimizer, type(keras.optimizers.get(run.optimizer)))
         config = optimizer.get_config()
         assert config["learning_rate"] == pytest.approx(run.initial_learning_rate)
@@ -287,6 +303,8 @@ def test_norms_and_scopes_are_for_optimizers_that_have_them(tmp_path, pretended)
     ("arguments", "said"),
     [
         ("quadric", "argument task: invalid choice: 'quadric' (choose from "),
+        ("--seeds 1", "give either one of quadratic, mlp, cnn, rnn, or --task of your"),
+        ("mlp --task a:b", "give either one of quadratic, mlp, cnn, rnn, or --task of"),
         ("mlp --dataset digit", "--dataset: invalid choice: 'digit' (choose from "),
         ("mlp --optimizers sdg", "Keras's, such as sgd or adam, and normalized_sgd,"),
         ("mlp --optimizers sdg", "clipped_rmsprop. Received: 'sdg'"),
@@ -297,10 +315,13 @@ def test_norms_and_scopes_are_for_optimizers_that_have_them(tmp_path, pretended)
         ("rnn --networks gru,lstm_rows", "Received: gru"),
         ("mlp --optimizers ,", "--optimizers: must be one or more, not ','"),
         ("mlp --learning-rates ,", "--learning-rates: must be one or more, not ','"),
-        ("mlp --learning-rates 0.1,0", "--learning-rates: must be above 0, not '0'"),
-        ("mlp --learning-rates nan", "--learning-rates: must be above 0, not 'nan'"),
-        ("mlp --optimizers sgd:-1", "--optimizers: must be above 0, not '-1'"),
-        ("mlp --optimizers sgd:", "--optimizers: must be above 0, not ''"),
+        (
+            "mlp --learning-rates 0.1,0",
+            "--learning-rates: A learning rate must be a number above 0. Received: '0'",
+        ),
+        ("mlp --learning-rates nan", "must be a number above 0. Received: 'nan'"),
+        ("mlp --optimizers sgd:-1", "must be a number above 0. Received: '-1'"),
+        ("mlp --optimizers sgd:", "must be a number above 0. Received: ''"),
         ("mlp --epochs 0", "--epochs: must be a whole number of at least 1, not '0'"),
         ("mlp --seeds 1.5", "--seeds: must be a whole number of at least 1, not '1.5'"),
         ("mlp --batch-size -1", "a whole number of at least 1, not '-1'"),
@@ -313,6 +334,7 @@ def test_norms_and_scopes_are_for_optimizers_that_have_them(tmp_path, pretended)
             "Looked for mnist.npz in HERE: no such",
         ),
         ("mlp --out HERE/file", "File exists: 'HERE/file'"),
+        ("mlp --out HERE/file/under", "Not a directory: 'HERE/file/under'"),
     ],
 )
 def test_errors_before_any_training(arguments, said, tmp_path, pretended, capsys):
@@ -378,14 +400,13 @@ def test_means_and_ranges(tmp_path, drawn, pretended, capsys, monkeypatch):
     # The rates with the best mean validation accuracy, and a loss at the end.
     sgd = max([0.1, 0.2], key=lambda rate: means["sgd", rate, "val_accuracy"][-1])
     best = {"sgd": sgd, "normalized_adam": 0.3}
-    _, *lines = capsys.readouterr().out.splitlines()
-    table, pictures = lines[:-4], lines[-4:]
+    table, pictures = printed(capsys)
     names = ["best", "by_rate", "by_optimizer", "rates"]
     assert pictures == [str(tmp_path / f"{name}.png") for name in names]
     for (name, rate), line in zip(best.items(), table, strict=True):
         words = line.replace("(max)", "").split()
         assert words[:4] == ["mlp", name, f"{rate:g}", "3"]
-        numbers = [float(word.strip("[],")) for word in words[4:]]
+        numbers = [float(word.strip("()")) for word in words[4:] if word != "to"]
         np.testing.assert_allclose(numbers, last[name, rate], rtol=1e-3)
     for metric, panel in zip(METRICS, curves(drawn[0]), strict=True):
         for (name, rate), curve in zip(best.items(), panel, strict=True):
@@ -402,14 +423,15 @@ def test_divergence(others, pictures, tmp_path, drawn, capsys):
     entry, *rest = summary(tmp_path)["last_epoch"]
     assert entry["val_loss"] == {"mean": None, "min": None, "max": None}
     assert all(math.isfinite(other["val_loss"]["mean"]) for other in rest)
-    _, line, *lines = capsys.readouterr().out.splitlines()
+    (line, *lines), found = printed(capsys)
     assert line.split() == ["quadratic", "sgd", "1000", "1", "diverged", "diverged"]
-    assert len(lines) == len(rest) + pictures
-    for path in lines[len(rest) :]:
+    assert (len(lines), len(found)) == (len(rest), pictures)
+    for path in found:
         assert pathlib.Path(path).read_bytes().startswith(PNG)
     for panel in curves(drawn[0]):
         assert [len(curve) for curve in panel] == [3] * len(rest)
-    assert drawn[0].get_suptitle().endswith("; no curve where a run diverged")
+    title = drawn[0].get_suptitle().replace("\n", " ")
+    assert title.endswith("; ▲: above the panel, or diverged")
 
 
 def test_figures_of_each_network(tmp_path, drawn, pretended, capsys, monkeypatch):
@@ -418,7 +440,7 @@ def test_figures_of_each_network(tmp_path, drawn, pretended, capsys, monkeypatch
     command(tmp_path, arguments)
     networks = ["lstm_rows", "plain_pixels"]
     pictures = [str(tmp_path / f"{network}_best.png") for network in networks]
-    assert capsys.readouterr().out.splitlines()[-2:] == pictures
+    assert printed(capsys)[1] == pictures
     about = "digits (10% of the training images), batches of 64; one seed"
     titles = [figure.get_suptitle() for figure in drawn]
     assert titles == [f"{network}, {about}" for network in networks]
@@ -427,13 +449,14 @@ def test_figures_of_each_network(tmp_path, drawn, pretended, capsys, monkeypatch
 def test_figures_of_an_interrupted_command(tmp_path, drawn, pretended, monkeypatch):
     train = runs.train
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **choice):
         if len(pretended) == 3:
             raise KeyboardInterrupt
-        return train(*arguments)
+        return train(*arguments, **choice)
 
     monkeypatch.setattr(figures, "draw", draw)
     monkeypatch.setattr(runs, "train", interrupted)
     arguments = "mlp --quick --optimizers adam,sgd --seeds 2 --out"
     assert main([*arguments.split(), str(tmp_path)]) == 130
-    assert drawn[0].get_suptitle().endswith("; mean and range of 1 to 2 seeds")
+    title = drawn[0].get_suptitle().replace("\n", " ")
+    assert "; mean and range of 1 to 2 seeds" in title

@@ -56,24 +56,45 @@ def test_other_missing_modules_keep_their_error():
     assert last_line_without("keras") == error
 
 
+@pytest.fixture
+def hide(monkeypatch):
+    """Has a module of ours imported anew, where another module is not installed."""
+
+    def hidden(module, name):
+        # Or what was imported before would still be there.
+        for imported in list(sys.modules):
+            if imported.startswith((f"keras_normopt.{module}", name)):
+                monkeypatch.delitem(sys.modules, imported)
+        before = getattr(keras_normopt, module, None)
+        monkeypatch.setattr(keras_normopt, module, before, raising=False)
+        monkeypatch.setattr(sys, "meta_path", [Without(name), *sys.meta_path])
+
+    return hidden
+
+
 @pytest.mark.parametrize(
     ("command", "name"),
     [("demo", name) for name in ("matplotlib", "sklearn", "tqdm")]
     + [("experiments", name) for name in ("pandas", "seaborn", "tqdm")],
 )
-def test_a_command_without_its_extra(command, name, monkeypatch):
-    module = f"keras_normopt.{command}"
-    # Or what was imported before would still be there.
-    for imported in list(sys.modules):
-        if imported.startswith((module, name)):
-            monkeypatch.delitem(sys.modules, imported)
-    before = getattr(keras_normopt, command, None)
-    monkeypatch.setattr(keras_normopt, command, before, raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Without(name), *sys.meta_path])
+def test_a_command_without_its_extra(command, name, hide):
+    hide(command, name)
+    module = f"keras_normopt.{command}" + ".__main__" * (command == "experiments")
     with pytest.raises(ModuleNotFoundError) as error:
-        importlib.import_module(module + ".__main__" * (command == "experiments"))
+        importlib.import_module(module)
     hint = f'{name}: pip install "keras_normopt[{command}]"'
     assert str(error.value).endswith(hint)
+
+
+@pytest.mark.parametrize("name", ["joblib", "seaborn"])
+def test_compare_needs_its_extra_when_it_is_used(name, hide):
+    hide("experiments", name)
+    experiments = importlib.import_module("keras_normopt.experiments")
+    hint = f'{name}: pip install "keras_normopt\\[experiments\\]"'
+    with pytest.raises(ModuleNotFoundError, match=hint):
+        experiments.compare  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'comparison'"):
+        experiments.comparison  # noqa: B018
 
 
 def test_files_agree_on_the_version():

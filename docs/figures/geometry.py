@@ -5,11 +5,16 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 import keras_normopt
+from keras_normopt.experiments import styles
 
+# As in all figures of these optimizers.
+SGD, NORMALIZED = (
+    look["color"] for look in styles.of(["SGD", "NormalizedSGD"]).values()
+)
 STYLES = {
-    "SGD": {"color": "C3", "linestyle": "-"},
-    'scope="global"': {"color": "C0", "linestyle": "--"},
-    'scope="variable"': {"color": "C2", "linestyle": "-."},
+    "SGD": {"color": SGD, "linestyle": "-"},
+    'scope="global"': {"color": NORMALIZED, "linestyle": "--"},
+    'scope="variable"': {"color": NORMALIZED, "linestyle": "-"},
 }
 
 

@@ -12,6 +12,7 @@ import time
 import keras
 
 import keras_normopt
+from keras_normopt.experiments import styles
 
 try:
     import matplotlib as mpl
@@ -35,12 +36,6 @@ OPTIMIZERS = {
     "NormalizedSGD": (keras_normopt.NormalizedSGD, 0.01, {"momentum": 0.9}),
     "Adam": (keras.optimizers.Adam, 0.001, {}),
     "NormalizedAdam": (keras_normopt.NormalizedAdam, 0.01, {}),
-}
-STYLES = {
-    "SGD": {"color": "tab:red", "linestyle": ":", "marker": "v"},
-    "NormalizedSGD": {"color": "tab:blue", "linestyle": "-", "marker": "o"},
-    "Adam": {"color": "tab:orange", "linestyle": "-.", "marker": "s"},
-    "NormalizedAdam": {"color": "tab:green", "linestyle": "--", "marker": "x"},
 }
 
 
@@ -104,21 +99,22 @@ def draw(results, path):
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    found = styles.of(results)
+    figure, panels = plt.subplots(1, 2, figsize=(7.3, 3.7), layout="constrained")
     for panel, column, label in (
         (panels[0], "loss", "training loss"),
         (panels[1], "val_accuracy", "validation accuracy"),
     ):
         for name, (history, _) in results.items():
             epochs = range(1, len(history[column]) + 1)
-            panel.plot(
-                epochs, history[column], label=name, markersize=4, **STYLES[name]
-            )
+            panel.plot(epochs, history[column], label=name, markersize=4, **found[name])
         panel.set(xlabel="epoch", ylabel=label, ylim=(0, None))
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.3)
     panels[1].set_ylim(0, 1)
-    panels[1].legend()
+    figure.legend(
+        *panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4
+    )
     figure.suptitle(f"{LAYERS} plain layers on scikit-learn's digits")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,8 +1,39 @@
-"""The published comparisons of normalized optimizers, as one command.
+"""Comparisons of optimizers: the published ones, and those of a model of your own.
 
 Trains the same network with several optimizers, norms, learning rates and seeds, and
 writes tables and figures. Goes on where it was cut off.
 
-`python -m keras_normopt.experiments TASK`, where `--help` lists the options. Needs the
-extra `experiments`.
+`keras_normopt.experiments.compare` takes a model from Python, and
+`python -m keras_normopt.experiments` runs the published tasks, or one of your own;
+`--help` lists the options. Both need the extra `experiments`.
 """
+
+import contextlib
+
+__all__ = ["compare"]
+
+_EXTRA = ("joblib", "matplotlib", "pandas", "seaborn", "sklearn", "tqdm")
+
+
+@contextlib.contextmanager
+def needing_extra():
+    """Tells what to install, where something of the extra is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        raise ModuleNotFoundError(
+            f"The experiments need {error.name}: "
+            'pip install "keras_normopt[experiments]"',
+            name=error.name,
+        ) from error
+
+
+def __getattr__(name):
+    # Not before it is used: pandas and seaborn take longer to import than this package.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with needing_extra():
+        from keras_normopt.experiments.comparing import compare
+    return compare

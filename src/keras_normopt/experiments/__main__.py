@@ -1,6 +1,8 @@
 """The command line of `python -m keras_normopt.experiments`."""
 
 import argparse
+import importlib
+import os
 import pathlib
 import sys
 import textwrap
@@ -8,71 +10,65 @@ import textwrap
 from keras_normopt import experiments, norms
 from keras_normopt.scopes import SCOPES
 
-try:
-    from tqdm import tqdm
+with experiments.needing_extra():
+    import matplotlib as mpl
 
-    from keras_normopt.experiments import data, figures, results, runs
+    from keras_normopt.experiments import comparing, data, judging, runs
     from keras_normopt.experiments.tasks import TASKS
-except ModuleNotFoundError as error:
-    if error.name not in ("matplotlib", "pandas", "seaborn", "sklearn", "tqdm"):
-        raise
-    raise ModuleNotFoundError(
-        f'The experiments need {error.name}: pip install "keras_normopt[experiments]"',
-        name=error.name,
-    ) from error
+
+OF_PUBLISHED = ("dataset", "data_dir", "fraction", "networks", "schedule")
 
 
 def main(arguments=None):
     """Runs the command, and returns its exit status."""
     parser = _parser()
-    options = _complete(parser.parse_args(arguments))
-    task = TASKS[options.task]
+    options = parser.parse_args(arguments)
+    if (options.task is None) == (options.own is None):
+        parser.error(f"give either one of {', '.join(TASKS)}, or --task of your own")
     try:
-        plan = runs.plan(task, options)
-        loaded = task.load(options)
-        options.out.mkdir(parents=True, exist_ok=True)
-        found = results.Results(options.out)
+        subject = _own(options) if options.own else _published(options)
+        plan = runs.plan(
+            subject,
+            options.optimizers,
+            options.learning_rates,
+            seeds=options.seeds,
+            epochs=options.epochs,
+            norms=options.norms,
+            scopes=options.scopes,
+            momentum=options.momentum,
+        )
+        comparison = comparing.Comparison(
+            subject,
+            plan,
+            options.out,
+            options.monitor,
+            options.mode,
+            arguments=vars(options),
+        )
     except (ValueError, OSError) as error:
         parser.error(str(error))
     try:
-        _train(plan, task, loaded, found)
+        comparison.train()
         status = 0
     except KeyboardInterrupt:
         status = 130  # As a shell has it.
-        found.read()  # It may have come between writing and reading.
-    finished = found.of(plan)
-    if not finished.empty:
-        found.summarize(plan, vars(options))
-        paths = figures.draw(finished, task, options.out)
-        print(results.table(finished), *paths, sep="\n")
+        comparison.found.read()  # It may have come between writing and reading.
+    if len(comparison.rows):
+        mpl.use("agg")
+        comparison.write()
+        print(comparison, *comparison.paths, sep="\n")
     if status:
         print(
-            f"Interrupted with {sum(run in found for run in plan)} of {len(plan)} runs "
-            f"in {found.path}. The same command goes on from there.",
+            f"Interrupted with {sum(run in comparison.found for run in plan)} of "
+            f"{len(plan)} runs in {comparison.found.path}. The same command goes on "
+            "from there.",
             file=sys.stderr,
         )
     return status
 
 
-def _train(plan, task, loaded, found):
-    left = [run for run in plan if run not in found]
-    with tqdm(total=len(plan), initial=len(plan) - len(left), desc="runs") as bar:
-        for run in left:
-            if run not in found:  # Another process may have trained it meanwhile.
-                found.add(_with_bar(run, task, loaded))
-            bar.update()
-
-
-def _with_bar(run, task, loaded):
-    about = f"{run.network}, {results.name_of(vars(run))}, seed {run.seed}"
-    steps = run.epochs * -(-len(loaded.x) // run.batch_size)
-    # On a terminal only: it would fill a log.
-    with tqdm(total=steps, desc=about, leave=False, disable=None) as bar:
-        return runs.train(run, task, loaded, bar)
-
-
-def _complete(options):
-    """Fills in the defaults of the task, or those of `--quick`."""
+def _published(options):
+    """Fills in the defaults of a published task, or those of `--quick`."""
     task = TASKS[options.task]
     quick = {
         "epochs": len(task.stages),
@@ -81,17 +77,85 @@ def _complete(options):
         "fraction": 0.1,
     }
     defaults = {
+        "dataset": "digits",
         "networks": list(task.networks),
-        "optimizers": [(name, None) for name in task.optimizers],
+        "optimizers": comparing.parse(task.optimizers),
         "seeds": 3,
         "fraction": 1.0,
         "out": pathlib.Path("experiments") / options.task,
     }
-    defaults = vars(task) | defaults | (quick if options.quick else {})
+    _complete(options, vars(task) | defaults | (quick if options.quick else {}))
+    return task.subject(options)
+
+
+def _own(options):
+    """Loads a task of one's own, and fills in the defaults of `compare`."""
+    given = [name for name in OF_PUBLISHED if getattr(options, name) is not None]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{names} cannot be combined with --task; leave it out")
+    make_model, fit_arguments = load_task(options.own)
+    if options.batch_size:
+        fit_arguments["batch_size"] = options.batch_size
+    defaults = {
+        "optimizers": comparing.parse(comparing.OPTIMIZERS),
+        "norms": [None],
+        "learning_rates": list(comparing.LEARNING_RATES),
+        "seeds": 3,
+        "epochs": fit_arguments.pop("epochs", 10),
+        "out": pathlib.Path("experiments") / options.own.replace(":", "."),
+    }
+    quick = {"seeds": 1, "epochs": 1, "learning_rates": [0.01]}
+    _complete(options, defaults | (quick if options.quick else {}))
+    return comparing.subject_of(make_model, fit_arguments)
+
+
+def load_task(name):
+    """Calls the function that `--task module:function` names.
+
+    Raises:
+        ValueError: If there is none, or it returns something else than a function and
+            the arguments of `fit`.
+    """
+    module, _, function = name.partition(":")
+    form = "--task must be MODULE:FUNCTION, as my_module:my_task for my_module.py here."
+    if not (module and function):
+        raise ValueError(f"{form} Received: {name}")
+    # Python leaves it out under -P, or where a test calls `main`.
+    sys.path.insert(0, os.getcwd())
+    try:
+        task = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name and not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"{form} Received: {name}, but there is no module {module} in "
+            f"{os.getcwd()} or among what is installed."
+        ) from error
+    except AttributeError as error:
+        raise ValueError(f"{form} Received: {name}, but {error}.") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    found = task() if callable(task) else task
+    if not (
+        isinstance(found, tuple)
+        and len(found) == 2
+        and callable(found[0])
+        and isinstance(found[1], dict)
+        and "x" in found[1]
+    ):
+        raise ValueError(
+            f"{name} must be a function of no arguments that returns (make_model, "
+            "fit_arguments): a function that makes a model, and a dictionary of "
+            f"arguments of `fit`, with 'x' among them. Received: {found!r}"
+        )
+    return found[0], {"y": None} | found[1]
+
+
+def _complete(options, defaults):
     for name, value in vars(options).items():
         if value is None:
             setattr(options, name, defaults.get(name))
-    return options
 
 
 def _parser():
@@ -102,12 +166,18 @@ def _parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("task", choices=TASKS)
+    add("task", choices=TASKS, nargs="?", help="one of the published tasks")
+    add(
+        "--task",
+        dest="own",
+        metavar="MODULE:FUNCTION",
+        help="one of your own: a function that returns a function that makes a model, "
+        "as `compare` takes it, and a dictionary of arguments of `fit`",
+    )
     add(
         "--dataset",
         choices=data.DATASETS,
-        default="digits",
-        help="default: %(default)s, which needs no file",
+        help="default: digits, which needs no file",
     )
     add(
         "--data-dir",
@@ -143,7 +213,7 @@ def _parser():
     add(
         "--scopes",
         type=_names,
-        default=["variable"],
+        default=[None],
         metavar="SCOPE,...",
         help=f"for these as well: {', '.join(SCOPES)}; default: variable",
     )
@@ -151,9 +221,9 @@ def _parser():
     add(
         "--momentum",
         type=_number(float, lambda value: 0 <= value < 1, "at least 0, below 1"),
-        default=0.9,
+        metavar="M",
         help="Nesterov momentum of SGD and Muon, normalized, clipped or neither; 0 is "
-        "plain SGD; default: %(default)s",
+        "plain SGD; default: .9, with --task what the optimizer has",
     )
     add(
         "--schedule",
@@ -164,6 +234,13 @@ def _parser():
     add("--epochs", type=positive, metavar="N")
     add("--batch-size", type=positive, metavar="N")
     add("--seeds", type=positive, metavar="N", help="seeds 0 to N - 1")
+    add("--monitor", metavar="METRIC", help="judge by another metric than the last")
+    add(
+        "--mode",
+        choices=judging.MODES,
+        default="auto",
+        help="whether lower or higher is better, where the metric does not tell",
+    )
     add(
         "--out",
         type=pathlib.Path,
@@ -174,7 +251,7 @@ def _parser():
         "--quick",
         action="store_true",
         help="for minutes at most, other defaults: one seed and learning rate, a tenth "
-        "of the images, an epoch for each stage",
+        "of the images, an epoch (for each stage)",
     )
     return parser
 
@@ -209,9 +286,10 @@ def _names(text):
 
 
 def _optimizers(text):
-    """Pairs of a name and its own learning rate, or `None`."""
-    pairs = (item.partition(":") for item in _names(text))
-    return [(name, _rate(rate) if colon else None) for name, colon, rate in pairs]
+    try:
+        return comparing.parse(_names(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _rates(text):
@@ -232,7 +310,11 @@ def _number(kind, holds, expected):
     return parse
 
 
-_rate = _number(float, lambda value: 0 < value < float("inf"), "above 0")
+def _rate(text):
+    try:
+        return comparing.check_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,122 +1,191 @@
 """The figures: the mean over the seeds as a line, their range as a band."""
 
+import textwrap
+
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
 from matplotlib import pyplot as plt
 
-from keras_normopt.experiments import results
+from keras_normopt.experiments import results, styles
 
-LABELS = {
-    "loss": "training loss",
-    "accuracy": "training accuracy",
-    "val_loss": "validation loss",
-    "val_accuracy": "validation accuracy",
-}
+# Text of 10 points is then as large as that of a page that shows it at 700 pixels.
+WIDTH, DPI, TEXT = 7.3, 130, 10
+EXIT = "exit"
 
 
-def draw(rows, task, directory):
-    """Draws the results of a command into PNG files, and returns their paths."""
-    mpl.use("Agg")
-    sns.set_theme(style="whitegrid")
+def draw(rows, judge, directory, epoch="epoch"):
+    """Draws the results of a comparison into PNG files, and returns their paths."""
     paths = []
-    for network, of_network in rows.groupby("network", sort=False):
-        prefix = f"{network}_" if rows["network"].nunique() > 1 else ""
-        for name, grid in _figures(of_network, task):
-            grid.figure.suptitle(_about(of_network), y=1.02)
-            paths.append(directory / f"{prefix}{name}.png")
-            with results.replacing(paths[-1]) as path:
-                grid.figure.savefig(path, dpi=80, format="png", bbox_inches="tight")
-            plt.close(grid.figure)
+    for name, figure in figures(rows, judge, epoch):
+        paths.append(directory / f"{name}.png")
+        with results.replacing(paths[-1]) as path:
+            figure.savefig(path, dpi=DPI, format="png", bbox_inches="tight")
+        plt.close(figure)
     return paths
 
 
-def _about(rows):
+def figures(rows, judge, epoch="epoch"):
+    """Yields names and figures: all of a network, then all of the next.
+
+    Args:
+        rows: Of `Results`.
+        judge: By what the best learning rates are chosen.
+        epoch: What the axis of the epochs says.
+    """
+    for network, of_network in rows.groupby("network", sort=False):
+        prefix = f"{network}_" if rows["network"].nunique() > 1 else ""
+        # Within, or the user's own settings would change.
+        with mpl.rc_context():
+            sns.set_theme(style="whitegrid", font_scale=TEXT / 12)
+            for name, grid in _grids(of_network, judge, epoch):
+                about = textwrap.fill(_about(of_network, grid), 75)
+                grid.figure.suptitle(about, y=1, va="bottom", size=TEXT)
+                yield prefix + name, grid.figure
+
+
+def _about(rows, grid):
     first = rows.iloc[0]
     dataset = first["dataset"]
     if first["fraction"] < 1:
         dataset += f" ({first['fraction']:.0%} of the training images)"
-    batches = f"batches of {first['batch_size']}" if dataset else ""
+    batches = f"batches of {first['batch_size']}" if first["batch_size"] else ""
     parts = [first["network"], dataset, batches]
     seeds = rows.groupby(results.SERIES)["seed"].nunique()
     number = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
-    spread = f"mean and range of {number} seeds" if seeds.max() > 1 else "one seed"
-    if not np.isfinite(rows[["loss", "val_loss"]]).all(axis=None):
-        spread += "; no curve where a run diverged"
-    return ", ".join(filter(None, parts)) + f"; {spread}"
+    about = f"mean and range of {number} seeds" if seeds.max() > 1 else "one seed"
+    if any(text.get_gid() == EXIT for axes in grid.axes.flat for text in axes.texts):
+        about += "; ▲: above the panel, or diverged"
+    return ", ".join(filter(None, parts)) + f"; {about}"
 
 
-def _figures(rows, task):
-    metrics = results.metrics(rows)
-    judged = metrics[-1]
-    named = rows.rename(columns={"epoch": task.epoch}).assign(
+def _grids(rows, judge, epoch):
+    shown = results.shown(rows, judge)
+    limits = {
+        metric: _limits(rows, metric)
+        for metric in shown
+        if metric.endswith("loss") or judge.mode == "min"
+    }
+    named = rows.rename(columns={"epoch": epoch}).assign(
         optimizer=[results.name_of(row) for _, row in rows.iterrows()],
         rate=[f"{rate:g}" for rate in rows["initial_learning_rate"]],
     )
-    at_best = named.loc[results.rows_at_best(rows).index]
+    at_best = named.loc[results.rows_at_best(rows, judge).index]
     at_best = at_best.assign(
         optimizer=at_best["optimizer"] + ", rate " + at_best["rate"]
     )
-    ids = ["optimizer", "seed", task.epoch]
-    long = at_best.melt(ids, metrics, var_name="metric")
-    yield "best", _curves(long, task, "value", line="optimizer", panel="metric")
+    long = at_best.melt(["optimizer", "seed", epoch], shown, "metric")
+    yield "best", _curves(long, epoch, "value", "optimizer", "metric", limits)
     if rows["initial_learning_rate"].nunique() > 1:
+        metric = judge.monitor
         for panel, line in (("rate", "optimizer"), ("optimizer", "rate")):
-            yield f"by_{panel}", _curves(named, task, judged, line, panel)
-        last = named[named[task.epoch] == named["epochs"]]
-        yield "rates", _over_rates(last, task, judged)
+            grid = _curves(named, epoch, metric, line, panel, limits)
+            yield f"by_{panel}", grid
+        last = named.groupby(results.RUN_COLUMNS, sort=False).tail(1)
+        yield "rates", _over_rates(last, metric, limits)
 
 
-def _curves(rows, task, metric, line, panel):
-    rows = _without_divergence(rows, [line, panel, task.epoch], metric)
+def _limits(rows, metric):
+    """What is shown of a loss that may explode: twice what most began with."""
+    values = rows[metric][np.isfinite(rows[metric])]
+    start = values[rows["epoch"] == 1].quantile(0.5, interpolation="lower")
+    low = values.min()
+    return low - 0.1 * (start - low), low + 2 * (start - low)
+
+
+def _curves(rows, epoch, metric, line, panel, limits):
+    rows = _without_divergence(rows, [line, panel, epoch], metric)
+    looks = _looks(rows[line], line)
     grid = sns.relplot(
         kind="line",
         data=rows,
-        x=task.epoch,
+        x=epoch,
         y=metric,
-        # Told apart by colour, dashes and markers, so that none of them is needed.
-        hue=line,
-        style=line,
-        markers=True,
-        markevery=max(1, rows[task.epoch].nunique() // 8),
+        markevery=max(1, rows[epoch].nunique() // 8),
         col=panel,
-        col_wrap=min(3, rows[panel].nunique()) if metric != "value" else 2,
+        col_wrap=min(2, rows[panel].nunique()),
         errorbar=("pi", 100),
-        height=3.2,
-        aspect=1.3,
-        facet_kws={"sharey": metric != "value"},
+        facet_kws={"sharey": metric != "value", "legend_out": False},
+        **_size(rows[panel].nunique()),
+        **looks,
     )
     grid.set_titles("{col_name}" if panel != "rate" else "learning rate {col_name}")
     for key, axes in grid.axes_dict.items():
-        shown, drawn = metric, rows[metric]
+        of_panel = rows[rows[panel] == key]
+        shown, drawn = metric, rows
         if metric == "value":
-            shown, drawn = key, drawn[rows["metric"] == key]
+            shown, drawn = key, of_panel
             axes.set_title("")
-        axes.set_ylabel(LABELS[shown])
+        axes.set_ylabel(_label(shown))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _limit(axes, task, shown, drawn)
-    grid.tight_layout()
-    return grid
+        _limit(axes, drawn[metric], limits.get(shown))
+        _mark_exits(axes, of_panel, epoch, metric, line, looks["palette"])
+    return _finished(grid, line)
 
 
-def _over_rates(last, task, metric):
+def _over_rates(last, metric, limits):
+    x = "initial_learning_rate"
     last = _without_divergence(last, ["optimizer", "rate"], metric)
+    looks = _looks(last["optimizer"], "optimizer")
     grid = sns.relplot(
         kind="line",
         data=last,
-        x="initial_learning_rate",
+        x=x,
         y=metric,
-        hue="optimizer",
-        style="optimizer",
-        markers=True,
         errorbar=("pi", 100),
         err_style="bars",
-        height=4,
-        aspect=1.5,
+        facet_kws={"legend_out": False},
+        **_size(1),
+        **looks,
     )
-    grid.set(xscale="log", xlabel="initial learning rate", ylabel=LABELS[metric])
-    _limit(grid.ax, task, metric, last[metric])
+    # There is room for the rates that diverged, too.
+    ends = last[x].min() / 1.3, last[x].max() * 1.3
+    grid.set(xscale="log", xlim=ends, xlabel="initial learning rate")
+    grid.set_ylabels(_label(metric))
+    _limit(grid.ax, last[metric], limits.get(metric))
+    _mark_exits(grid.ax, last, x, metric, "optimizer", looks["palette"])
+    return _finished(grid, "optimizer")
+
+
+def _looks(labels, line):
+    """Told apart by colour, dashes and markers, so that none of them is needed."""
+    labels = list(dict.fromkeys(labels))
+    if line == "rate":  # A sequence, and none of the colours of optimizers.
+        labels.sort(key=float)
+        palette = dict(
+            zip(labels, sns.color_palette("crest", len(labels)), strict=True)
+        )
+        return {"hue": line, "style": line, "palette": palette, "markers": True}
+    found = styles.of(labels)
+    return {
+        "hue": line,
+        "style": line,
+        "palette": {label: style["color"] for label, style in found.items()},
+        "dashes": {label: style["dashes"] for label, style in found.items()},
+        "markers": {label: style["marker"] for label, style in found.items()},
+    }
+
+
+def _size(panels):
+    height = 3.6 if panels == 1 else 2.7
+    width = WIDTH / (1.2 if panels == 1 else 2)
+    return {"height": height, "aspect": width / height}
+
+
+def _finished(grid, line):
+    """Has the legend below, where it takes no width."""
+    grid.tight_layout()
+    title = "learning rate" if line == "rate" else None
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncol": 2}
+    sns.move_legend(grid, title=title, frameon=False, **place)
     return grid
+
+
+def _label(metric):
+    known = f"training {metric}"
+    if metric.startswith("val_"):
+        known = f"validation {metric.removeprefix('val_')}"
+    return known.replace("_", " ")
 
 
 def _without_divergence(rows, columns, metric):
@@ -126,9 +195,29 @@ def _without_divergence(rows, columns, metric):
     return rows.assign(**{metric: rows[metric].where(finite.transform("all"), np.inf)})
 
 
-def _limit(axes, task, metric, values):
+def _limit(axes, values, limits):
     """Lets a loss that explodes leave the panel, so that the others can be seen."""
     values = values[np.isfinite(values)]
-    low, top = values.min(), 2 * task.loss_at_start
-    if metric.endswith("loss") and low < top < values.max():
-        axes.set_ylim(low - 0.05 * (top - low), top)
+    if limits and values.min() < limits[1] < values.max():
+        axes.set_ylim(*limits)
+
+
+def _mark_exits(axes, rows, x, metric, line, palette):
+    """Marks where a curve leaves its panel, or ends since it has no value any more."""
+    top = axes.get_ylim()[1]
+    means = rows.groupby([line, x])[metric].mean()
+    exits = means[means > top].reset_index().groupby(line, sort=False)[x].min()
+    for label, where in exits.items():
+        # Side by side, where several leave at once.
+        beside = 9 * (exits[:label] == where).sum() - 9
+        axes.annotate(
+            "▲",
+            (where, 1),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(beside, 0),
+            textcoords="offset points",
+            color=palette[label],
+            ha="center",
+            va="center",
+            gid=EXIT,
+        )

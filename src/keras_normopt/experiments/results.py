@@ -7,53 +7,69 @@ import json
 import math
 import os
 import platform
+import tempfile
 
 import keras
 import numpy as np
 import pandas as pd
 
-from keras_normopt.experiments.runs import METRICS, Run
+from keras_normopt.experiments.runs import Run
 
-RUN_COLUMNS = [field.name for field in dataclasses.fields(Run)]
-COLUMNS = [*RUN_COLUMNS, "epoch", *METRICS, "learning_rate", "seconds", "versions"]
 KINDS = {field.name: field.type for field in dataclasses.fields(Run)}
-KINDS |= {"epoch": int} | dict.fromkeys((*METRICS, "learning_rate", "seconds"), float)
-# Runs of one command that differ in the seed only are averaged.
+RUN_COLUMNS = list(KINDS)
+KINDS |= {"epoch": int, "learning_rate": float, "seconds": float}
+KINDS |= {"judged_by": str, "versions": str}
+# Runs of one comparison that differ in the seed only are averaged.
 SERIES = ["network", "optimizer", "norm", "scope", "initial_learning_rate"]
 
 
 class ResultsError(ValueError):
-    """A results.csv that this command did not write."""
+    """A results.csv that this did not write, or cannot write."""
 
 
 class Results:
-    """The finished runs of a directory: `rows` has a row for each run and epoch."""
+    """The finished runs of a directory: `rows` has a row for each run and epoch.
 
-    def __init__(self, directory):
+    Without a directory they are in memory only.
+    """
+
+    def __init__(self, directory=None):
         self.directory = directory
-        self.path = directory / "results.csv"
+        self.path = directory and directory / "results.csv"
+        self.rows = pd.DataFrame(columns=list(KINDS))
+        if directory:
+            self._check_writable()
         self.read()
 
+    def _check_writable(self):
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            # Permissions do not tell: not of what is mounted, and nothing to root.
+            tempfile.TemporaryFile(dir=self.directory).close()
+        except OSError as error:
+            raise ResultsError(
+                f"Cannot write to the directory of results: {error}. Choose another "
+                f"`out`. Received: {self.directory}"
+            ) from error
+
     def read(self):
-        self.rows = (
-            self._read() if self.path.exists() else pd.DataFrame(columns=COLUMNS)
-        )
-        # Of a file that was cut off the last run is to be trained again.
-        last = self.rows[self.rows["epoch"] == self.rows["epochs"]]
-        self._finished = set(_keys(last))
+        if self.path and self.path.exists():
+            self.rows = self._read()
+        self._finished = set(_keys(self.rows))
 
     def _read(self):
-        way_out = "Move it away, or choose another --out."
+        way_out = "Move it away, or choose another `out`."
         try:
             columns = list(pd.read_csv(self.path, nrows=0).columns)
-            if columns == COLUMNS:
+            if set(KINDS) <= set(columns):
                 # Python's own `float` reads exactly what was written.
-                return pd.read_csv(self.path, converters=KINDS, keep_default_na=False)
-        except ValueError as error:  # No table, or words in place of numbers.
+                kinds = {column: KINDS.get(column, float) for column in columns}
+                return pd.read_csv(self.path, converters=kinds, keep_default_na=False)
+        except (ValueError, OSError) as error:  # No table, or words for numbers.
             raise ResultsError(f"{self.path} is damaged: {error}. {way_out}") from error
         raise ResultsError(
-            f"{self.path} was not written by this version of the command. It has the "
-            f"columns {', '.join(columns)}; expected {', '.join(COLUMNS)}. {way_out}"
+            f"{self.path} was not written by this version of the experiments. It has "
+            f"the columns {', '.join(columns)}; expected {', '.join(KINDS)}. {way_out}"
         )
 
     def __contains__(self, run):
@@ -67,19 +83,23 @@ class Results:
     def add(self, rows):
         """Adds the rows of a run that has finished, to the file as well."""
         self.read()  # Another process may have added to it, even the same run.
-        new = pd.DataFrame(rows).assign(versions=_versions())[COLUMNS]
+        new = pd.DataFrame(rows).assign(versions=_versions())
         (key,) = set(_keys(new))
         others = self.rows[[other != key for other in _keys(self.rows)]]
         both = new if others.empty else pd.concat([others, new], ignore_index=True)
-        with replacing(self.path) as path:
-            both.to_csv(path, index=False, na_rep="nan")
+        order = [*RUN_COLUMNS, "epoch", *metrics(both)]
+        self.rows = both[[*order, *(c for c in KINDS if c not in order)]]
+        if self.path:
+            with replacing(self.path) as path:
+                self.rows.to_csv(path, index=False, na_rep="nan")
         self.read()
 
-    def summarize(self, runs, arguments):
+    def summarize(self, runs, judge, arguments):
         """Writes summary.json, on those of the runs that have finished."""
         rows = self.of(runs)
         summary = {
             "arguments": arguments,
+            "judged_by": str(judge),
             "versions": sorted(rows["versions"].unique()),
             "runs": len(runs),
             "finished_runs": len(rows.drop_duplicates(RUN_COLUMNS)),
@@ -96,8 +116,19 @@ def _keys(rows):
 
 
 def metrics(rows):
-    """The metrics that the task has; the last one is the one to judge by."""
-    return [m for m in METRICS if m.endswith("loss") or rows[m].notna().any()]
+    """The metrics of the rows; others in their file are those of something else."""
+    judged = {text.partition(" ")[2] for text in rows["judged_by"].unique()}
+    # Where all runs diverged, these have no number, but belong to them.
+    always = judged | {"loss"} | {"val_loss" for m in judged if m.startswith("val_")}
+    found = [m for m in rows if m not in KINDS]
+    return [m for m in found if m in always or rows[m].notna().any()]
+
+
+def shown(rows, judge):
+    """Of the metrics those to show: the losses, and what is judged by."""
+    trained = judge.monitor.removeprefix("val_")
+    wanted = dict.fromkeys(["loss", trained, "val_loss", judge.monitor])
+    return [metric for metric in wanted if metric in metrics(rows)]
 
 
 def last_epoch(rows):
@@ -106,7 +137,8 @@ def last_epoch(rows):
     What is not finite in one of the runs is `None`: no average hides a divergence.
     """
     entries = []
-    last = rows[rows["epoch"] == rows["epochs"]]
+    # A callback may have stopped a run before the others.
+    last = rows.groupby(RUN_COLUMNS, sort=False).tail(1)
     for key, runs in last.groupby(SERIES, sort=False):
         entry = dict(zip(SERIES, key, strict=True)) | {"seeds": len(runs)}
         for metric in metrics(rows):
@@ -119,49 +151,50 @@ def last_epoch(rows):
     return entries
 
 
-def best(rows):
-    """Of the entries of `last_epoch` those with the best learning rate.
-
-    Judged by the mean validation accuracy, or loss where there is no accuracy.
-    """
+def best(rows, judge):
+    """Of the entries of `last_epoch` those with the best learning rate."""
     chosen = {}
     for entry in last_epoch(rows):
         key = tuple(entry[column] for column in SERIES[:-1])
-        if key not in chosen or _score(entry) > _score(chosen[key]):
+        if key not in chosen or score(entry, judge) > score(chosen[key], judge):
             chosen[key] = entry
     return list(chosen.values())
 
 
-def rows_at_best(rows):
+def rows_at_best(rows, judge):
     """The rows of the entries of `best`."""
-    masks = [_mask(rows, entry) for entry in best(rows)]
+    masks = [_mask(rows, entry) for entry in best(rows, judge)]
     return rows[np.any(masks, axis=0)]
 
 
-def _score(entry):
-    # The accuracy stays a number where the loss is none any more.
-    if entry["loss"]["mean"] is None or entry["val_loss"]["mean"] is None:
+def score(entry, judge):
+    """A number that is higher for what is better, and the lowest for divergence."""
+    if diverged(entry, judge):
         return -math.inf
-    if "val_accuracy" in entry:
-        return entry["val_accuracy"]["mean"]
-    return -entry["val_loss"]["mean"]
+    return judge.score(entry[judge.monitor]["mean"])
+
+
+def diverged(entry, judge):
+    # An accuracy stays a number where the loss is none any more.
+    metrics = {"loss", "val_loss", judge.monitor} & set(entry)
+    return any(entry[metric]["mean"] is None for metric in metrics)
 
 
 def _mask(rows, entry):
     return (rows[SERIES] == pd.Series(entry)[SERIES]).all(axis=1)
 
 
-def table(rows):
+def table(rows, judge):
     """The best of each optimizer and norm after the last epoch, as text."""
     lines = []
-    for entry in best(rows):
+    for entry in best(rows, judge):
         line = {
             "network": entry["network"],
             "optimizer": name_of(entry),
             "best rate": f"{entry['initial_learning_rate']:g}",
             "seeds": entry["seeds"],
         }
-        line |= {metric: _range(entry[metric]) for metric in metrics(rows)}
+        line |= {metric: range_of(entry, metric) for metric in shown(rows, judge)}
         lines.append(line)
     return pd.DataFrame(lines).to_string(index=False)
 
@@ -174,10 +207,12 @@ def name_of(row):
     return row["optimizer"] + (f" ({', '.join(details)})" if details else "")
 
 
-def _range(found):
-    if found["mean"] is None:
+def range_of(entry, metric):
+    """The mean over the seeds, and their range: `0.93 (0.92 to 0.94)`."""
+    if entry[metric]["mean"] is None:
         return "diverged"
-    return "{mean:.4g} [{min:.4g}, {max:.4g}]".format(**found)
+    spread = " ({min:.4g} to {max:.4g})" if entry["seeds"] > 1 else ""
+    return ("{mean:.4g}" + spread).format(**entry[metric])
 
 
 @contextlib.contextmanager

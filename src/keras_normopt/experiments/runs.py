@@ -3,13 +3,35 @@
 import dataclasses
 import itertools
 import time
+from collections.abc import Callable
 
 import keras
 import numpy as np
+from keras.optimizers import LossScaleOptimizer
 
 import keras_normopt
+from keras_normopt.experiments import judging
 
-METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is trained, and on what: a published task, or what `compare` was given.
+
+    `networks` maps names to functions that make a model, and `fit_arguments` is for
+    `fit`. `stages` are factors of the learning rate, each for an equal share of the
+    epochs, which figures call `epoch`. What the names do not tell of a model of one's
+    own, `fingerprint` tells.
+    """
+
+    task: str
+    networks: dict[str, Callable]
+    fit_arguments: dict
+    dataset: str = ""
+    fraction: float = 1.0
+    schedule: str = "constant"
+    stages: tuple[float, ...] = (1,)
+    epoch: str = "epoch"
+    fingerprint: Callable[..., str] = lambda optimizer: ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,59 +50,104 @@ class Run:
     schedule: str
     initial_learning_rate: float
     epochs: int
-    batch_size: int
+    batch_size: str
     seed: int
+    fingerprint: str
 
 
-def plan(task, options):
-    """Lists the runs that the options ask for, one seed of all before the next.
+def plan(
+    subject,
+    optimizers,
+    learning_rates,
+    seeds,
+    epochs,
+    norms=(None,),
+    scopes=(None,),
+    momentum=None,
+):
+    """Lists the runs that are asked for, one seed of all before the next.
+
+    Args:
+        subject: A `Subject`.
+        optimizers: List of triples of a label, a name or function, and its own
+            learning rate or `None`.
+        learning_rates: For those that have none of their own.
+        seeds, epochs: How many.
+        norms, scopes, momentum: For optimizers by name that have such an option;
+            `None` stands for their default.
+
+    Returns:
+        Dictionary of the runs, to functions that make their optimizer.
 
     Raises:
-        ValueError: If a network, optimizer, norm or scope is unknown, or a stage of the
+        ValueError: If an optimizer, norm or scope is unknown, or a stage of the
             schedule would have no epoch.
     """
-    unknown = set(options.networks) - set(task.networks)
-    if unknown:
+    if epochs < len(subject.stages):
         raise ValueError(
-            f"--networks of {options.task} are {', '.join(task.networks)}. "
-            f"Received: {', '.join(sorted(unknown))}"
+            f"--schedule stages of {subject.task} has {len(subject.stages)} stages, so "
+            f"--epochs must be at least {len(subject.stages)}. Received: {epochs}"
         )
-    if options.schedule == "stages" and options.epochs < len(task.stages):
-        raise ValueError(
-            f"--schedule stages of {options.task} has {len(task.stages)} stages, so "
-            f"--epochs must be at least {len(task.stages)}. Received: {options.epochs}"
-        )
-    for norm, scope in itertools.product(options.norms, options.scopes):
-        keras_normopt.NormalizedSGD(norm=norm, scope=scope)  # Fails if one is unknown.
-    configs = {name: _get(name).get_config() for name, _ in options.optimizers}
+    for norm, scope in itertools.product(norms, scopes):
+        changes = {"norm": norm, "scope": scope}
+        keras_normopt.NormalizedSGD(**_given(changes))  # Fails if one is unknown.
     runs = {}  # An optimizer without norm would come once for each norm.
-    for seed, network, (optimizer, rate), norm, scope in itertools.product(
-        range(options.seeds),
-        options.networks,
-        options.optimizers,
-        options.norms,
-        options.scopes,
+    for seed, network, (label, identifier, rate), norm, scope in itertools.product(
+        range(seeds), subject.networks, optimizers, norms, scopes
     ):
-        config = configs[optimizer]
-        for learning_rate in [rate] if rate else options.learning_rates:
+        for learning_rate in [rate] if rate else learning_rates:
+            arguments = (identifier, learning_rate, norm, scope, momentum)
+            optimizer = make_optimizer(*arguments)
+            # RMSprop has something else by that name.
+            has_momentum = hasattr(optimizer, "nesterov")
             run = Run(
-                task=options.task,
-                dataset=options.dataset if task.has_images else "",
-                fraction=options.fraction if task.has_images else 1.0,
+                task=subject.task,
+                dataset=subject.dataset,
+                fraction=subject.fraction,
                 network=network,
                 backend=keras.backend.backend(),
-                optimizer=optimizer,
-                norm=norm if "norm" in config else "",
-                scope=scope if "norm" in config else "",
-                momentum=f"{options.momentum:g}" if "nesterov" in config else "",
-                schedule=options.schedule,
+                optimizer=label,
+                norm=_name(getattr(optimizer, "norm", None)),
+                scope=_name(getattr(optimizer, "scope", None)),
+                momentum=f"{optimizer.momentum:g}" if has_momentum else "",
+                schedule=subject.schedule,
                 initial_learning_rate=learning_rate,
-                epochs=options.epochs,
-                batch_size=options.batch_size,
+                epochs=epochs,
+                batch_size=_name(subject.fit_arguments.get("batch_size")),
                 seed=seed,
+                fingerprint=subject.fingerprint(optimizer),
             )
-            runs[run] = None
-    return list(runs)
+            runs[run] = lambda arguments=arguments: make_optimizer(*arguments)
+    return runs
+
+
+def _name(value):
+    if value is None:
+        return ""
+    return getattr(value, "__name__", str(value))
+
+
+def _given(arguments):
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def make_optimizer(identifier, learning_rate, norm=None, scope=None, momentum=None):
+    """Makes an optimizer from its name, or has a function make it."""
+    if callable(identifier):
+        optimizer = identifier(learning_rate)
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise ValueError(
+                "A function among `optimizers` must return a Keras optimizer for a "
+                f"learning rate. Received: {optimizer!r}"
+            )
+        return optimizer
+    default = _get(identifier)
+    config = default.get_config()
+    changes = {"learning_rate": learning_rate, "norm": norm, "scope": scope}
+    if momentum is not None and "nesterov" in config:
+        changes |= {"momentum": momentum, "nesterov": momentum > 0}
+    changes = {k: v for k, v in _given(changes).items() if k in config}
+    return type(default).from_config(config | changes)
 
 
 def _get(name):
@@ -88,71 +155,104 @@ def _get(name):
         return keras.optimizers.get(name)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            "--optimizers must be names that model.compile takes: Keras's, such as sgd "
+            "Optimizers must be names that model.compile takes: Keras's, such as sgd "
             f"or adam, and {', '.join(keras_normopt.optimizers.ALIASES)}. "
             f"Received: {name!r}"
         ) from error
 
 
-def make_optimizer(run):
-    default = _get(run.optimizer)
-    changes = {"learning_rate": run.initial_learning_rate}
-    if run.norm:
-        changes |= {"norm": run.norm, "scope": run.scope}
-    if run.momentum:
-        momentum = float(run.momentum)
-        changes |= {"momentum": momentum, "nesterov": momentum > 0}
-    return type(default).from_config(default.get_config() | changes)
+def compiled(made):
+    """The model that `make_model` returned, compiled if it was not.
 
-
-def train(run, task, data, bar):
-    """Trains once; returns a row of results for each epoch."""
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(run.seed)
-    model, loss, metrics = task.make(run.network, data.x.shape[1:])
-    optimizer = make_optimizer(run)
-    optimizer.build(model.trainable_variables)
-    fresh = [keras.ops.convert_to_numpy(v) for v in optimizer.variables]
-    model.compile(optimizer, loss, metrics=metrics)
-    record = Record(bar)
-    stages = task.stages if run.schedule == "stages" else (1,)
-    ends = np.linspace(0, run.epochs, len(stages) + 1).round().astype(int)
-    for factor, (start, end) in zip(stages, itertools.pairwise(ends), strict=True):
-        # As with a new optimizer, but what is compiled stays compiled.
-        for variable, value in zip(optimizer.variables, fresh, strict=True):
-            variable.assign(value)
-        optimizer.learning_rate = run.initial_learning_rate * factor
-        model.fit(
-            data.x,
-            data.y,
-            batch_size=run.batch_size,
-            initial_epoch=int(start),
-            epochs=int(end),
-            validation_data=(data.x_validation, data.y_validation),
-            verbose=0,
-            callbacks=[record],
+    Raises:
+        ValueError: If there is none, or none to be trained by an optimizer.
+    """
+    model, *settings = made if isinstance(made, tuple) and len(made) == 3 else (made,)
+    is_model = isinstance(model, keras.Model)
+    if is_model and settings:
+        loss, metrics = settings
+        model.compile(loss=loss, metrics=metrics)
+    if not (is_model and getattr(model, "optimizer", None)):
+        received = "a model that is not compiled" if is_model else repr(made)
+        raise ValueError(
+            "`make_model` must return a model that is compiled with a loss, metrics "
+            "and any optimizer, or a tuple (model, loss, metrics). "
+            f"Received: {received}"
         )
-    return [dataclasses.asdict(run) | row for row in record.rows]
+    return model
+
+
+def replace_optimizer(model, optimizer):
+    """As compiling anew would, with all else as it was compiled."""
+    if isinstance(model.optimizer, LossScaleOptimizer):
+        config = model.optimizer.get_config()
+        scaling = {k: config[k] for k in ("initial_scale", "dynamic_growth_steps")}
+        optimizer = LossScaleOptimizer(optimizer, **scaling)
+    model.optimizer = optimizer
+
+
+def train(run, subject, optimizer, on_epoch, monitor=None, mode="auto"):
+    """Trains once; returns a row of results for each epoch."""
+    keras.utils.set_random_seed(run.seed)
+    model = compiled(subject.networks[run.network]())
+    replace_optimizer(model, optimizer)
+    record = Record(on_epoch, monitor, mode)
+    theirs = keras.tree.flatten(subject.fit_arguments.get("callbacks") or [])
+    arguments = {"verbose": 0} | subject.fit_arguments | {"epochs": run.epochs}
+    # The record comes last, and has what they log as well.
+    arguments["callbacks"] = [*theirs, *_stages(run, subject), record]
+    model.fit(**arguments)
+    judged = {"judged_by": str(record.judge)}
+    return [dataclasses.asdict(run) | row | judged for row in record.rows]
+
+
+def _stages(run, subject):
+    if subject.stages == (1,):
+        return []
+    starts = np.linspace(0, run.epochs, len(subject.stages) + 1).round().astype(int)
+    rates = run.initial_learning_rate * np.array(subject.stages)
+    return [Stages(dict(zip(starts.tolist(), rates.tolist(), strict=False)))]
+
+
+class Stages(keras.callbacks.Callback):
+    """Begins a new optimizer at some epochs, but what is compiled stays compiled."""
+
+    def __init__(self, rates):
+        super().__init__()
+        self.rates = rates
+
+    def on_train_begin(self, logs=None):
+        optimizer = self.model.optimizer
+        optimizer.build(self.model.trainable_variables)
+        self.fresh = [keras.ops.convert_to_numpy(v) for v in optimizer.variables]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch in self.rates:
+            optimizer = self.model.optimizer
+            for variable, value in zip(optimizer.variables, self.fresh, strict=True):
+                variable.assign(value)
+            optimizer.learning_rate = self.rates[epoch]
 
 
 class Record(keras.callbacks.Callback):
-    """Keeps the results of each epoch, and moves the progress bar."""
+    """Keeps the results of each epoch, and what they are to be judged by."""
 
-    def __init__(self, bar):
+    def __init__(self, on_epoch, monitor=None, mode="auto"):
         super().__init__()
-        self.bar = bar
+        self.on_epoch = on_epoch
+        self.choice = {"monitor": monitor, "mode": mode}
         self.rows = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.bar.update()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs):
-        row = {"epoch": epoch + 1}
-        row |= {name: float(logs.get(name, "nan")) for name in METRICS}
+        metrics = {k: float(v) for k, v in logs.items() if np.size(v) == 1}
+        metrics.pop("learning_rate", None)
+        # After the first epoch there are metrics to ask, and little is lost on errors.
+        self.judge = judging.choose(self.model, list(metrics), **self.choice)
+        row = {"epoch": epoch + 1} | metrics
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
         row["seconds"] = round(time.perf_counter() - self.start, 3)
         self.rows.append(row)
-        self.bar.set_postfix_str(f"loss {row['loss']:.4g}")
+        self.on_epoch(row)

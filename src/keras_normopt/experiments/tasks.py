@@ -1,7 +1,7 @@
 """The tasks: what is trained, and the settings it was published with."""
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable
 
 import keras
@@ -10,6 +10,7 @@ from keras import layers, ops
 from sklearn.datasets import make_spd_matrix
 
 from keras_normopt.experiments import data as datasets
+from keras_normopt.experiments import runs
 from keras_normopt.experiments.data import CLASSES
 
 MLP_LAYERS = 30
@@ -21,7 +22,7 @@ class Task:
 
     `networks` maps names to functions from the shape of an image to a model. `stages`
     are the factors of the learning rate in the published schedule, each for an equal
-    share of the epochs. `loss_at_start` is about the loss of what has learned nothing.
+    share of the epochs.
     """
 
     networks: dict[str, Callable]
@@ -34,9 +35,38 @@ class Task:
     stages: tuple[float, ...]
     has_images: bool = True
     epoch: str = "epoch"
-    loss_at_start: float = math.log(CLASSES)
+    momentum: float = 0.9
 
-    def load(self, options):
+    def subject(self, options):
+        """What the options ask for."""
+        unknown = set(options.networks) - set(self.networks)
+        if unknown:
+            raise ValueError(
+                f"--networks of {options.task} are {', '.join(self.networks)}. "
+                f"Received: {', '.join(sorted(unknown))}"
+            )
+        loaded = self._load(options)
+        shape = loaded.x.shape[1:]
+        return runs.Subject(
+            task=options.task,
+            networks={
+                network: functools.partial(self.make, network, shape)
+                for network in options.networks
+            },
+            fit_arguments={
+                "x": loaded.x,
+                "y": loaded.y,
+                "batch_size": options.batch_size,
+                "validation_data": (loaded.x_validation, loaded.y_validation),
+            },
+            dataset=options.dataset if self.has_images else "",
+            fraction=options.fraction if self.has_images else 1.0,
+            schedule=options.schedule,
+            stages=self.stages if options.schedule == "stages" else (1,),
+            epoch=self.epoch,
+        )
+
+    def _load(self, options):
         if not self.has_images:  # Ten steps an epoch, on nothing.
             nothing = np.zeros((10 * options.batch_size, 1), "float32")
             return datasets.Data(nothing, nothing, nothing[:1], nothing[:1])
@@ -164,7 +194,6 @@ TASKS = {
         stages=(1, 0.1, 0.01),
         has_images=False,
         epoch="epoch (ten steps)",
-        loss_at_start=100.0,
     ),
     "mlp": Task(
         networks={"mlp": mlp},

@@ -1,0 +1,325 @@
+"""Several optimizers on one model: `compare`, and what it returns."""
+
+import collections.abc
+import functools
+import json
+import math
+import operator
+import pathlib
+import re
+import warnings
+
+import joblib
+import keras
+import numpy as np
+
+from keras_normopt.experiments import figures, judging, results, runs, words
+from keras_normopt.experiments.progress import Progress
+
+OPTIMIZERS = ("sgd", "normalized_sgd", "adam", "normalized_adam")
+LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+
+
+def compare(
+    make_model,
+    x,
+    y=None,
+    *,
+    optimizers=OPTIMIZERS,
+    learning_rates=LEARNING_RATES,
+    seeds=3,
+    epochs=10,
+    monitor=None,
+    mode="auto",
+    out=None,
+    **fit_arguments,
+):
+    """Trains a model of yours with several optimizers, and says which does best.
+
+    Each optimizer has its learning rate chosen among the same ones, by the mean over
+    the seeds in the last epoch. Within a seed all begin at the same weights. With
+    `out`, each run is written as it ends, and the same call goes on where it was cut
+    off.
+
+    Args:
+        make_model: Function of no arguments that returns a new model, compiled with a
+            loss, metrics and any optimizer, which is replaced, or a tuple
+            `(model, loss, metrics)`.
+        x, y: For `fit`, as the other arguments that it takes: arrays, a
+            `tf.data.Dataset`, a `DataLoader`, a `PyDataset`. No generator, which would
+            leave nothing for the second run.
+        optimizers: List of names as `model.compile` takes them, of pairs of a name and
+            its own learning rate, or of these as one string, `"adam:0.001"`. Or a
+            dictionary of labels of your choice, to names or to functions from the
+            learning rate to an optimizer. Defaults to SGD and Adam, plain and
+            normalized.
+        learning_rates: List of positive numbers. Defaults to .0003 to .1, half a decade
+            apart.
+        seeds: Positive integer, how many runs of each to make. Defaults to 3; fewer
+            rank nothing.
+        epochs: Positive integer. Defaults to 10.
+        monitor: String, the metric to judge by, as `fit` logs it. Defaults to the last
+            one of the validation data, or their loss; without such data, of the
+            training data.
+        mode: `"max"`, if higher is better, `"min"`, or `"auto"`, which asks the metric.
+            Defaults to `"auto"`.
+        out: Directory for `results.csv`, `summary.json` and figures. Defaults to
+            `None`: nothing is written. In one directory, runs of a model, data or
+            optimizer that changed are not taken for those of another, as far as their
+            configuration, or the values of arrays, tell.
+        **fit_arguments: More arguments of `fit`: `batch_size`, `validation_data`,
+            `callbacks` (the same in each run), and so on.
+
+    Returns:
+        A `Comparison`. Printed, it is a table and what can be said of it.
+
+    Raises:
+        ValueError: If an argument is not as above, `out` cannot be written, or a metric
+            does not tell whether higher is better.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> from keras_normopt import experiments
+        >>> x = np.random.default_rng(0).normal(size=(64, 3))
+        >>> y = x.sum(axis=1)
+        >>> def make_model():
+        ...     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        ...     model.compile(loss="mse")
+        ...     return model
+        >>> comparison = experiments.compare(
+        ...     make_model,
+        ...     x,
+        ...     y,
+        ...     optimizers=["sgd", "normalized_sgd"],
+        ...     learning_rates=[0.01, 0.1],
+        ...     seeds=1,
+        ...     epochs=2,
+        ... )
+        >>> comparison.rows["optimizer"].unique().tolist()
+        ['sgd', 'normalized_sgd']
+    """
+    fit_arguments = {"x": x, "y": y} | fit_arguments
+    subject = subject_of(make_model, fit_arguments)
+    _check(learning_rates, seeds, epochs, mode)
+    asked = {"learning_rates": list(learning_rates), "seeds": seeds, "epochs": epochs}
+    plan = runs.plan(subject, parse(optimizers), **asked)
+    arguments = {"optimizers": list(optimizers)} | asked
+    out = None if out is None else pathlib.Path(out)
+    comparison = Comparison(subject, plan, out, monitor, mode, arguments)
+    comparison.train()
+    comparison.write()
+    return comparison
+
+
+class Comparison:
+    """What `compare` found; `print` shows the table and the summary.
+
+    Attributes:
+        paths: List of the figures in `out`.
+    """
+
+    def __init__(
+        self, subject, plan, out=None, monitor=None, mode="auto", arguments=None
+    ):
+        self.subject, self.plan, self.out = subject, plan, out
+        self.monitor, self.mode = monitor, mode
+        self.arguments = arguments or {}
+        self.found = results.Results(out)
+        self.paths = []
+
+    def train(self):
+        """Trains what has not been trained yet."""
+        left = [run for run in self.plan if run not in self.found]
+        with Progress(self.plan, left) as progress:
+            for run in left:
+                progress.begin(run)
+                if run not in self.found:  # Another process may have trained it.
+                    self.found.add(self._train(run, progress))
+                progress.end(run, self.found.of([run]))
+
+    def _train(self, run, progress):
+        optimizer = self.plan[run]()
+        choice = {"monitor": self.monitor, "mode": self.mode}
+        return runs.train(run, self.subject, optimizer, progress.on_epoch, **choice)
+
+    def write(self):
+        """Writes summary and figures, where there is a place for them."""
+        if self.out and len(self.rows):
+            self.found.summarize(self.plan, self.judge, self.arguments)
+            self.paths = figures.draw(
+                self.rows, self.judge, self.out, self.subject.epoch
+            )
+
+    @property
+    def rows(self):
+        """DataFrame with a row for each run that has finished, and each epoch."""
+        return self.found.of(self.plan)
+
+    @functools.cached_property
+    def judge(self):
+        """As the runs chose, who had the model at hand, or as asked for since."""
+        mode, monitor = self.rows["judged_by"].iloc[-1].split(" ", 1)
+        if self.monitor not in (None, monitor):
+            monitor = self.monitor
+            judging.check_monitor(monitor, results.metrics(self.rows))
+            if self.mode == "auto":
+                mode = judging.infer_mode(monitor)
+        return judging.Judge(monitor, mode if self.mode == "auto" else self.mode)
+
+    @property
+    def table(self):
+        """The best learning rate of each optimizer and what it led to, as text."""
+        return results.table(self.rows, self.judge)
+
+    @property
+    def summary(self):
+        """What can be said, a sentence in each line."""
+        return "\n".join(words.sentences(self.rows, self.judge))
+
+    def plot(self):
+        """Draws the figures, and returns a dictionary of them by name."""
+        return dict(figures.figures(self.rows, self.judge, self.subject.epoch))
+
+    def __str__(self):
+        return f"{self.table}\n\n{self.summary}"
+
+    __repr__ = __str__
+
+
+def parse(optimizers):
+    """Reads `optimizers`: triples of a label, a name or function, a rate or `None`."""
+    if isinstance(optimizers, collections.abc.Mapping):
+        return [(str(label), value, None) for label, value in optimizers.items()]
+    if isinstance(optimizers, str):
+        optimizers = [optimizers]
+    return [_parsed(item) for item in optimizers]
+
+
+def _parsed(item):
+    name, rate = item, None
+    if isinstance(item, str):
+        name, colon, rate = item.partition(":")
+        rate = rate if colon else None
+    elif isinstance(item, tuple) and len(item) == 2:
+        name, rate = item
+    if not isinstance(name, str):
+        raise ValueError(
+            "`optimizers` must be a list of names, as 'adam' or 'adam:0.001', of pairs "
+            "(name, rate), or a dictionary, whose values may be functions from the "
+            f"learning rate to an optimizer. Received: {item!r}"
+        )
+    return name, name, None if rate is None else check_rate(rate)
+
+
+def check_rate(rate):
+    """Returns a learning rate as a number, if it is one."""
+    try:
+        if 0 < float(rate) < math.inf:
+            return float(rate)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"A learning rate must be a number above 0. Received: {rate!r}")
+
+
+def _check(learning_rates, seeds, epochs, mode):
+    if not list(map(check_rate, learning_rates)):
+        raise ValueError(
+            "`learning_rates` must be one or more numbers. "
+            f"Received: learning_rates={learning_rates!r}"
+        )
+    for name, value in (("seeds", seeds), ("epochs", epochs)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"`{name}` must be a whole number of at least 1. "
+                f"Received: {name}={value!r}"
+            )
+    if mode not in judging.MODES:
+        raise ValueError(
+            f"`mode` must be one of {', '.join(map(repr, judging.MODES))}. "
+            f"Received: mode={mode!r}"
+        )
+
+
+def subject_of(make_model, fit_arguments):
+    """What `compare` trains.
+
+    Raises:
+        ValueError: If the function or the data are none for more than one run.
+    """
+    for name, value in fit_arguments.items():
+        if isinstance(value, collections.abc.Iterator):
+            raise ValueError(
+                f"`{name}` is used up by the first run. Pass arrays, a "
+                "`keras.utils.PyDataset`, a `tf.data.Dataset` or a `DataLoader`, not a "
+                f"generator or iterator. Received: {name}={value!r}"
+            )
+    # A model is a function, too.
+    if not callable(make_model) or isinstance(make_model, keras.Model):
+        raise ValueError(
+            "`make_model` must be a function of no arguments that makes a new model, "
+            f"since each run begins with one. Received: make_model={make_model!r}"
+        )
+    model, other = runs.compiled(make_model()), runs.compiled(make_model())
+    ours = {id(v) for v in model.trainable_variables}
+    if model is other or ours & {id(v) for v in other.trainable_variables}:
+        raise ValueError(
+            "`make_model` must make all that is trained anew at each call, or a run "
+            "would go on with the weights of the one before. Received: two models "
+            "that share weights; make their layers within the function."
+        )
+    name = _without_counters(model.name)
+    seen = joblib.hash([_of_model(model), _of_data(fit_arguments)])
+    return runs.Subject(
+        task="compare",
+        networks={name: make_model},
+        fit_arguments=fit_arguments,
+        fingerprint=functools.partial(_fingerprint, seen),
+    )
+
+
+# A name of a user's choice would stay the same when they change the model. This tells
+# most changes: all but those within functions, subclassed layers and data sets that are
+# no arrays. Where it cannot tell, nothing breaks but the promise not to mix.
+
+
+def _fingerprint(seen, optimizer):
+    return joblib.hash([seen, _config(optimizer.get_config)])[:8]
+
+
+def _of_model(model):
+    compiled = _config(lambda: model.get_compile_config() | {"optimizer": None})
+    shapes = [tuple(variable.shape) for variable in model.variables]
+    return type(model).__name__, _config(model.get_config), compiled, shapes
+
+
+def _config(get):
+    """A configuration as text, without what differs from one call to the next."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of lambdas, which nobody will load.
+            text = json.dumps(get(), default=lambda value: type(value).__name__)
+    except Exception:  # Whatever a class of a user's own has it fail with.
+        return ""
+    return _without_counters(text)
+
+
+def _without_counters(text):
+    """`dense_7` is the seventh of a process, and the first in another one."""
+    return re.sub(r"_\d+\b", "", text)
+
+
+def _of_data(fit_arguments):
+    relevant = {k: v for k, v in fit_arguments.items() if k != "verbose"}
+    return keras.tree.map_structure(_of_value, relevant)
+
+
+def _of_value(value):
+    if keras.ops.is_tensor(value):
+        value = keras.ops.convert_to_numpy(value)
+    if hasattr(value, "__array__"):
+        value = np.asarray(value)
+        return str(value.dtype), value.shape, joblib.hash(value)
+    if isinstance(value, str | int | float | None):
+        return repr(value)
+    return type(value).__name__, operator.length_hint(value, -1)

@@ -1,0 +1,64 @@
+"""One colour, dash and marker for each optimizer, the same in every figure."""
+
+import itertools
+
+from keras_normopt.optimizers import ALIASES
+
+# The colours of seaborn's palette "colorblind" that are dark enough for a line on
+# white, the pairs that are compared most often far apart. Here by value, since the
+# extra `demo` has no seaborn.
+COLOURS = (
+    "#949494",
+    "#0173B2",
+    "#DE8F05",
+    "#029E73",
+    "#CC78BC",
+    "#D55E00",
+    "#56B4E9",
+    "#CA9161",
+)
+# Their numbers have no common factor with that of the colours, nor with each other, so
+# that no two of 280 optimizers look the same.
+DASHES = ((1, 1.5), (None, None), (6, 1.5, 1.5, 1.5), (5, 2), (3, 1.5))
+MARKERS = ("v", "o", "s", "X", "^", "D", "P")
+
+_FIRST = ("sgd", "normalized_sgd", "adam", "normalized_adam", "rmsprop")
+_BASES = (alias.partition("_")[2] for alias in ALIASES)
+_ORDER = dict.fromkeys([*_FIRST, *_BASES, *ALIASES])
+_NUMBERS = {name: number for number, name in enumerate(_ORDER)}
+_ALIAS_OF = {cls.__name__: alias for alias, cls in ALIASES.items()}
+
+
+def of(labels):
+    """Finds the style of each of the optimizers of a figure.
+
+    Args:
+        labels: Names of optimizers or their classes, perhaps with details after a blank
+            or comma: `"normalized_sgd (l2), rate 0.1"` has the style of
+            `"normalized_sgd"`.
+
+    Returns:
+        Dictionary of the labels, to dictionaries of `color`, `dashes` and `marker`.
+        Names that are not registered, and further variants of one optimizer, have what
+        is left, in their order.
+    """
+    labels = list(dict.fromkeys(labels))
+    numbers = {}
+    for label in labels:
+        name = label.replace(",", " ").split()[0]
+        number = _NUMBERS.get(_ALIAS_OF.get(name, name.lower()))
+        if number not in (None, *numbers.values()):
+            numbers[label] = number
+    free = (i for i in itertools.count() if i not in numbers.values())
+    for label in labels:
+        if label not in numbers:
+            numbers[label] = next(free)
+    return {label: _style(numbers[label]) for label in labels}
+
+
+def _style(number):
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "dashes": DASHES[number % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+    }

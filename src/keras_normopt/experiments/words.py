@@ -1,0 +1,131 @@
+"""What a comparison says, in sentences."""
+
+import itertools
+
+from keras_normopt.experiments import results
+
+SEEDS = 3  # Of fewer, a range says nothing.
+RATE = "initial_learning_rate"
+
+
+def sentences(rows, judge):
+    """Yields what can be said of the rows: for each network the order, then caveats."""
+    for network, of_network in rows.groupby("network", sort=False):
+        entries = results.last_epoch(of_network)
+        best = results.best(of_network, judge)
+        best.sort(key=lambda entry: results.score(entry, judge), reverse=True)
+        trained = [entry for entry in best if not results.diverged(entry, judge)]
+        yield _values(network, trained, judge) + _verdict(trained, judge)
+        yield from _pairs(trained, judge)
+        yield from _ends(trained, entries)
+        yield from _divergences(entries, judge)
+    others = [name for name in results.metrics(rows) if _rivals(name, judge.monitor)]
+    if others:
+        yield f"Judge by another metric with `monitor`: {', '.join(others)}."
+    if not judge.monitor.startswith("val_"):
+        yield (
+            "There were no validation data, so this is about the data trained on: pass "
+            "`validation_data` to learn about others."
+        )
+
+
+def _rivals(name, monitor):
+    """Whether one could judge by this metric as well: of several outputs, say."""
+    is_alike = name.startswith("val_") == monitor.startswith("val_")
+    return is_alike and name != monitor and not name.endswith("loss")
+
+
+def _values(network, trained, judge):
+    better = "higher" if judge.mode == "max" else "lower"
+    values = "; ".join(
+        f"{_at(entry)}: {results.range_of(entry, judge.monitor)}" for entry in trained
+    )
+    return f"{network}, {judge.monitor}, {better} is better: {values or 'nothing'}"
+
+
+def _at(entry):
+    return f"{results.name_of(entry)} at {entry[RATE]:g}"
+
+
+def _verdict(trained, judge):
+    if not trained:
+        return ", all diverged. Try lower learning rates."
+    seeds = min(entry["seeds"] for entry in trained)
+    if seeds < SEEDS:
+        number = "one seed is" if seeds == 1 else f"{seeds} seeds are"
+        return f". No ranking: {number} too few, take {SEEDS} or more."
+    if len(trained) == 1:
+        return "."
+    first, *others = trained
+    level = [entry for entry in others if _overlap(first, entry, judge)]
+    behind = [entry for entry in others if entry not in level]
+    if not behind:
+        return ": their ranges overlap, no ranking."
+    ahead = f". {_ahead(first, behind)}"
+    if level:
+        ahead += f" That of {_names(level)} does: no ranking of these."
+    return ahead
+
+
+def _pairs(trained, judge):
+    """What normalizing or clipping changed, which may be far from the best."""
+    if not trained or min(entry["seeds"] for entry in trained) < SEEDS:
+        return
+    # About the first, the verdict has it all. The better of a pair comes first here.
+    for one, other in itertools.combinations(trained[1:], 2):
+        if one["optimizer"] == other["optimizer"] or _base(one) != _base(other):
+            continue
+        if _overlap(one, other, judge):
+            yield f"{_names([one, other])}: their ranges overlap, no ranking."
+        else:
+            yield _ahead(one, [other])
+
+
+def _base(entry):
+    return entry["optimizer"].removeprefix("normalized_").removeprefix("clipped_")
+
+
+def _ahead(first, others):
+    return f"{_names([first])} is ahead of {_names(others)}: ranges do not overlap."
+
+
+def _overlap(one, other, judge):
+    one, other = one[judge.monitor], other[judge.monitor]
+    return one["min"] <= other["max"] and other["min"] <= one["max"]
+
+
+def _names(entries):
+    return ", ".join(results.name_of(entry) for entry in entries)
+
+
+def _ends(trained, entries):
+    """Whose best learning rate may lie beyond those that were tried."""
+    rates = _rates_of(entries)
+    alone = [entry for entry in trained if len(rates[_names([entry])]) == 1]
+    others = [entry for entry in trained if entry not in alone]
+    for end, better, choose in (
+        ("highest", "higher", max),
+        ("lowest", "lower", min),
+    ):
+        at_end = [e for e in others if e[RATE] == choose(rates[_names([e])])]
+        if at_end:
+            yield f"Best at the {end} rate tried, so try {better}: {_names(at_end)}."
+    if alone:
+        yield f"At one learning rate only, so try others: {_names(alone)}."
+
+
+def _divergences(entries, judge):
+    rates = _rates_of(entry for entry in entries if results.diverged(entry, judge))
+    if rates:
+        found = "; ".join(
+            f"{name} at {', '.join(f'{rate:g}' for rate in of)}"
+            for name, of in rates.items()
+        )
+        yield f"Diverged, with one seed or more: {found}."
+
+
+def _rates_of(entries):
+    rates = {}
+    for entry in entries:
+        rates.setdefault(_names([entry]), []).append(entry[RATE])
+    return rates
