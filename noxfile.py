@@ -25,13 +25,14 @@ PACKAGE = os.environ.get("PACKAGE", ".")
 PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # On the backend that is quickest only: what they ask is not of backends. The nightly
 # job runs them on each.
-ONCE = ["drawing", "experiments", "experiments_compare", "experiments_data"]
+ONCE = ["demo", "drawing", "experiments", "experiments_compare", "experiments_data"]
 ONCE += ["experiments_tasks", "guide", "search"]
 QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers: what an older Keras does
 # differently shows in the rest.
 NEWEST_ONLY = ["arguments", "blocks", "centralization", "check_norm", "degenerate"]
-NEWEST_ONLY += ["groups", "norms", "peers", "properties", "thresholds"]
+NEWEST_ONLY += ["groups", "meta_gradients", "norms", "peers", "properties"]
+NEWEST_ONLY += ["thresholds"]
 # From the unpacked sdist: those that read files beside the package, and a quick one.
 SDIST_TESTS = ["examples", "guide", "install", "norms"]
 
@@ -60,7 +61,7 @@ def run_tests(session, left_out=(), only=()):
     session.env["OMP_NUM_THREADS"] = "1"
     # Neighbours in a file stay together, and share fixtures and compiled functions.
     defaults = ["-n", "auto", "--dist", "worksteal"]
-    defaults += [f"--ignore=tests/test_{name}.py" for name in left_out]
+    defaults += [f"--ignore-glob=*/test_{name}.py" for name in left_out]
     defaults += [f"tests/test_{name}.py" for name in only]
     session.run("pytest", *(session.posargs or defaults))
 

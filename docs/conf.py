@@ -15,7 +15,7 @@ copyright = f"2026, {author}"
 
 extensions = [
     "matplotlib.sphinxext.plot_directive",
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
@@ -23,6 +23,11 @@ extensions = [
 html_theme = "furo"
 html_title = "keras_normopt"
 myst_heading_anchors = 3
+# The notebook is kept without outputs; the site shows those of this build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_output_stderr = "remove"  # Progress.
 plot_formats = [("png", 160)]
 plot_html_show_formats = plot_html_show_source_link = False
 

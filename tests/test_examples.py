@@ -12,7 +12,6 @@ import pytest
 
 import by_hand
 import keras_normopt
-from keras_normopt import demo
 from pages import ROOT, evaluate
 
 MODULES = [
@@ -21,6 +20,8 @@ MODULES = [
 ]
 MODULES.append("keras_normopt.experiments.comparing")
 WITHOUT_EXAMPLES = {
+    "_probe",
+    "advice",
     "_branch",
     "_groups",
     "_range",
@@ -93,23 +94,6 @@ def test_every_class_shows_an_example_of_itself():
     for cls in keras_normopt.optimizers.ALIASES.values():
         examples = doctest.DocTestParser().get_examples(cls.__doc__)
         assert any(cls.__name__ in example.source for example in examples)
-
-
-def test_demo(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "LAYERS", 4)  # The session `demo` trains all 30.
-    picture = tmp_path / "curves.png"
-    demo.main(["--epochs", "1", "--output", str(picture)])
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    printed = capsys.readouterr().out
-    assert f"backend {keras.backend.backend()}" in printed
-    for name in demo.OPTIMIZERS:
-        assert f"\n{name} " in printed
-
-
-def test_demo_refuses_no_epochs(capsys):
-    with pytest.raises(SystemExit):
-        demo.main(["--epochs", "0"])
-    assert "--epochs must be at least 1, not 0" in capsys.readouterr().err
 
 
 def test_every_option_is_documented():
