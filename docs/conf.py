@@ -33,6 +33,7 @@ plot_html_show_formats = plot_html_show_source_link = False
 # Docstrings are Markdown, as Keras's are: code between single backticks.
 default_role = "code"
 autodoc_typehints = "none"  # They are in the text.
+napoleon_use_ivar = True  # A list of attributes, rather than an entry for each.
 
 
 def table(aliases):
@@ -50,14 +51,15 @@ myst_substitutions = {"normalized": table(NORMALIZED), "clipped": table(CLIPPED)
 MODULES = ("callbacks", "norms", "optimizers", "step_sizes", "testing")
 
 
-def translate_links(app, what, name, obj, options, lines):
-    """Turns links of Markdown into those of reStructuredText."""
+def translate(app, what, name, obj, options, lines):
+    """Turns links and indented code of Markdown into those of reStructuredText."""
     text = "\n".join(lines)
     text = re.sub(
         r"\[([^]]+)\]\((https?:[^)]+)\)",
         lambda m: f"`{' '.join(m[1].split())} <{m[2]}>`__",
         text,
     )
+    text = re.sub(r"^(?![:.])(\S.*)\n\n(?=    \S)", r"\1\n\n::\n\n", text, flags=re.M)
     lines[:] = text.split("\n")
 
 
@@ -103,7 +105,7 @@ def _resolved(name):
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", translate_links)
+    app.connect("autodoc-process-docstring", translate)
     app.connect("autodoc-process-docstring", shorten)
     app.connect("doctree-read", enlarge_on_click)
     app.connect("env-check-consistency", check_all_is_documented)
