@@ -3,10 +3,12 @@
 import inspect
 import re
 
+from docutils import nodes
 from sphinx.util import logging
 
 import keras_normopt
 import keras_normopt.experiments  # Not imported by the package itself.
+from keras_normopt.optimizers import CLIPPED, NORMALIZED
 
 project = "keras_normopt"
 version = release = keras_normopt.__version__
@@ -21,7 +23,10 @@ extensions = [
     "sphinx_copybutton",
 ]
 html_theme = "furo"
-html_title = "keras_normopt"
+html_title = f"{project} {release}"
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
+myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 3
 # The notebook is kept without outputs; the site shows those of this build.
 nb_execution_mode = "force"
@@ -34,19 +39,52 @@ plot_html_show_formats = plot_html_show_source_link = False
 # Docstrings are Markdown, as Keras's are: code between single backticks.
 default_role = "code"
 autodoc_typehints = "none"  # They are in the text.
+napoleon_use_ivar = True  # A list of attributes, rather than an entry for each.
+
+
+def table(aliases):
+    """Ready-made optimizers, in Markdown."""
+    rows = ["| class | string | base |", "|---|---|---|"]
+    for alias, cls in aliases.items():
+        link = f"{{py:class}}`~keras_normopt.optimizers.{cls.__name__}`"
+        base, _ = cls._made_from
+        rows.append(f'| {link} | `"{alias}"` | `{base.__name__}` |')
+    return "\n".join(rows)
+
+
+myst_substitutions = {"normalized": table(NORMALIZED), "clipped": table(CLIPPED)}
 
 MODULES = ("callbacks", "experiments", "norms", "optimizers", "step_sizes", "testing")
 
 
-def translate_links(app, what, name, obj, options, lines):
-    """Turns links of Markdown into those of reStructuredText."""
+def translate(app, what, name, obj, options, lines):
+    """Turns links and indented code of Markdown into those of reStructuredText."""
     text = "\n".join(lines)
     text = re.sub(
         r"\[([^]]+)\]\((https?:[^)]+)\)",
         lambda m: f"`{' '.join(m[1].split())} <{m[2]}>`__",
         text,
     )
+    text = re.sub(r"^(?![:.])(\S.*)\n\n(?=    \S)", r"\1\n\n::\n\n", text, flags=re.M)
     lines[:] = text.split("\n")
+
+
+def shorten(app, what, name, obj, options, lines):
+    """Leaves the summary, where a class differs from the first in its base only."""
+    for first, *others in (NORMALIZED.values(), CLIPPED.values()):
+        if obj in others:
+            base, _ = obj._made_from
+            lines[1:] = [
+                "",
+                f"Takes the arguments of `keras.optimizers.{base.__name__}`, and the "
+                f"keyword-only ones of :py:class:`{first.__name__}`.",
+            ]
+
+
+def enlarge_on_click(app, doctree):
+    """Sphinx links an image to its file if it has a scale, which no Markdown gives."""
+    for image in doctree.findall(nodes.image):
+        image["scale"] = 100
 
 
 def check_all_is_documented(app, env):
@@ -73,5 +111,7 @@ def _resolved(name):
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", translate_links)
+    app.connect("autodoc-process-docstring", translate)
+    app.connect("autodoc-process-docstring", shorten)
+    app.connect("doctree-read", enlarge_on_click)
     app.connect("env-check-consistency", check_all_is_documented)

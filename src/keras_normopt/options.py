@@ -22,7 +22,8 @@ class Option(property):
     Args:
         default: The default.
         check: Function from what was given to what is kept; raises what is wrong.
-        about: Docstring of the property.
+        about: Docstring of the property. No colon: Napoleon takes what is before it for
+            a type.
         text: Text for the docstring of the class, in which `{base}` is the base's name.
         annotation: Type, as the stubs spell it.
         settable: Whether it may be set later.
@@ -160,7 +161,7 @@ norm: Keyword-only. What a gradient is measured by: the name of a norm, built-in
 SCOPE = Option(
     default="variable",
     check=_check_scope,
-    about='`"variable"`, `"unit"`, `"layer"` or `"global"`: what one norm spans.',
+    about='What one norm spans, `"variable"`, `"unit"`, `"layer"` or `"global"`.',
     text="""\
 scope: Keyword-only. What one norm spans: `"variable"`; `"unit"`, each output unit of a
     kernel, over all axes but the last (vectors and scalars as a whole); `"layer"`,
@@ -196,7 +197,7 @@ track_norms: Keyword-only. Boolean, whether to keep the norm of each block's gra
 APPLY_TO = Option(
     default="gradient",
     check=_check_apply_to,
-    about='`"gradient"` or `"update"`: what is measured and rescaled.',
+    about='What is measured and rescaled, `"gradient"` or `"update"`.',
     text="""\
 apply_to: Keyword-only. What is measured and rescaled: `"gradient"`, which {base} then
     receives; or `"update"`, the u of the step w ← w + lr · u that {base} is about to
@@ -250,7 +251,7 @@ step_size: Keyword-only. What multiplies the learning rate of each block: `None`
 MAX_NORM = Option(
     default=1.0,
     check=thresholds.get,
-    about="The largest norm that a gradient may have: a float, or an object.",
+    about="The largest norm that a gradient may have, a float or an object.",
     text="""\
 max_norm: Keyword-only. The largest norm that a gradient may keep: a float, above 0 and
     finite; `keras_normopt.WeightNorm(...)`, a fraction of the norm of the block's
