@@ -100,6 +100,16 @@ def dev(session, backend):
 
 @nox.session(default=False)
 @nox.parametrize("backend", list(BACKENDS), ids=list(BACKENDS))
+def mutants(session, backend):
+    """Change the core in 100 places, one at a time, and see if tests notice: hours."""
+    packages = ["keras", ".[experiments]", "cosmic-ray", *test_packages(backend)]
+    install(session, backend, *packages)
+    session.env.update(OMP_NUM_THREADS="1", HYPOTHESIS_PROFILE="quick")
+    session.run("python", "tests/mutants.py", session.create_tmp(), *session.posargs)
+
+
+@nox.session(default=False)
+@nox.parametrize("backend", list(BACKENDS), ids=list(BACKENDS))
 def prerelease(session, backend):
     """Run the tests on one backend with the nightly build of Keras."""
     install(session, backend, ".[experiments]", *test_packages(backend))

@@ -27,8 +27,8 @@ CORE += ["step_sizes", "thresholds", "updates"]
 # `x | y` is of types here, and nothing shifts bits.
 NOT_NUMERIC = r"core/ReplaceBinaryOperator_.*(Bit|Shift|MatMul)"
 # Those of other modules, or of processes in which the package is the one installed.
-LEFT_OUT = ["devices", "examples", "experiments", "experiments_data"]
-LEFT_OUT += ["experiments_tasks", "guide", "install", "search"]
+LEFT_OUT = ["demo", "devices", "drawing", "examples", "experiments*", "guide"]
+LEFT_OUT += ["install", "search"]
 
 
 def draw(sessions, number, seed):
@@ -112,7 +112,7 @@ def main():
     add("--processes", type=int, default=2)
     add("pytest", nargs="*", help="arguments of pytest, after --")
     options = parser.parse_intermixed_args()
-    tests = options.pytest or [f"--ignore=tests/test_{n}.py" for n in LEFT_OUT]
+    tests = options.pytest or [f"--ignore-glob=*/test_{n}.py" for n in LEFT_OUT]
     parts = [options.directory.absolute() / str(n) for n in range(options.processes)]
     sessions = [prepare(part, tests) for part in parts]
     draw(sessions, options.number, options.seed)
