@@ -25,7 +25,7 @@ extensions = [
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_static_path = ["static"]
-html_css_files = ["tables.css"]
+html_css_files = ["pages.css"]
 myst_enable_extensions = ["substitution"]
 myst_heading_anchors = 3
 # The notebook is kept without outputs; the site shows those of this build.
