@@ -1,4 +1,4 @@
-"""Whatever README, docstrings and the page on loops show, runs; so does the demo.
+"""Whatever README, docstrings and the page on loops show, runs.
 
 The other pages are for test_guide.
 """
