@@ -9,6 +9,7 @@ from keras import ops
 
 import oracle
 from keras_normopt import norms
+from keras_normopt.entries import Entries
 from single import normalize
 
 GRADIENT = [[3.0, -4.0], [0.0, 0.0]]
@@ -192,3 +193,16 @@ def test_a_norm_that_is_no_scalar_is_an_error():
 
     with pytest.raises(ValueError, match=r"per_row.*shape \(2,\).*shape \(2, 2\)"):
         normalize([np.ones((2, 2), "float32")], per_row, 0.0)
+
+
+def test_only_what_is_out_of_range_is_computed_once_more(monkeypatch):
+    def scaled(self, scales):
+        raise ArithmeticError("computed at another scale")
+
+    monkeypatch.setattr(Entries, "scaled", scaled)
+    ones = np.ones(3, "float32")
+    normalize(
+        [ones, np.zeros(4, "float32")], norms.l2
+    )  # Zeros are known for their norm.
+    with pytest.raises(ArithmeticError, match="another scale"):
+        normalize([ones, 1e-30 * ones], norms.l2)
