@@ -49,10 +49,6 @@ class _Zeros:
         self.value = ops.zeros_like(variable.value)
 
 
-def _plain(variable):
-    return variable.value if isinstance(variable, keras.Variable) else variable
-
-
 class Updates:
     """Calls `_rescaled_updates` on what the base would add, where that is asked for."""
 
