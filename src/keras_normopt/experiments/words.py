@@ -22,7 +22,7 @@ def sentences(rows, judge):
     others = [name for name in results.metrics(rows) if _rivals(name, judge.monitor)]
     if others:
         yield f"Judge by another metric with `monitor`: {', '.join(others)}."
-    if not judge.monitor.startswith("val_"):
+    if not any(name.startswith("val_") for name in results.metrics(rows)):
         yield (
             "There were no validation data, so this is about the data trained on: pass "
             "`validation_data` to learn about others."
