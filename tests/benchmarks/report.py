@@ -12,7 +12,7 @@ PEERS = {"jax": "Optax", "torch": "torch.optim, foreach"}
 AGAINST = {
     "stock": ("tab:blue", "o", "stock Keras"),
     "clipnorm": ("tab:orange", "s", "stock Keras with clipnorm"),
-    "by hand": ("tab:green", "^", "written by hand"),
+    "by hand": ("tab:green", "^", "one written by hand"),
 }
 OF_SCOPES = {
     "variable": ("tab:blue", "o"),
@@ -144,23 +144,29 @@ def figure(every):
 
     parts = {"steps": _draw_steps, "busy": _draw_steps, "norms": _draw_norms}
     parts = {p: draw for p, draw in parts.items() if any(f.get(p) for f in every)}
-    size = (4.6 * len(every), 4.3 * len(parts))
+    # As wide as a page shows it, so that text has the size it is given.
+    size = (2.2 * len(every) + 1.4, 3.7 * len(parts) + 0.6)
     fig, axes = plt.subplots(
-        len(parts), len(every), figsize=size, squeeze=False, sharey="row"
+        len(parts),
+        len(every),
+        figsize=size,
+        squeeze=False,
+        sharey="row",
+        layout="constrained",
     )
     for row, (part, draw) in zip(axes, parts.items(), strict=True):
         for axis, found in zip(row, every, strict=True):
             draw(axis, found, part)
-    axes[0, 0].legend(title="to a step of", fontsize="small")
-    for axis, part in zip(axes[:, 0], parts, strict=True):
-        label = "time of a step with l2, as a ratio"
-        if part == "busy":
-            label += ",\non a busy machine"
+    for row, part in zip(axes, parts, strict=True):
         if part == "norms":
-            label = "time of a step, as a ratio to l2 of each variable"
-            axis.legend(title="scope (filled: many small variables)", fontsize="small")
-        axis.set_ylabel(label)
-    fig.tight_layout()
+            row[0].legend(title="scope (filled: many small variables)")
+            row[0].set_ylabel("time of a step, as a ratio to l2 of each variable")
+        else:
+            row[0].set_ylabel("busy machine" if part == "busy" else "idle machine")
+            row[len(row) // 2].set_xlabel("time of a step with l2, as a ratio")
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3
+    )
     return fig
 
 
@@ -174,18 +180,21 @@ def _draw_steps(axis, found, part):
     labels = [f"{r['base']}, {r['size']}" for r in rows]
     for to, (colour, marker, label) in AGAINST.items():
         points = [
-            (x, r["medians"]["l2"] / r["medians"][to])
-            for x, r in enumerate(rows)
+            (r["medians"]["l2"] / r["medians"][to], y)
+            for y, r in enumerate(rows)
             if to in r["medians"]
         ]
         if points:
+            label = f"to {label}"
             axis.plot(*zip(*points, strict=True), marker, color=colour, label=label)
-    axis.axhline(1, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(rows)), labels, fontsize="small", rotation=90)
-    axis.set_yscale("log")
-    axis.set_yticks([0.25, 0.5, 1, 2, 4], ["¼", "½", "1", "2", "4"])
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(rows)), labels)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xscale("log")
+    axis.set_xlim(0.2, 12)
+    axis.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["¼", "½", "1", "2", "4", "8"])
     axis.minorticks_off()
-    axis.grid(axis="y", alpha=0.3)
+    axis.grid(axis="x", alpha=0.3)
 
 
 def _say_not_measured(axis):
@@ -234,7 +243,7 @@ def main():
             continue
         print(f"\n## {title}\n\n{text}")
     if arguments.figure:
-        figure(every).savefig(arguments.figure, dpi=110)
+        figure(every).savefig(arguments.figure, dpi=150)
 
 
 if __name__ == "__main__":
