@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 import by_hand
-from keras_normopt import diagnose
+from keras_normopt import NormalizedAdam, diagnose
 
 BACKEND = keras.backend.backend()
 EXAMPLES, FEATURES = 48, 8
@@ -151,6 +151,13 @@ def test_adam_is_told_of_its_epsilon():
     found = diagnose(model, X, Y)
     assert names(found) == ["apart"]
     assert "taken care of" in found.findings[0].advice
+    model.compile("clipped_adam", "mse")
+    found = diagnose(model, X, Y)
+    assert names(found) == ["vanishing", "apart", "below_epsilon"]
+    assert "`NormalizedAdam`" in found.findings[0].advice
+    watched = NormalizedAdam(norm=None)
+    model.compile(watched, "mse")
+    assert "`NormalizedAdam`" in diagnose(model, X, Y).findings[0].advice
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "normalized_sgd"])

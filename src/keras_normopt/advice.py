@@ -8,6 +8,8 @@ import keras
 import numpy as np
 
 from keras_normopt import optimizers
+from keras_normopt.mixin import Rescaling
+from keras_normopt.normalization import Normalization
 
 # Where to draw lines was measured, at the start of training. Kernels of dense,
 # convolutional and recurrent networks were apart by factors of 2 to 30, those of a
@@ -207,10 +209,11 @@ def _apart(diagnosis, optimizer):
     if ratio < APART:
         return None
     compared = kernels(diagnosis.blocks)
-    compared.sort(key=lambda block: block.rms)
+    smallest = min(compared, key=lambda block: block.rms)
+    largest = max(compared, key=lambda block: block.rms)
     fact = (
-        f"Apart by a factor of {ratio:.2g}: the typical entry of {compared[-1].name} "
-        f"is {compared[-1].rms:.2g}, that of {compared[0].name} {compared[0].rms:.2g}."
+        f"Apart by a factor of {ratio:.2g}: the typical entry of {largest.name} "
+        f"is {largest.rms:.2g}, that of {smallest.name} {smallest.rms:.2g}."
         f"{_trend(diagnosis)}"
     )
     if _normalizes(optimizer):
@@ -270,10 +273,7 @@ def _spikes(diagnosis, optimizer):
     typical = np.median(totals)
     if totals.max() < SPIKE * typical:
         return None
-    name = type(optimizer).__name__.removeprefix("Normalized")
-    clipping = f"Clipped{name}"
-    if clipping not in optimizers.__all__:
-        clipping = f"clipped({name})" if optimizer else "clipped(...)"
+    clipping = optimizers.spelled(optimizer, "clipped") if optimizer else "clipped(...)"
     return Finding(
         "spikes",
         f"The gradient of one batch is {totals.max() / typical:.2g} times as long as "
@@ -285,7 +285,9 @@ def _spikes(diagnosis, optimizer):
 
 def _rate(optimizer):
     """The learning rate of plain SGD, with momentum made up; `None` for others."""
-    if not isinstance(optimizer, keras.optimizers.SGD) or _is_ours(optimizer):
+    if not isinstance(optimizer, keras.optimizers.SGD) or isinstance(
+        optimizer, Rescaling
+    ):
         return None
     rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
     return rate / (1 - optimizer.momentum)
@@ -317,21 +319,15 @@ def _nothing(diagnosis):
     )
 
 
-def _is_ours(optimizer):
-    return hasattr(optimizer, "scope") and hasattr(optimizer, "exclude")
-
-
 def _normalizes(optimizer):
-    return _is_ours(optimizer) and getattr(optimizer, "norm", None) is not None
+    return isinstance(optimizer, Normalization) and optimizer.norm is not None
 
 
 def _normalized(optimizer):
     """What to write to have the gradients of an optimizer normalized."""
     if optimizer is None:
         return "`NormalizedSGD` or `NormalizedAdam`"
-    name = type(optimizer).__name__
-    ours = f"Normalized{name}"
-    return f"`{ours}`" if ours in optimizers.__all__ else f"`normalized({name})`"
+    return f"`{optimizers.spelled(optimizer)}`"
 
 
 def _some(blocks, of):

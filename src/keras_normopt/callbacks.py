@@ -163,11 +163,9 @@ def _way_out(optimizer):
     name = type(optimizer).__name__
     if hasattr(optimizer, "track_norms"):
         return f"Make it as `{name}(..., track_norms=True)`."
-    ours = f"Normalized{name}"
-    ours = ours if ours in optimizers.__all__ else f"normalized({name})"
     return (
-        f"To watch a plain {name}, make it as "
-        f"`keras_normopt.{ours}(..., norm=None, track_norms=True)`."
+        f"To watch a plain {name}, make it as `keras_normopt."
+        f"{optimizers.spelled(optimizer)}(..., norm=None, track_norms=True)`."
     )
 
 

@@ -128,7 +128,7 @@ def diagnose(
         y: Targets, if `x` are arrays.
         sample_weight: As of `fit`.
         batch_size: Number of examples in a batch, if `x` are arrays. Defaults to 32.
-        batches: How many batches to compute, at least 1. Two or more show spikes.
+        batches: How many batches to compute, at least 1. Three or more show spikes.
             Defaults to 4.
         class_weight: As of `fit`.
         loss: The loss, as `compile` takes it, of a model that has not been compiled, as
@@ -259,6 +259,8 @@ class _Records:
 
     def _get_to_know(self, variables):
         new = [v for v in variables if id(v) not in self._variables]
+        if not new:  # As in all steps but the first; a search for layers takes long.
+            return
         for variable, around in zip(new, layers.around(new), strict=True):
             self._variables[id(variable)] = variable
             self._dtypes[id(variable)] = (
@@ -272,20 +274,20 @@ class _Records:
     def _block(self, variable):
         all_steps = self._measured[id(variable)]
         steps = [measured for measured in all_steps if measured]
-        block = Block(
+        shares = {
+            name: float(np.mean([measured[name] for measured in steps]))
+            for name in ("zeros", "underflow", "not_finite")
+            if steps
+        }
+        return Block(
             name=variable.path,
             shape=tuple(variable.shape),
             dtype=self._dtypes[id(variable)],
             norms=tuple(measured["norms"] for measured in steps),
             weight_norm=float(np.linalg.norm(_array(variable).astype("float64"))),
             missing=len(all_steps) - len(steps),
+            **shares,
         )
-        shares = {
-            name: float(np.mean([measured[name] for measured in steps]))
-            for name in ("zeros", "underflow", "not_finite")
-            if steps
-        }
-        return dataclasses.replace(block, **shares)
 
 
 def _measure(gradient, dtype, scale):

@@ -57,6 +57,15 @@ ALIASES = NORMALIZED | CLIPPED
 
 __all__ = [cls.__name__ for cls in ALIASES.values()]
 
+
+def spelled(optimizer, factory="normalized"):
+    """How to write the class that normalizes, or clips, what an optimizer does."""
+    cls = type(optimizer)
+    base, _ = getattr(cls, "_made_from", (cls, None))
+    name = f"{factory.capitalize()}{base.__name__}"
+    return name if name in __all__ else f"{factory}({base.__name__})"
+
+
 # What `model.compile(optimizer="normalized_adam")` looks a string up in.
 _BY_NAME = ALIASES | {cls.__name__: cls for cls in ALIASES.values()}
 keras.saving.get_custom_objects().update(_BY_NAME)
