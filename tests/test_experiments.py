@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from keras_normopt.experiments import figures, runs, tasks
+from keras_normopt.experiments import figures, networks, runs
 from keras_normopt.experiments.__main__ import main
 from keras_normopt.experiments.figures import draw
 from processes import SCRIPTS, finish, start
@@ -28,6 +28,8 @@ RUN = (
 # Between these are the metrics of the task.
 END = "learning_rate,seconds,judged_by,versions"
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
+TASKS = "quadratic, mlp, cnn, rnn, transformer, batches, spiked_labels, spiked_inputs, "
+TASKS += "large_batches, starts"
 PNG = b"\x89PNG\r\n\x1a\n"
 # Four runs of two epochs, on the cheapest of the tasks.
 FOUR_RUNS = "quadratic --optimizers sgd,normalized_sgd --seeds 2 --epochs 2"
@@ -119,7 +121,7 @@ def pretended(monkeypatch):
     ],
 )
 def test_a_task(task, network, rates, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tasks, "MLP_LAYERS", 1)  # All 30 compile for a minute.
+    monkeypatch.setattr(networks, "MLP_LAYERS", 1)  # All 30 compile for a minute.
     arguments = f"{task} --quick --networks {network} --optimizers normalized_sgd"
     rows = command(tmp_path, f"{arguments} --fraction 0.05 --batch-size 75")
     assert [row["epoch"] for row in rows] == [*range(1, len(rates) + 1)]
@@ -141,7 +143,7 @@ def test_a_task(task, network, rates, tmp_path, capsys, monkeypatch):
             np.testing.assert_allclose(right, right.round(), atol=1e-3)
     told = summary(tmp_path)
     assert told["runs"] == told["finished_runs"] == 1
-    assert told["arguments"]["batch_size"] == 75
+    assert told["arguments"]["batch_size"] == [75]
     assert told["versions"] == [rows[0]["versions"]]
     (line,), picture = printed(capsys)
     assert line.split()[:2] == [network, "normalized_sgd"]
@@ -303,8 +305,8 @@ def test_norms_and_scopes_are_for_optimizers_that_have_them(
     ("arguments", "said"),
     [
         ("quadric", "argument task: invalid choice: 'quadric' (choose from "),
-        ("--seeds 1", "give either one of quadratic, mlp, cnn, rnn, or --task of your"),
-        ("mlp --task a:b", "give either one of quadratic, mlp, cnn, rnn, or --task of"),
+        ("--seeds 1", f"give either one of {TASKS}, or --task of your own"),
+        ("mlp --task a:b", f"give either one of {TASKS}, or --task of your own"),
         ("mlp --dataset digit", "--dataset: invalid choice: 'digit' (choose from "),
         ("mlp --optimizers sdg", "Keras's, such as sgd or adam, and normalized_sgd,"),
         ("mlp --optimizers sdg", "clipped_rmsprop. Received: 'sdg'"),

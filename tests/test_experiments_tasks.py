@@ -126,9 +126,9 @@ def test_optimizers_of_a_seed_begin_alike_and_see_the_same(tmp_path, monkeypatch
         def on_train_batch_end(self, batch, logs=None):
             losses[-1].append(float(logs["loss"]))
 
-    def make(shape):
+    def make(shape, classes):
         layers = [keras.layers.Flatten(), keras.layers.Dropout(0.5)]
-        layers.append(keras.layers.Dense(10, "softmax"))
+        layers.append(keras.layers.Dense(classes, "softmax"))
         return keras.Sequential([keras.Input(shape), *layers])
 
     monkeypatch.setattr(runs, "Record", Spy)

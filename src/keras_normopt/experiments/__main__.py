@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import itertools
 import os
 import pathlib
 import sys
@@ -26,24 +27,26 @@ def main(arguments=None):
     if (options.task is None) == (options.own is None):
         parser.error(f"give either one of {', '.join(TASKS)}, or --task of your own")
     try:
-        subject = _own(options) if options.own else _published(options)
-        plan = runs.plan(
-            subject,
-            options.optimizers,
-            options.learning_rates,
-            seeds=options.seeds,
-            epochs=options.epochs,
-            norms=options.norms,
-            scopes=options.scopes,
-            momentum=options.momentum,
-        )
+        subjects = _own(options) if options.own else _published(options)
+        plan = {}
+        for subject in subjects:
+            plan |= runs.plan(
+                subject,
+                options.optimizers,
+                options.learning_rates,
+                seeds=options.seeds,
+                epochs=options.epochs,
+                norms=options.norms,
+                scopes=options.scopes,
+                momentum=options.momentum,
+            )
         comparison = comparing.Comparison(
-            subject,
             plan,
             options.out,
             options.monitor,
             options.mode,
             arguments=vars(options),
+            epoch=subjects[0].epoch,
         )
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -77,7 +80,7 @@ def _published(options):
         "fraction": 0.1,
     }
     defaults = {
-        "dataset": "digits",
+        "dataset": next(iter(task.datasets), None),
         "networks": list(task.networks),
         "optimizers": comparing.parse(task.optimizers),
         "seeds": 3,
@@ -85,7 +88,7 @@ def _published(options):
         "out": pathlib.Path("experiments") / options.task,
     }
     _complete(options, vars(task) | defaults | (quick if options.quick else {}))
-    return task.subject(options)
+    return task.subjects(options)
 
 
 def _own(options):
@@ -95,8 +98,6 @@ def _own(options):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{names} cannot be combined with --task; leave it out")
     make_model, fit_arguments = load_task(options.own)
-    if options.batch_size:
-        fit_arguments["batch_size"] = options.batch_size
     defaults = {
         "optimizers": comparing.parse(comparing.OPTIMIZERS),
         "norms": [None],
@@ -107,7 +108,14 @@ def _own(options):
     }
     quick = {"seeds": 1, "epochs": 1, "learning_rates": [0.01]}
     _complete(options, defaults | (quick if options.quick else {}))
-    return comparing.subject_of(make_model, fit_arguments)
+    return [
+        comparing.subject_of(make_model, fit_arguments | _given(batch_size=size))
+        for size in options.batch_size or [None]
+    ]
+
+
+def _given(**arguments):
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def load_task(name):
@@ -177,7 +185,7 @@ def _parser():
     add(
         "--dataset",
         choices=data.DATASETS,
-        help="default: digits, which needs no file",
+        help="default: one that needs no file",
     )
     add(
         "--data-dir",
@@ -202,7 +210,8 @@ def _parser():
         "--optimizers",
         type=_optimizers,
         metavar="NAME,...",
-        help="names as model.compile takes them; sgd:0.01 sets a learning rate for one",
+        help="names as model.compile takes them; sgd:0.01 sets a learning rate for "
+        'one, and "adam(beta_1=0.8, global_clipnorm=1)" options',
     )
     add(
         "--norms",
@@ -227,12 +236,17 @@ def _parser():
     )
     add(
         "--schedule",
-        choices=["constant", "stages"],
-        help="stages: as published, a new optimizer with a lower rate for each",
+        choices=["constant", "stages", "cosine", "warmup"],
+        help="stages: as published, a new optimizer with a lower rate for each; "
+        "cosine: decays to zero; warmup: rises over a tenth of the steps before",
     )
     positive = _number(int, lambda value: value > 0, "a whole number of at least 1")
     add("--epochs", type=positive, metavar="N")
-    add("--batch-size", type=positive, metavar="N")
+    add(
+        "--batch-size",
+        type=lambda text: [positive(size) for size in _names(text)],
+        metavar="N,...",
+    )
     add("--seeds", type=positive, metavar="N", help="seeds 0 to N - 1")
     add("--monitor", metavar="METRIC", help="judge by another metric than the last")
     add(
@@ -267,7 +281,7 @@ def _epilog():
             "--norms": ",".join(task.norms),
             "--learning-rates": ",".join(map(str, task.learning_rates)),
             "--epochs": task.epochs,
-            "--batch-size": task.batch_size,
+            "--batch-size": ",".join(map(str, task.batch_size)),
             "--schedule": task.schedule,
         }
         typed = " ".join(f"{option} {value}" for option, value in defaults.items())
@@ -279,7 +293,12 @@ def _epilog():
 
 
 def _names(text):
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    # Commas within parentheses are part of a name.
+    depth = itertools.accumulate((c == "(") - (c == ")") for c in text)
+    separated = (
+        "\n" if (c, d) == (",", 0) else c for c, d in zip(text, depth, strict=True)
+    )
+    names = [name.strip() for name in "".join(separated).split("\n") if name.strip()]
     if not names:
         raise argparse.ArgumentTypeError(f"must be one or more, not {text!r}")
     return names

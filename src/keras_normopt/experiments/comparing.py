@@ -1,5 +1,6 @@
 """Several optimizers on one model: `compare`, and what it returns."""
 
+import ast
 import collections.abc
 import functools
 import json
@@ -13,6 +14,7 @@ import joblib
 import keras
 import numpy as np
 
+from keras_normopt import RunningNorm, WeightNorm
 from keras_normopt.experiments import figures, judging, results, runs, words
 from keras_normopt.experiments.progress import Progress
 
@@ -106,7 +108,7 @@ def compare(
     plan = runs.plan(subject, parse(optimizers), **asked)
     arguments = {"optimizers": list(optimizers)} | asked
     out = None if out is None else pathlib.Path(out)
-    comparison = Comparison(subject, plan, out, monitor, mode, arguments)
+    comparison = Comparison(plan, out, monitor, mode, arguments)
     comparison.train()
     comparison.write()
     return comparison
@@ -120,9 +122,9 @@ class Comparison:
     """
 
     def __init__(
-        self, subject, plan, out=None, monitor=None, mode="auto", arguments=None
+        self, plan, out=None, monitor=None, mode="auto", arguments=None, epoch="epoch"
     ):
-        self.subject, self.plan, self.out = subject, plan, out
+        self.plan, self.out, self.epoch = plan, out, epoch
         self.monitor, self.mode = monitor, mode
         self.arguments = arguments or {}
         self.found = results.Results(out)
@@ -139,17 +141,14 @@ class Comparison:
                 progress.end(run, self.found.of([run]))
 
     def _train(self, run, progress):
-        optimizer = self.plan[run]()
         choice = {"monitor": self.monitor, "mode": self.mode}
-        return runs.train(run, self.subject, optimizer, progress.on_epoch, **choice)
+        return self.plan[run](progress.on_epoch, **choice)
 
     def write(self):
         """Writes summary and figures, where there is a place for them."""
         if self.out and len(self.rows):
             self.found.summarize(self.plan, self.judge, self.arguments)
-            self.paths = figures.draw(
-                self.rows, self.judge, self.out, self.subject.epoch
-            )
+            self.paths = figures.draw(self.rows, self.judge, self.out, self.epoch)
 
     @property
     def rows(self):
@@ -179,7 +178,7 @@ class Comparison:
 
     def plot(self):
         """Draws the figures, and returns a dictionary of them by name."""
-        return dict(figures.figures(self.rows, self.judge, self.subject.epoch))
+        return dict(figures.figures(self.rows, self.judge, self.epoch))
 
     def __str__(self):
         return f"{self.table}\n\n{self.summary}"
@@ -199,8 +198,9 @@ def parse(optimizers):
 def _parsed(item):
     name, rate = item, None
     if isinstance(item, str):
-        name, colon, rate = item.partition(":")
-        rate = rate if colon else None
+        name, colon, rate = item.rpartition(":")
+        if not colon or ")" in rate:
+            name, rate = item, None
     elif isinstance(item, tuple) and len(item) == 2:
         name, rate = item
     if not isinstance(name, str):
@@ -209,7 +209,42 @@ def _parsed(item):
             "(name, rate), or a dictionary, whose values may be functions from the "
             f"learning rate to an optimizer. Received: {item!r}"
         )
-    return name, name, None if rate is None else check_rate(rate)
+    label, identifier = _called(name)
+    return label, identifier, None if rate is None else check_rate(rate)
+
+
+def _called(text):
+    """Reads `normalized_adam(apply_to=update)`: a label, and a name with options."""
+    if "(" not in text:
+        return text, text
+    # Words stand for strings, even those that Python has other uses for, as `global`.
+    quoted = re.sub(
+        r"=\s*(?!True\b|False\b|None\b)([a-zA-Z_]\w*)\s*(?=[,)])", r"='\1'", text
+    )
+    try:
+        call = ast.parse(quoted, mode="eval").body
+        options = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
+        if call.args or None in options:
+            raise ValueError("it has arguments without names")
+        label = ", ".join(part.strip() for part in text.split(","))
+        return label, (call.func.id, options)
+    except (SyntaxError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(
+            "An optimizer with options is written as normalized_adam(apply_to=update) "
+            "or clipped_sgd(max_norm=WeightNorm(0.01), scope=unit). "
+            f"Received: {text!r} ({error})"
+        ) from error
+
+
+def _value(node):
+    """A literal, or an object of the package."""
+    if isinstance(node, ast.Call):
+        named = {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+        cls = {"RunningNorm": RunningNorm, "WeightNorm": WeightNorm}.get(node.func.id)
+        if cls is None:
+            raise ValueError(f"unknown: {node.func.id}")
+        return cls(*map(_value, node.args), **named)
+    return ast.literal_eval(node)
 
 
 def check_rate(rate):

@@ -1,17 +1,19 @@
-"""The data sets: the digits that scikit-learn embeds, MNIST and CIFAR-10."""
+"""The data sets: two that scikit-learn embeds, Python's help, MNIST and CIFAR-10."""
 
 import dataclasses
 import pathlib
+import pydoc_data.topics
 import zipfile
 
 import keras
 import numpy as np
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 
-DATASETS = ("digits", "mnist", "cifar10")
+DATASETS = ("digits", "breast_cancer", "topics", "mnist", "cifar10")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 CLASSES = 10
+CONTEXT = 64
 
 
 class DataError(ValueError):
@@ -20,42 +22,56 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What to train on and what to validate on; images are in [0, 1], with channels."""
+    """What to train on and to choose by, and where it was held out, to report on.
+
+    Images are in [0, 1], with channels. `topics` are rows of characters by number, and
+    the characters that come after them.
+    """
 
     x: np.ndarray
     y: np.ndarray
     x_validation: np.ndarray
     y_validation: np.ndarray
+    x_test: np.ndarray | None = None
+    y_test: np.ndarray | None = None
+    classes: int = CLASSES
 
 
-def load(name, directory=None, fraction=1.0):
+def load(name, directory=None, fraction=1.0, holds_out=False):
     """Loads a data set.
 
     Args:
-        name: `"digits"`, `"mnist"` or `"cifar10"`.
+        name: One of `DATASETS`.
         directory: Where `<name>.npz` lies. By default `keras.datasets` downloads it.
-            Not used for digits.
-        fraction: Number in (0, 1], the share of the training images to train on.
+            Not used for what needs no file.
+        fraction: Number in (0, 1], the share of the training data to train on.
+        holds_out: Whether as many of the training data as there are to validate on are
+            taken for this, and those kept for a test.
 
     Raises:
         DataError: If the file is missing, damaged, or holds something else.
     """
+    x, y, *others, classes = _NEED_NO_FILE.get(name, _images)(name, directory)
+    # Always the same rows, so that seeds and optimizers compare.
+    order = np.random.default_rng(0).permutation(len(x))
+    if holds_out:
+        order, held_out = np.split(order, [len(x) - len(others[0])])
+        others = [x[held_out], y[held_out], *others]
+    chosen = order[: max(1, round(fraction * len(order)))]
+    return Data(x[chosen], y[chosen], *others, classes=classes)
+
+
+def _images(name, directory):
     if name == "digits":
-        arrays = _digits()
+        digits = load_digits()
+        images = digits.images * (255 / 16)
+        x, x_test, y, y_test = _split(images, digits.target, test_size=300)
     elif directory is None:
-        arrays = _download(name)
+        x, y, x_test, y_test = _download(name)
     else:
-        arrays = _read(pathlib.Path(directory) / f"{name}.npz")
-    x, y, x_validation, y_validation = arrays
-    # Always the same images, so that seeds and optimizers compare.
-    chosen = np.random.default_rng(0).permutation(len(x))
-    chosen = chosen[: max(1, round(fraction * len(x)))]
-    return Data(
-        _scaled(x[chosen]),
-        y[chosen].ravel().astype("int32"),
-        _scaled(x_validation),
-        y_validation.ravel().astype("int32"),
-    )
+        x, y, x_test, y_test = _read(pathlib.Path(directory) / f"{name}.npz")
+    y, y_test = (labels.ravel().astype("int32") for labels in (y, y_test))
+    return _scaled(x), y, _scaled(x_test), y_test, CLASSES
 
 
 def _scaled(images):
@@ -63,16 +79,36 @@ def _scaled(images):
     return images if images.ndim == 4 else images[..., None]
 
 
-def _digits():
-    digits = load_digits()
-    x, x_validation, y, y_validation = train_test_split(
-        digits.images * (255 / 16),
-        digits.target,
-        test_size=300,
-        random_state=0,
-        stratify=digits.target,
+def _split(x, y, test_size):
+    return train_test_split(x, y, test_size=test_size, random_state=0, stratify=y)
+
+
+def _breast_cancer(name, directory):
+    """Thirty measurements of each tumour, of mean 0 and standard deviation 1."""
+    x, y = load_breast_cancer(return_X_y=True)
+    x, x_test, y, y_test = _split(x, y.astype("int32"), test_size=100)
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    x, x_test = (((rows - mean) / std).astype("float32") for rows in (x, x_test))
+    return x, y, x_test, y_test, 2
+
+
+def _topics(name, directory):
+    """The help texts of this Python, in an order that is always the same."""
+    topics = [text for _, text in sorted(pydoc_data.topics.topics.items())]
+    np.random.default_rng(0).shuffle(topics)
+    text = np.frombuffer("".join(topics).encode("utf-32-le"), "uint32")
+    characters, numbers = np.unique(text, return_inverse=True)
+    rows = (len(numbers) - 1) // CONTEXT
+    x, y = (
+        numbers[start : start + rows * CONTEXT].reshape(rows, CONTEXT).astype("int32")
+        for start in (0, 1)
     )
-    return x, y, x_validation, y_validation
+    # The last tenth, mostly of topics that are not trained on.
+    end = rows - rows // 10
+    return x[:end], y[:end], x[end:], y[end:], len(characters)
+
+
+_NEED_NO_FILE = {"breast_cancer": _breast_cancer, "topics": _topics}
 
 
 def _download(name):

@@ -4,6 +4,7 @@ import textwrap
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 
@@ -26,20 +27,26 @@ def draw(rows, judge, directory, epoch="epoch"):
 
 
 def figures(rows, judge, epoch="epoch"):
-    """Yields names and figures: all of a network, then all of the next.
+    """Yields names and figures: all of a network and batch size, then of the next.
 
     Args:
         rows: Of `Results`.
         judge: By what the best learning rates are chosen.
         epoch: What the axis of the epochs says.
     """
-    for network, of_network in rows.groupby("network", sort=False):
-        prefix = f"{network}_" if rows["network"].nunique() > 1 else ""
+    groups = list(results.groups(rows))
+    drawings = [
+        ("" if len(groups) == 1 else f"{_file(name)}_", of_group, _grids)
+        for name, of_group in groups
+    ]
+    if rows["batch_size"].nunique() > 1:
+        drawings = [("", rows, _over_batch_sizes)]
+    for prefix, drawn, grids in drawings:
         # Within, or the user's own settings would change.
         with mpl.rc_context():
             sns.set_theme(style="whitegrid", font_scale=TEXT / 12)
-            for name, grid in _grids(of_network, judge, epoch):
-                about = textwrap.fill(_about(of_network, grid), 75)
+            for name, grid in grids(drawn, judge, epoch):
+                about = textwrap.fill(_about(drawn, grid), 75)
                 grid.figure.suptitle(about, y=1, va="bottom", size=TEXT)
                 yield prefix + name, grid.figure
 
@@ -49,8 +56,10 @@ def _about(rows, grid):
     dataset = first["dataset"]
     if first["fraction"] < 1:
         dataset += f" ({first['fraction']:.0%} of the training images)"
+    one = {c: rows[c].nunique() == 1 for c in ("network", "batch_size")}
     batches = f"batches of {first['batch_size']}" if first["batch_size"] else ""
-    parts = [first["network"], dataset, batches]
+    parts = [one["network"] and first["network"], dataset]
+    parts += [one["batch_size"] and batches]
     seeds = rows.groupby(results.SERIES)["seed"].nunique()
     number = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
     about = f"mean and range of {number} seeds" if seeds.max() > 1 else "one seed"
@@ -81,8 +90,51 @@ def _grids(rows, judge, epoch):
         for panel, line in (("rate", "optimizer"), ("optimizer", "rate")):
             grid = _curves(named, epoch, metric, line, panel, limits)
             yield f"by_{panel}", grid
-        last = named.groupby(results.RUN_COLUMNS, sort=False).tail(1)
-        yield "rates", _over_rates(last, metric, limits)
+        told = results.reported(rows, judge).monitor
+        limits.setdefault(told, limits.get(metric))
+        yield "rates", _over_rates(_last(named), told, limits)
+
+
+def _last(rows):
+    return rows.groupby(results.RUN_COLUMNS, sort=False).tail(1)
+
+
+def _over_batch_sizes(rows, judge, epoch):
+    """What the best rates of each batch size led to, in one figure."""
+    metric = results.reported(rows, judge).monitor
+    chosen = [results.rows_at_best(found, judge) for _, found in results.groups(rows)]
+    last = _last(pd.concat(chosen))
+    last = last.assign(
+        optimizer=[results.name_of(row) for _, row in last.iterrows()],
+        batch_size=last["batch_size"].astype(int),
+    )
+    limits = _limits(rows, judge.monitor) if judge.mode == "min" else None
+    panel = "network"
+    last = _without_divergence(last, [panel, "optimizer", "batch_size"], metric)
+    looks = _looks(last["optimizer"], "optimizer")
+    grid = sns.relplot(
+        kind="line",
+        data=last,
+        x="batch_size",
+        y=metric,
+        col=panel,
+        col_wrap=min(2, last[panel].nunique()),
+        errorbar=("pi", 100),
+        err_style="bars",
+        facet_kws={"legend_out": False},
+        **_size(last[panel].nunique()),
+        **looks,
+    )
+    sizes = sorted(last["batch_size"].unique())
+    grid.set(xscale="log", xlabel="batch size", xticks=sizes, xticklabels=sizes)
+    grid.set_titles("{col_name}")
+    grid.set_ylabels(_label(metric))
+    for key, axes in grid.axes_dict.items():
+        axes.minorticks_off()
+        _limit(axes, last[metric], limits)
+        found = last[last[panel] == key]
+        _mark_exits(axes, found, "batch_size", metric, "optimizer", looks["palette"])
+    yield "batch_sizes", _finished(grid, "optimizer")
 
 
 def _limits(rows, metric):
@@ -182,10 +234,14 @@ def _finished(grid, line):
 
 
 def _label(metric):
-    known = f"training {metric}"
-    if metric.startswith("val_"):
-        known = f"validation {metric.removeprefix('val_')}"
-    return known.replace("_", " ")
+    part, _, name = metric.partition("_")
+    known = {"val": "validation", "test": "test"}
+    told = f"{known[part]} {name}" if part in known else f"training {metric}"
+    return told.replace("_", " ")
+
+
+def _file(name):
+    return name.replace(", ", "_").replace(" ", "_")
 
 
 def _without_divergence(rows, columns, metric):

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from keras_normopt.experiments import judging
 from keras_normopt.experiments.runs import Run
 
 KINDS = {field.name: field.type for field in dataclasses.fields(Run)}
@@ -20,7 +21,8 @@ RUN_COLUMNS = list(KINDS)
 KINDS |= {"epoch": int, "learning_rate": float, "seconds": float}
 KINDS |= {"judged_by": str, "versions": str}
 # Runs of one comparison that differ in the seed only are averaged.
-SERIES = ["network", "optimizer", "norm", "scope", "initial_learning_rate"]
+SERIES = ["network", "batch_size", "optimizer", "norm", "scope", "momentum"]
+SERIES.append("initial_learning_rate")
 
 
 class ResultsError(ValueError):
@@ -124,6 +126,19 @@ def metrics(rows):
     return [m for m in found if m in always or rows[m].notna().any()]
 
 
+def groups(rows):
+    """Yields what is compared: a name, and the rows of a network and batch size."""
+    sizes = rows["batch_size"].nunique()
+    for (name, size), found in rows.groupby(["network", "batch_size"], sort=False):
+        yield f"{name}, batches of {size}" if sizes > 1 else name, found
+
+
+def reported(rows, judge):
+    """What to report: as judged, but of the test data where these were held out."""
+    name = judge.monitor.replace("val_", "test_", 1)
+    return judging.Judge(name, judge.mode) if name in metrics(rows) else judge
+
+
 def shown(rows, judge):
     """Of the metrics those to show: the losses, and what is judged by."""
     trained = judge.monitor.removeprefix("val_")
@@ -187,15 +202,17 @@ def _mask(rows, entry):
 def table(rows, judge):
     """The best of each optimizer and norm after the last epoch, as text."""
     lines = []
-    for entry in best(rows, judge):
-        line = {
-            "network": entry["network"],
-            "optimizer": name_of(entry),
-            "best rate": f"{entry['initial_learning_rate']:g}",
-            "seeds": entry["seeds"],
-        }
-        line |= {metric: range_of(entry, metric) for metric in shown(rows, judge)}
-        lines.append(line)
+    wanted = dict.fromkeys([*shown(rows, judge), reported(rows, judge).monitor])
+    for name, of_group in groups(rows):
+        for entry in best(of_group, judge):
+            line = {
+                "network": name,
+                "optimizer": name_of(entry),
+                "best rate": f"{entry['initial_learning_rate']:g}",
+                "seeds": entry["seeds"],
+            }
+            line |= {metric: range_of(entry, metric) for metric in wanted}
+            lines.append(line)
     return pd.DataFrame(lines).to_string(index=False)
 
 
@@ -204,7 +221,13 @@ def name_of(row):
     details = [row["norm"]] if row["norm"] else []
     if row["scope"] not in ("", "variable"):
         details.append(f"per {row['scope']}")
-    return row["optimizer"] + (f" ({', '.join(details)})" if details else "")
+    name, options = row["optimizer"], ""
+    if name.endswith(")"):
+        name, _, options = name.removesuffix(")").partition("(")
+    # What a column tells is not said twice.
+    told = [o for o in options.split(", ") if o and not o.startswith("scope=")]
+    details = ", ".join([*told, *details])
+    return name.strip() + (f" ({details})" if details else "")
 
 
 def range_of(entry, metric):

@@ -1,6 +1,7 @@
 """One training after another: what makes a run, and what it leaves."""
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -18,18 +19,23 @@ class Subject:
     """What is trained, and on what: a published task, or what `compare` was given.
 
     `networks` maps names to functions that make a model, and `fit_arguments` is for
-    `fit`. `stages` are factors of the learning rate, each for an equal share of the
-    epochs, which figures call `epoch`. What the names do not tell of a model of one's
-    own, `fingerprint` tells.
+    `fit`, unless `batches` makes the data of a seed. Runs are chosen by the validation
+    data, and reported on `test_data` where there are such. `stages` are factors of the
+    learning rate, each for an equal share of the epochs, which figures call `epoch` and
+    which have `steps` each. What the names do not tell of a model of one's own,
+    `fingerprint` tells.
     """
 
     task: str
     networks: dict[str, Callable]
     fit_arguments: dict
+    test_data: tuple | None = None
+    batches: Callable | None = None
     dataset: str = ""
     fraction: float = 1.0
     schedule: str = "constant"
     stages: tuple[float, ...] = (1,)
+    steps: int = 0
     epoch: str = "epoch"
     fingerprint: Callable[..., str] = lambda optimizer: ""
 
@@ -69,15 +75,16 @@ def plan(
 
     Args:
         subject: A `Subject`.
-        optimizers: List of triples of a label, a name or function, and its own
-            learning rate or `None`.
+        optimizers: List of triples of a label, a name, function or pair of a name and a
+            dictionary of options, and its own learning rate or `None`.
         learning_rates: For those that have none of their own.
         seeds, epochs: How many.
         norms, scopes, momentum: For optimizers by name that have such an option;
             `None` stands for their default.
 
     Returns:
-        Dictionary of the runs, to functions that make their optimizer.
+        Dictionary of the runs, to functions that train them: they take what `train`
+        takes after the optimizer.
 
     Raises:
         ValueError: If an optimizer, norm or scope is unknown, or a stage of the
@@ -117,8 +124,31 @@ def plan(
                 seed=seed,
                 fingerprint=subject.fingerprint(optimizer),
             )
-            runs[run] = lambda arguments=arguments: make_optimizer(*arguments)
+            runs[run] = functools.partial(_train_planned, run, subject, arguments)
     return runs
+
+
+def _train_planned(run, subject, arguments, *others, **choice):
+    identifier, learning_rate, *options = arguments
+    scheduled = _schedule(subject, learning_rate, run.epochs)
+    optimizer = make_optimizer(identifier, scheduled, *options)
+    return train(run, subject, optimizer, *others, **choice)
+
+
+def _schedule(subject, learning_rate, epochs):
+    """Cosine decay to zero, perhaps after a rise over a tenth of the steps."""
+    steps = epochs * subject.steps
+    if subject.schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+    if subject.schedule == "warmup":
+        warmup = max(1, steps // 10)
+        return keras.optimizers.schedules.CosineDecay(
+            learning_rate / 10,
+            max(1, steps - warmup),
+            warmup_target=learning_rate,
+            warmup_steps=warmup,
+        )
+    return learning_rate
 
 
 def _name(value):
@@ -141,16 +171,22 @@ def make_optimizer(identifier, learning_rate, norm=None, scope=None, momentum=No
                 f"learning rate. Received: {optimizer!r}"
             )
         return optimizer
-    default = _get(identifier)
+    name, options = (identifier, {}) if isinstance(identifier, str) else identifier
+    default = _get(name)
     config = default.get_config()
     changes = {"learning_rate": learning_rate, "norm": norm, "scope": scope}
     if momentum is not None and "nesterov" in config:
         changes |= {"momentum": momentum, "nesterov": momentum > 0}
     changes = {k: v for k, v in _given(changes).items() if k in config}
-    return type(default).from_config(config | changes)
+    try:
+        return type(default).from_config(config | changes | options)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"The options of {name} are wrong: {error}") from error
 
 
 def _get(name):
+    if name == "lamb":  # The only one that Keras does not know by its name.
+        return keras.optimizers.Lamb()
     try:
         return keras.optimizers.get(name)
     except (ValueError, TypeError) as error:
@@ -199,9 +235,15 @@ def train(run, subject, optimizer, on_epoch, monitor=None, mode="auto"):
     record = Record(on_epoch, monitor, mode)
     theirs = keras.tree.flatten(subject.fit_arguments.get("callbacks") or [])
     arguments = {"verbose": 0} | subject.fit_arguments | {"epochs": run.epochs}
+    if subject.batches:
+        arguments |= {"x": subject.batches(seed=run.seed), "shuffle": False}
+        arguments |= {"y": None, "batch_size": None}
     # The record comes last, and has what they log as well.
     arguments["callbacks"] = [*theirs, *_stages(run, subject), record]
     model.fit(**arguments)
+    if subject.test_data:
+        found = model.evaluate(*subject.test_data, verbose=0, return_dict=True)
+        record.rows[-1] |= {f"test_{name}": float(v) for name, v in found.items()}
     judged = {"judged_by": str(record.judge)}
     return [dataclasses.asdict(run) | row | judged for row in record.rows]
 

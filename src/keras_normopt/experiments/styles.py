@@ -45,7 +45,7 @@ def of(labels):
     labels = list(dict.fromkeys(labels))
     numbers = {}
     for label in labels:
-        name = label.replace(",", " ").split()[0]
+        name = label.replace(",", " ").replace("(", " ").split()[0]
         number = _NUMBERS.get(_ALIAS_OF.get(name, name.lower()))
         if number not in (None, *numbers.values()):
             numbers[label] = number

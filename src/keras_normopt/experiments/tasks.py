@@ -2,27 +2,57 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import layers, ops
-from sklearn.datasets import make_spd_matrix
 
 from keras_normopt.experiments import data as datasets
-from keras_normopt.experiments import runs
+from keras_normopt.experiments import networks, runs, spikes
 from keras_normopt.experiments.data import CLASSES
 
-MLP_LAYERS = 30
+IMAGES = ("digits", "mnist", "cifar10")
+OPTIMIZERS = ("sgd", "normalized_sgd", "adam", "normalized_adam")
+ADAPTIVE = "scope=layer, step_size=weight_norm"
+LAMB = "normalized_adam(apply_to=update, step_size=weight_norm)"
+
+
+class BitsPerCharacter(keras.metrics.MeanMetricWrapper):
+    """The cross-entropy, in bits."""
+
+    def __init__(self, name="bits", dtype=None):
+        super().__init__(self._bits, name, dtype)
+        self._direction = "down"
+
+    @staticmethod
+    def _bits(y_true, y_pred):
+        nats = keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+        return nats / math.log(2)
+
+
+def _mean_of_output(_, output):
+    return ops.mean(output)
+
+
+def _check(option, given, known, task):
+    if unknown := set(given) - set(known):
+        raise ValueError(
+            f"--{option} of {task} are {', '.join(known)}. "
+            f"Received: {', '.join(sorted(unknown))}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What to train, with the default of each option.
 
-    `networks` maps names to functions from the shape of an image to a model. `stages`
-    are the factors of the learning rate in the published schedule, each for an equal
-    share of the epochs.
+    `networks` maps names to functions from the shape of an input and the number of
+    classes to a model, and `datasets` begins with the default. `stages` are the factors
+    of the learning rate in the published schedule, each for an equal share of the
+    epochs. A task that `holds_out` chooses by a part of the training data, and reports
+    on other data; in others these are the same. `batches` makes those of a run.
     """
 
     networks: dict[str, Callable]
@@ -30,204 +60,184 @@ class Task:
     norms: list[str]
     learning_rates: list[float]
     epochs: int
-    batch_size: int
+    batch_size: list[int]
     schedule: str
-    stages: tuple[float, ...]
-    has_images: bool = True
+    stages: tuple[float, ...] = (1,)
+    datasets: tuple[str, ...] = IMAGES
+    loss: str | Callable = "sparse_categorical_crossentropy"
+    metrics: Callable[[], list] = lambda: ["accuracy"]
+    holds_out: bool = False
+    batches: Callable | None = None
     epoch: str = "epoch"
     momentum: float = 0.9
 
-    def subject(self, options):
-        """What the options ask for."""
-        unknown = set(options.networks) - set(self.networks)
-        if unknown:
-            raise ValueError(
-                f"--networks of {options.task} are {', '.join(self.networks)}. "
-                f"Received: {', '.join(sorted(unknown))}"
+    def subjects(self, options):
+        """What the options ask for: a subject for each batch size."""
+        _check("networks", options.networks, self.networks, options.task)
+        if self.datasets:
+            _check("dataset", [options.dataset], self.datasets, options.task)
+            loaded = datasets.load(
+                options.dataset, options.data_dir, options.fraction, self.holds_out
             )
-        loaded = self._load(options)
-        shape = loaded.x.shape[1:]
+            return [self._subject(options, size, loaded) for size in options.batch_size]
+        # Ten steps an epoch, on nothing.
+        nothing = {n: np.zeros((10 * n, 1), "float32") for n in options.batch_size}
+        return [
+            self._subject(options, n, datasets.Data(x, x, x[:1], x[:1]))
+            for n, x in nothing.items()
+        ]
+
+    def _subject(self, options, batch_size, loaded):
+        batches, steps = None, math.ceil(len(loaded.x) / batch_size)
+        if self.batches:
+            batches = functools.partial(self.batches, loaded.x, loaded.y, batch_size)
+            steps = len(batches(seed=0))
         return runs.Subject(
             task=options.task,
             networks={
-                network: functools.partial(self.make, network, shape)
+                network: functools.partial(
+                    self.make, network, loaded.x.shape[1:], loaded.classes
+                )
                 for network in options.networks
             },
             fit_arguments={
                 "x": loaded.x,
                 "y": loaded.y,
-                "batch_size": options.batch_size,
+                "batch_size": batch_size,
                 "validation_data": (loaded.x_validation, loaded.y_validation),
             },
-            dataset=options.dataset if self.has_images else "",
-            fraction=options.fraction if self.has_images else 1.0,
+            test_data=(loaded.x_test, loaded.y_test) if self.holds_out else None,
+            batches=batches,
+            dataset=options.dataset if self.datasets else "",
+            fraction=options.fraction if self.datasets else 1.0,
             schedule=options.schedule,
             stages=self.stages if options.schedule == "stages" else (1,),
+            steps=steps,
             epoch=self.epoch,
         )
 
-    def _load(self, options):
-        if not self.has_images:  # Ten steps an epoch, on nothing.
-            nothing = np.zeros((10 * options.batch_size, 1), "float32")
-            return datasets.Data(nothing, nothing, nothing[:1], nothing[:1])
-        return datasets.load(options.dataset, options.data_dir, options.fraction)
-
-    def make(self, network, shape):
-        model = self.networks[network](shape)
-        if self.has_images:
-            return model, "sparse_categorical_crossentropy", ["accuracy"]
-        return model, _mean_of_output, []
-
-
-def _mean_of_output(_, output):
-    return ops.mean(output)
-
-
-class Quadratic(layers.Layer):
-    """L(w) = ½ wᵀQw - bᵀw of a random positive definite Q, one row for each input.
-
-    Q and b are always the same. w starts at a standard normal point.
-    """
-
-    DIMENSION = 100
-
-    def build(self, input_shape):
-        self.matrix = make_spd_matrix(self.DIMENSION, random_state=0).astype("float32")
-        self.vector = np.random.default_rng(0).normal(size=self.DIMENSION)
-        self.w = self.add_weight(
-            shape=(self.DIMENSION,),
-            initializer=keras.initializers.RandomNormal(stddev=1.0),
-        )
-
-    def call(self, inputs):
-        w = ops.convert_to_tensor(self.w)
-        curved = ops.sum(w * ops.matmul(ops.convert_to_tensor(self.matrix), w)) / 2
-        straight = ops.sum(ops.convert_to_tensor(self.vector, "float32") * w)
-        return inputs * 0 + curved - straight
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-
-def quadratic(shape):
-    return keras.Sequential([keras.Input(shape), Quadratic()])
-
-
-def mlp(shape):
-    """As deep as the published one."""
-    hidden = [
-        layer
-        for _ in range(MLP_LAYERS)
-        for layer in (
-            layers.Dense(
-                128,
-                "relu",
-                kernel_initializer="he_normal",
-                kernel_regularizer=keras.regularizers.L2(1e-5),
-            ),
-            layers.BatchNormalization(),
-            layers.Dropout(0.2),
-        )
-    ]
-    return keras.Sequential(
-        [
-            keras.Input(shape),
-            layers.Flatten(),
-            *hidden,
-            layers.Dense(CLASSES, "softmax"),
-        ]
-    )
-
-
-def cnn(shape):
-    """Keras's classical convolutional network for CIFAR-10."""
-    # Two poolings need 14 pixels or more. Digits have 8.
-    enlarge = [layers.UpSampling2D(2)] if shape[0] < 14 else []
-    blocks = [
-        layer
-        for filters in (32, 64)
-        for layer in (
-            layers.Conv2D(filters, 3, activation="relu", padding="same"),
-            layers.Conv2D(filters, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Dropout(0.25),
-        )
-    ]
-    return keras.Sequential(
-        [
-            keras.Input(shape),
-            *enlarge,
-            *blocks,
-            layers.Flatten(),
-            layers.Dense(512, "relu"),
-            layers.Dropout(0.5),
-            layers.Dense(CLASSES, "softmax"),
-        ]
-    )
-
-
-def _recurrent(cell, features):
-    """Reads an image row by row, or pixel by pixel where `features` is 1."""
-
-    def make(shape):
-        return keras.Sequential(
-            [
-                keras.Input(shape),
-                layers.Reshape((-1, features or shape[1] * shape[2])),
-                cell(64),
-                layers.Dense(CLASSES, "softmax"),
-            ]
-        )
-
-    return make
+    def make(self, network, shape, classes=CLASSES):
+        return self.networks[network](shape, classes), self.loss, self.metrics()
 
 
 TASKS = {
     "quadratic": Task(
-        networks={"quadratic": quadratic},
+        networks={"quadratic": networks.quadratic},
         optimizers=["normalized_sgd", "normalized_adam", "adam", "rmsprop"],
         norms=["std"],
         learning_rates=[0.001, 0.005, 0.01, 0.03, 0.05, 0.1],
         epochs=100,
-        batch_size=1,
+        batch_size=[1],
         schedule="constant",
         stages=(1, 0.1, 0.01),
-        has_images=False,
+        datasets=(),
+        loss=_mean_of_output,
+        metrics=list,
         epoch="epoch (ten steps)",
     ),
     "mlp": Task(
-        networks={"mlp": mlp},
-        optimizers=["sgd", "normalized_sgd", "adam", "normalized_adam"],
+        networks={"mlp": networks.mlp},
+        optimizers=[*OPTIMIZERS],
         norms=["max"],
         learning_rates=[0.01, 0.001],
         epochs=30,
-        batch_size=128,
+        batch_size=[128],
         schedule="stages",
         stages=(1, 0.1, 0.01),
     ),
     "cnn": Task(
-        networks={"cnn": cnn},
-        optimizers=["sgd", "normalized_sgd", "adam", "normalized_adam"],
+        networks={"cnn": networks.cnn},
+        optimizers=[*OPTIMIZERS],
         norms=["l2"],
         learning_rates=[0.01, 0.001],
         epochs=60,
-        batch_size=128,
+        batch_size=[128],
         schedule="stages",
         stages=(1, 0.5, 0.1, 0.01),
     ),
     "rnn": Task(
         networks={
-            "lstm_rows": _recurrent(layers.LSTM, None),
-            "lstm_pixels": _recurrent(layers.LSTM, 1),
-            "plain_rows": _recurrent(layers.SimpleRNN, None),
-            "plain_pixels": _recurrent(layers.SimpleRNN, 1),
+            "lstm_rows": networks.recurrent(layers.LSTM, None),
+            "lstm_pixels": networks.recurrent(layers.LSTM, 1),
+            "plain_rows": networks.recurrent(layers.SimpleRNN, None),
+            "plain_pixels": networks.recurrent(layers.SimpleRNN, 1),
         },
-        optimizers=["sgd", "normalized_sgd", "adam", "normalized_adam"],
+        optimizers=[*OPTIMIZERS],
         norms=["l2"],
         learning_rates=[0.01, 0.001],
         epochs=30,
-        batch_size=64,
+        batch_size=[64],
         schedule="stages",
         stages=(1, 0.1, 0.01),
+    ),
+    "transformer": Task(
+        networks={"transformer": networks.transformer(blocks=2, width=64)},
+        optimizers=[*OPTIMIZERS, "lion", "muon", "lamb"],
+        norms=["l2"],
+        learning_rates=[0.001, 0.003, 0.01, 0.03],
+        epochs=2,
+        batch_size=[32],
+        schedule="warmup",
+        datasets=("topics",),
+        metrics=lambda: [BitsPerCharacter()],
+        holds_out=True,
+    ),
+    "batches": Task(
+        networks={f"{n}x64": networks.plain(n, 64) for n in (2, 12)},
+        optimizers=[*OPTIMIZERS, "normalized_sgd(apply_to=update)"],
+        norms=["l2"],
+        learning_rates=[0.001, 0.003, 0.01, 0.03],
+        epochs=8,
+        batch_size=[1, 2, 8, 32, 128, 512],
+        schedule="cosine",
+        holds_out=True,
+    ),
+    "spiked_labels": Task(
+        networks={f"{n}x64": networks.plain(n, 64) for n in (2, 12)},
+        optimizers=["sgd", "adam"],
+        norms=["l2"],
+        learning_rates=[0.001, 0.003, 0.01, 0.03],
+        epochs=8,
+        batch_size=[32],
+        schedule="cosine",
+        holds_out=True,
+        batches=functools.partial(spikes.Spiked, spikes.random_labels),
+        epoch="epoch (200 steps, the last one spoilt)",
+    ),
+    "spiked_inputs": Task(
+        networks={f"{n}x64": networks.plain(n, 64) for n in (2, 12)},
+        optimizers=["sgd", "adam"],
+        norms=["l2"],
+        learning_rates=[0.001, 0.003, 0.01, 0.03],
+        epochs=8,
+        batch_size=[32],
+        schedule="cosine",
+        holds_out=True,
+        batches=functools.partial(spikes.Spiked, spikes.large_inputs),
+        epoch="epoch (200 steps, the last one spoilt)",
+    ),
+    "large_batches": Task(
+        networks={"2x64": networks.plain(2, 64)},
+        optimizers=[*OPTIMIZERS, f"normalized_sgd({ADAPTIVE})", "lamb", LAMB],
+        norms=["l2"],
+        learning_rates=[0.001, 0.003, 0.01, 0.03, 0.1],
+        epochs=20,
+        batch_size=[3125, 12500, 50000],
+        schedule="warmup",
+        datasets=("mnist", "digits"),
+        holds_out=True,
+    ),
+    "starts": Task(
+        networks={
+            f"{n}x{m}": networks.plain(n, m) for n in (2, 12, 30) for m in (32, 128)
+        },
+        optimizers=["normalized_sgd"],
+        norms=["l2", "max", "avg_l2"],
+        learning_rates=[0.0003, 0.001, 0.003, 0.01, 0.03, 0.1],
+        epochs=20,
+        batch_size=[32],
+        schedule="cosine",
+        datasets=("digits", "breast_cancer", "mnist", "cifar10"),
+        holds_out=True,
     ),
 }

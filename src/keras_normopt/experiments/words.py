@@ -9,14 +9,15 @@ RATE = "initial_learning_rate"
 
 
 def sentences(rows, judge):
-    """Yields what can be said of the rows: for each network the order, then caveats."""
-    for network, of_network in rows.groupby("network", sort=False):
-        entries = results.last_epoch(of_network)
-        best = results.best(of_network, judge)
-        best.sort(key=lambda entry: results.score(entry, judge), reverse=True)
+    """Yields what can be said of the rows: for each group the order, then caveats."""
+    for name, of_group in results.groups(rows):
+        entries = results.last_epoch(of_group)
+        best = results.best(of_group, judge)
         trained = [entry for entry in best if not results.diverged(entry, judge)]
-        yield _values(network, trained, judge) + _verdict(trained, judge)
-        yield from _pairs(trained, judge)
+        told = results.reported(of_group, judge)
+        trained.sort(key=lambda entry: results.score(entry, told), reverse=True)
+        yield _values(name, trained, told) + _verdict(trained, told)
+        yield from _pairs(trained, told)
         yield from _ends(trained, entries)
         yield from _divergences(entries, judge)
     others = [name for name in results.metrics(rows) if _rivals(name, judge.monitor)]
@@ -35,12 +36,12 @@ def _rivals(name, monitor):
     return is_alike and name != monitor and not name.endswith("loss")
 
 
-def _values(network, trained, judge):
+def _values(name, trained, judge):
     better = "higher" if judge.mode == "max" else "lower"
     values = "; ".join(
         f"{_at(entry)}: {results.range_of(entry, judge.monitor)}" for entry in trained
     )
-    return f"{network}, {judge.monitor}, {better} is better: {values or 'nothing'}"
+    return f"{name}, {judge.monitor}, {better} is better: {values or 'nothing'}"
 
 
 def _at(entry):
@@ -82,7 +83,8 @@ def _pairs(trained, judge):
 
 
 def _base(entry):
-    return entry["optimizer"].removeprefix("normalized_").removeprefix("clipped_")
+    name = entry["optimizer"].partition("(")[0]
+    return name.removeprefix("normalized_").removeprefix("clipped_")
 
 
 def _ahead(first, others):

@@ -1,0 +1,140 @@
+"""The networks that are trained: functions from the shape of an input to a model."""
+
+import keras
+import numpy as np
+from keras import layers, ops
+from sklearn.datasets import make_spd_matrix
+
+MLP_LAYERS = 30
+HEADS = 4
+
+
+class Quadratic(layers.Layer):
+    """L(w) = ½ wᵀQw - bᵀw of a random positive definite Q, one row for each input.
+
+    Q and b are always the same. w starts at a standard normal point.
+    """
+
+    DIMENSION = 100
+
+    def build(self, input_shape):
+        self.matrix = make_spd_matrix(self.DIMENSION, random_state=0).astype("float32")
+        self.vector = np.random.default_rng(0).normal(size=self.DIMENSION)
+        self.w = self.add_weight(
+            shape=(self.DIMENSION,),
+            initializer=keras.initializers.RandomNormal(stddev=1.0),
+        )
+
+    def call(self, inputs):
+        w = ops.convert_to_tensor(self.w)
+        curved = ops.sum(w * ops.matmul(ops.convert_to_tensor(self.matrix), w)) / 2
+        straight = ops.sum(ops.convert_to_tensor(self.vector, "float32") * w)
+        return inputs * 0 + curved - straight
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def quadratic(shape, classes):
+    return keras.Sequential([keras.Input(shape), Quadratic()])
+
+
+def mlp(shape, classes):
+    """As deep as the published one."""
+    hidden = [
+        layer
+        for _ in range(MLP_LAYERS)
+        for layer in (
+            layers.Dense(
+                128,
+                "relu",
+                kernel_initializer="he_normal",
+                kernel_regularizer=keras.regularizers.L2(1e-5),
+            ),
+            layers.BatchNormalization(),
+            layers.Dropout(0.2),
+        )
+    ]
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            layers.Flatten(),
+            *hidden,
+            layers.Dense(classes, "softmax"),
+        ]
+    )
+
+
+def cnn(shape, classes):
+    """Keras's classical convolutional network for CIFAR-10."""
+    # Two poolings need 14 pixels or more. Digits have 8.
+    enlarge = [layers.UpSampling2D(2)] if shape[0] < 14 else []
+    blocks = [
+        layer
+        for filters in (32, 64)
+        for layer in (
+            layers.Conv2D(filters, 3, activation="relu", padding="same"),
+            layers.Conv2D(filters, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Dropout(0.25),
+        )
+    ]
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            *enlarge,
+            *blocks,
+            layers.Flatten(),
+            layers.Dense(512, "relu"),
+            layers.Dropout(0.5),
+            layers.Dense(classes, "softmax"),
+        ]
+    )
+
+
+def recurrent(cell, features):
+    """Reads an image row by row, or pixel by pixel where `features` is 1."""
+
+    def make(shape, classes):
+        return keras.Sequential(
+            [
+                keras.Input(shape),
+                layers.Reshape((-1, features or shape[1] * shape[2])),
+                cell(64),
+                layers.Dense(classes, "softmax"),
+            ]
+        )
+
+    return make
+
+
+def plain(depth, width):
+    """Hidden layers with ReLU, as Keras initializes them, and nothing between them."""
+
+    def make(shape, classes):
+        hidden = [layers.Dense(width, "relu") for _ in range(depth)]
+        output = layers.Dense(classes, "softmax")
+        return keras.Sequential([keras.Input(shape), layers.Flatten(), *hidden, output])
+
+    return make
+
+
+def transformer(blocks, width):
+    """Predicts the next character; normalization comes before, in each block."""
+
+    def make(shape, classes):
+        inputs = keras.Input(shape, dtype="int32")
+        positions = ops.cumsum(ops.ones_like(inputs), axis=1) - 1
+        x = layers.Embedding(classes, width)(inputs)
+        x = x + layers.Embedding(shape[0], width)(positions)
+        for _ in range(blocks):
+            normalized = layers.LayerNormalization()(x)
+            attention = layers.MultiHeadAttention(HEADS, width // HEADS)
+            x = x + attention(normalized, normalized, use_causal_mask=True)
+            normalized = layers.LayerNormalization()(x)
+            wide = layers.Dense(4 * width, "gelu")(normalized)
+            x = x + layers.Dense(width)(wide)
+        x = layers.LayerNormalization()(x)
+        return keras.Model(inputs, layers.Dense(classes, "softmax")(x))
+
+    return make
