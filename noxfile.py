@@ -26,7 +26,7 @@ PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # On the backend that is quickest only: what they ask is not of backends. The nightly
 # job runs them on each.
 ONCE = ["demo", "drawing", "experiments", "experiments_compare", "experiments_data"]
-ONCE += ["experiments_tasks", "guide", "search"]
+ONCE += ["experiments_overview", "experiments_tasks", "guide", "search"]
 QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers: what an older Keras does
 # differently shows in the rest.

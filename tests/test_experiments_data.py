@@ -1,11 +1,12 @@
 """The data sets of the experiments."""
 
 import os
+import pydoc_data.topics
 
 import keras
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 
 from keras_normopt.experiments import data
 
@@ -122,6 +123,58 @@ def test_digits():
     expected = np.column_stack(load_digits(return_X_y=True))
     assert sorted(found.tolist()) == sorted(expected.tolist())
     assert set(np.bincount(loaded.y_validation)) <= {29, 30, 31}
+
+
+def rows_of(*parts):
+    return sorted(map(tuple, np.concatenate(parts).reshape(-1, 64).tolist()))
+
+
+def test_held_out():
+    every, loaded = data.load("digits"), data.load("digits", holds_out=True)
+    parts = loaded.x, loaded.x_validation, loaded.x_test
+    assert list(map(len, parts)) == [1197, 300, 300]
+    np.testing.assert_array_equal(loaded.x_test, every.x_validation)
+    np.testing.assert_array_equal(loaded.y_test, every.y_validation)
+    assert rows_of(*parts[:2]) == rows_of(every.x)
+    # A fraction is one of what is trained on.
+    few = data.load("digits", fraction=0.1, holds_out=True)
+    assert len(few.x) == 120
+    np.testing.assert_array_equal(few.x_validation, loaded.x_validation)
+    assert every.x_test is None
+
+
+def test_breast_cancer():
+    loaded = data.load("breast_cancer", holds_out=True)
+    parts = loaded.x, loaded.x_validation, loaded.x_test
+    assert [part.shape for part in parts] == [(369, 30), (100, 30), (100, 30)]
+    seen = np.concatenate(parts[:2])
+    np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(seen.std(axis=0), 1, rtol=1e-5)
+    x, y = load_breast_cancer(return_X_y=True)
+    labels = np.concatenate([loaded.y, loaded.y_validation, loaded.y_test])
+    np.testing.assert_array_equal(np.bincount(labels), np.bincount(y))
+    assert loaded.classes == 2
+    # In other units and another order.
+    expected = np.corrcoef(np.column_stack([x, y]).T)
+    found = np.corrcoef(np.column_stack([np.concatenate(parts), labels]).T)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_topics():
+    loaded = data.load("topics")
+    x = np.concatenate([loaded.x, loaded.x_validation])
+    y = np.concatenate([loaded.y, loaded.y_validation])
+    assert x.shape == y.shape
+    assert x.shape[1] == 64
+    np.testing.assert_array_equal(y[:, :-1], x[:, 1:])
+    topics = list(pydoc_data.topics.topics.values())
+    characters = sorted(set("".join(topics)))
+    assert loaded.classes == len(characters)
+    # The training data are in another order. What was held out is text, in its own.
+    text = "".join(characters[number] for number in loaded.x_validation.ravel())
+    assert x.size <= len("".join(topics)) < x.size + 64 + 1
+    assert len(text) == x.size // 640 * 64
+    assert any(topic[:500] in text for topic in topics)
 
 
 def test_without_a_network(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from sklearn.datasets import make_spd_matrix
 
 import keras_normopt
-from keras_normopt.experiments import runs, tasks
+from keras_normopt.experiments import data, runs, spikes, tasks
 from test_experiments import command
 
 SETTINGS = ["units", "filters", "kernel_size", "padding", "activation", "rate"]
@@ -65,6 +65,135 @@ def test_rnn(cell, reads, steps):
     assert type(layer).__name__ == {"lstm": "LSTM", "plain": "SimpleRNN"}[cell]
     assert layer.units == 64
     assert layer.input.shape[1:] == steps
+
+
+@pytest.mark.parametrize(
+    ("task", "network", "depth", "width"),
+    [("batches", "12x64", 12, 64), ("starts", "30x32", 30, 32)],
+)
+def test_plain(task, network, depth, width):
+    found, model = layers_of(network, task, (8, 8, 1))
+    assert found[0] == ["Flatten"]
+    assert found[1:] == [["Dense", width, "relu"]] * depth + [["Dense", 10, "softmax"]]
+    config = model.layers[1].get_config()
+    assert config["kernel_initializer"]["class_name"] == "GlorotUniform"
+
+
+def test_transformer():
+    classes, width = 103, 64
+    model, _, [metric] = tasks.TASKS["transformer"].make("transformer", (64,), classes)
+    attention = 4 * (width * width + width)
+    dense = width * 256 + 256 + 256 * width + width
+    block = attention + dense + 2 * 2 * width
+    around = classes * width + 64 * width + 2 * width + width * classes + classes
+    assert model.count_params() == 2 * block + around
+
+    x = np.random.default_rng(0).integers(0, classes, (1, 64))
+    changed = x.copy()
+    changed[0, 40] = (x[0, 40] + 1) % classes
+    before, after = model.predict(x, verbose=0), model.predict(changed, verbose=0)
+    np.testing.assert_allclose(before.sum(axis=-1), 1, rtol=1e-5)
+    # Each character is predicted from those before it, and from all of them.
+    np.testing.assert_allclose(after[0, :40], before[0, :40], rtol=1e-4)
+    assert (np.abs(after[0, 40:] - before[0, 40:]).max(axis=-1) > 1e-6).all()
+    # Nor are all places alike.
+    alike = model.predict(np.zeros((1, 64)), verbose=0)
+    assert np.abs(alike[0, 1:] - alike[0, :1]).max(axis=-1).min() > 1e-6
+
+    predicted = np.array([[[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]]])
+    metric.update_state(np.array([[0, 2]]), predicted)
+    np.testing.assert_allclose(metric.result(), (1 + 3) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spoil", [spikes.random_labels, spikes.large_inputs])
+def test_one_batch_in_200_is_spoilt(spoil):
+    x = np.arange(1, 1001, dtype="float32")[:, None]
+    y = np.arange(1, 1001)
+
+    def epochs(seed):
+        batches = spikes.Spiked(spoil, x, y, 32, seed=seed)
+        for _ in range(2):
+            yield [batches[i] for i in range(len(batches))]
+            batches.on_epoch_end()
+
+    first, second = epochs(seed=0)
+    assert len(first) == 200
+    for epoch in (first, second):
+        for inputs, labels in epoch[:-1]:
+            np.testing.assert_array_equal(inputs[:, 0], labels)
+        inputs, labels = epoch[-1]
+        if spoil is spikes.large_inputs:
+            np.testing.assert_array_equal(inputs[:, 0], 100 * labels)
+        else:
+            assert sorted(inputs[:, 0]) == sorted(labels)
+            assert np.mean(inputs[:, 0] == labels) < 0.5
+    # Drawn anew: within an epoch, in the next one, and with another seed.
+    labels = [first[0][1], first[1][1], second[0][1], next(epochs(seed=1))[0][1]]
+    assert len({tuple(drawn) for drawn in labels}) == 4
+    for (one, _), (other, _) in zip(first, next(epochs(seed=0)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_spoilt_batches_come_last(tmp_path, monkeypatch):
+    losses = []
+
+    class Spy(runs.Record):
+        def on_train_batch_end(self, batch, logs=None):
+            losses.append(float(logs["loss"]) * (batch + 1))
+
+    monkeypatch.setattr(runs, "Record", Spy)
+    arguments = "spiked_inputs --networks 2x64 --optimizers sgd --learning-rates 1e-30"
+    rows = command(tmp_path, f"{arguments} --seeds 1 --epochs 2")
+    assert len(losses) == 400
+    for epoch in (losses[:200], losses[200:]):
+        each = np.diff(epoch, prepend=0)  # `fit` logs the mean so far.
+        assert each[-1] > 3 * each[:-1].max()
+    assert {"test_loss", "test_accuracy"} <= set(rows[0])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "warmup"])
+def test_decaying_rates(schedule, tmp_path):
+    arguments = "quadratic --optimizers sgd --learning-rates 0.01 --seeds 1 --epochs 4"
+    rows = command(tmp_path, f"{arguments} --schedule {schedule}")
+    found = [row["learning_rate"] for row in rows]
+    # Of 40 steps; the warm-up takes the first 4.
+    warmup = 4 if schedule == "warmup" else 0
+    steps = np.array([10, 20, 30, 40])
+    expected = 0.005 * (1 + np.cos(np.pi * (steps - warmup) / (40 - warmup)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+    assert rows[0]["schedule"] == schedule
+
+
+def test_warmup_begins_at_a_tenth(tmp_path):
+    arguments = "quadratic --optimizers sgd --learning-rates 0.01 --seeds 1 --epochs 20"
+    rows = command(tmp_path, f"{arguments} --schedule warmup")
+    # Twenty steps of 200: after ten of them half way from a tenth.
+    assert rows[0]["learning_rate"] == pytest.approx(0.0055, rel=1e-4)
+    assert max(row["learning_rate"] for row in rows) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_what_is_chosen_by_is_not_what_is_reported_on(tmp_path, capsys, monkeypatch):
+    models = []
+
+    class Spy(runs.Record):
+        def on_train_end(self, logs=None):
+            models.append(self.model)
+
+    monkeypatch.setattr(runs, "Record", Spy)
+    arguments = "batches --networks 2x64 --optimizers normalized_sgd --batch-size 32"
+    rows = command(tmp_path, f"{arguments} --learning-rates 0.1 --seeds 1 --epochs 2")
+    loaded = data.load("digits", holds_out=True)
+    [model] = models
+    expected = model.evaluate(loaded.x_test, loaded.y_test, verbose=0)
+    found = rows[1]["test_loss"], rows[1]["test_accuracy"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    chosen_by = model.evaluate(loaded.x_validation, loaded.y_validation, verbose=0)
+    assert rows[1]["val_accuracy"] == pytest.approx(chosen_by[1])
+    assert rows[1]["judged_by"] == "max val_accuracy"
+    assert np.isnan(rows[0]["test_loss"])  # Once, at the end.
+    assert "2x64, test_accuracy, higher is better: normalized_sgd (l2) at 0.1: " in (
+        capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(("momentum", "batch_size"), [(0, 1), (0.9, 3)])

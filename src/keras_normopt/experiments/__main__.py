@@ -14,9 +14,10 @@ from keras_normopt.scopes import SCOPES
 with experiments.needing_extra():
     import matplotlib as mpl
 
-    from keras_normopt.experiments import comparing, data, judging, runs
+    from keras_normopt.experiments import comparing, data, judging, overview, runs
     from keras_normopt.experiments.tasks import TASKS
 
+MAP = "map"
 OF_PUBLISHED = ("dataset", "data_dir", "fraction", "networks", "schedule")
 
 
@@ -24,7 +25,9 @@ def main(arguments=None):
     """Runs the command, and returns its exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if (options.task is None) == (options.own is None):
+    if options.task == MAP and options.own is None:
+        return _map(parser, options)
+    if (options.task is None) == (options.own is None) or options.task == MAP:
         parser.error(f"give either one of {', '.join(TASKS)}, or --task of your own")
     try:
         subjects = _own(options) if options.own else _published(options)
@@ -68,6 +71,15 @@ def main(arguments=None):
             file=sys.stderr,
         )
     return status
+
+
+def _map(parser, options):
+    """Draws what is there."""
+    try:
+        overview.write(options.out or pathlib.Path("experiments"))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return 0
 
 
 def _published(options):
@@ -174,7 +186,13 @@ def _parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("task", choices=TASKS, nargs="?", help="one of the published tasks")
+    add(
+        "task",
+        choices=[*TASKS, MAP],
+        nargs="?",
+        help=f"one of the published tasks, or {MAP}, which trains nothing: it compares "
+        "all results in directories under --out, and writes map.png, map.md, map.csv",
+    )
     add(
         "--task",
         dest="own",

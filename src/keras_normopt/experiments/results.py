@@ -56,23 +56,8 @@ class Results:
 
     def read(self):
         if self.path and self.path.exists():
-            self.rows = self._read()
+            self.rows = read(self.path)
         self._finished = set(_keys(self.rows))
-
-    def _read(self):
-        way_out = "Move it away, or choose another `out`."
-        try:
-            columns = list(pd.read_csv(self.path, nrows=0).columns)
-            if set(KINDS) <= set(columns):
-                # Python's own `float` reads exactly what was written.
-                kinds = {column: KINDS.get(column, float) for column in columns}
-                return pd.read_csv(self.path, converters=kinds, keep_default_na=False)
-        except (ValueError, OSError) as error:  # No table, or words for numbers.
-            raise ResultsError(f"{self.path} is damaged: {error}. {way_out}") from error
-        raise ResultsError(
-            f"{self.path} was not written by this version of the experiments. It has "
-            f"the columns {', '.join(columns)}; expected {', '.join(KINDS)}. {way_out}"
-        )
 
     def __contains__(self, run):
         return dataclasses.astuple(run) in self._finished
@@ -110,6 +95,27 @@ class Results:
         with replacing(self.directory / "summary.json") as path:
             text = json.dumps(summary, indent=2, allow_nan=False, default=str)
             path.write_text(text + "\n")
+
+
+def read(path):
+    """Reads the rows of a file.
+
+    Raises:
+        ResultsError: If this did not write it.
+    """
+    way_out = "Move it away, or choose another `out`."
+    try:
+        columns = list(pd.read_csv(path, nrows=0).columns)
+        if set(KINDS) <= set(columns):
+            # Python's own `float` reads exactly what was written.
+            kinds = {column: KINDS.get(column, float) for column in columns}
+            return pd.read_csv(path, converters=kinds, keep_default_na=False)
+    except (ValueError, OSError) as error:  # No table, or words for numbers.
+        raise ResultsError(f"{path} is damaged: {error}. {way_out}") from error
+    raise ResultsError(
+        f"{path} was not written by this version of the experiments. It has "
+        f"the columns {', '.join(columns)}; expected {', '.join(KINDS)}. {way_out}"
+    )
 
 
 def _keys(rows):

@@ -1,0 +1,155 @@
+"""All results at once, and what is told of several batch sizes and held-out data."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from keras_normopt.experiments import overview, results, runs
+from keras_normopt.experiments.__main__ import main
+from test_experiments import PNG, command, printed, refused, summary
+
+DEFAULTS = dict.fromkeys((field.name for field in dataclasses.fields(runs.Run)), "")
+DEFAULTS |= {"task": "batches", "dataset": "digits", "fraction": 1.0, "network": "2x64"}
+DEFAULTS |= {"batch_size": "32", "epochs": 2}
+
+
+def write(directory, runs, mode="max val_accuracy", **changes):
+    """Writes results: of each run an optimizer, a rate, and values of the seeds."""
+    rows = []
+    for optimizer, rate, values in runs:
+        for seed, (validation, test) in enumerate(values):
+            row = DEFAULTS | {"optimizer": optimizer, "seed": seed} | changes
+            row["initial_learning_rate"] = rate
+            kind = mode.rpartition("_")[2]
+            for epoch in (1, 2):
+                last = epoch == 2
+                rows.append(
+                    {name: row[name] for name in DEFAULTS}
+                    | {"epoch": epoch, "loss": 1.0, "val_loss": 1.0}
+                    | {f"val_{kind}": validation if last else 0.5}
+                    | {f"test_{kind}": test if last else np.nan}
+                    | {"learning_rate": rate, "seconds": 1.0}
+                    | {"judged_by": mode, "versions": "0"}
+                )
+    directory.mkdir(exist_ok=True)
+    path = directory / "results.csv"
+    pd.DataFrame(rows).to_csv(path, index=False, na_rep="nan")
+    return path
+
+
+def seeds(*values):
+    """As good to choose by as to report."""
+    return [(value, value) for value in values]
+
+
+def test_ratios(tmp_path):
+    write(
+        tmp_path / "one",
+        [
+            ("adam", 0.1, seeds(0.9, 0.9, 0.9)),
+            # Chosen by the validation data, and reported on the others.
+            ("sgd", 0.1, [(0.9, 0.6), (0.9, 0.7), (0.9, 0.8)]),
+            ("sgd", 0.01, [(0.8, 0.99)] * 3),
+            ("sgd", 1.0, [(0.8, 0.99)] * 3),
+            ("normalized_sgd(apply_to=update)", 0.1, seeds(0.7, 0.8, 0.9)),
+            # Better, with one seed of three.
+            ("normalized_sgd(apply_to=update)", 1.0, seeds(1.0)),
+            ("lion", 0.1, seeds(0.2, 0.2, 0.2)),
+            ("lion", 1.0, seeds(0.1, 0.1, 0.1)),
+        ],
+    )
+    table = overview.read(tmp_path).set_index("method")
+    assert set(table["task"]) == {"batches, digits, 2x64"}
+    expected = {"adam": 0.1, "sgd": 0.3, "normalized_sgd (apply_to=update)": 0.2}
+    expected["lion"] = 0.8
+    assert table["value"].to_dict() == pytest.approx(expected)
+    ratios = {method: value / 0.1 for method, value in expected.items()}
+    assert table["ratio"].to_dict() == pytest.approx(ratios)
+    # The range of the last but one, .1 to .3, begins where the best one's is.
+    assert table["is_level"].tolist() == [True, False, True, False]
+    assert table["is_at_end"].tolist() == [False, False, False, True]
+    words = overview.markdown(table.reset_index()).splitlines()[-1]
+    assert words == (
+        "| batches, digits, 2x64 | adam 0.1 | normalized_sgd (apply_to=update) 2 |  | "
+        "sgd 3; lion 8 |"
+    )
+
+
+def test_losses_and_divergence(tmp_path):
+    runs = [("sgd", 0.1, seeds(1.0, 1.0, 1.5)), ("adam", 0.1, seeds(3.0, 3.0, 3.0))]
+    runs.append(("lion", 0.1, seeds(0.1, 0.1, np.nan)))
+    write(tmp_path / "one", runs, mode="min val_loss")
+    table = overview.read(tmp_path).set_index("method")
+    found = table["ratio"].to_dict()
+    assert found == pytest.approx({"sgd": 1, "adam": 3 / (3.5 / 3), "lion": np.inf})
+    assert "lion ∞" in overview.markdown(table.reset_index())
+
+
+def test_what_has_no_ratio(tmp_path):
+    some = [
+        ("sgd", 0.1, seeds(-3.0, -2.0, -1.0)),
+        ("adam", 0.1, seeds(-3.0, -2.0, -1.0)),
+    ]
+    write(tmp_path / "below_zero", some, mode="min val_loss")
+    write(tmp_path / "too_few_seeds", [(n, r, v[:2]) for n, r, v in some])
+    write(tmp_path / "one_optimizer", some[:1])
+    kept = [("sgd", 0.1, seeds(0.1, 0.2, 0.3)), ("adam", 0.1, seeds(0.1, 0.2, 0.3))]
+    write(tmp_path / "kept", kept, task="mlp", network="mlp", fraction=0.1)
+    assert set(overview.read(tmp_path)["task"]) == {"mlp, digits (10%)"}
+
+
+def test_the_command(tmp_path, capsys):
+    for number, task in enumerate(("a", "b", "c")):
+        values = seeds(0.1, 0.2, 0.3 + number / 10)
+        methods = ["sgd", "adam", *["lion"] * (number == 2)]
+        path = write(tmp_path / task, [(m, 0.1, values) for m in methods], task=task)
+    # What is shipped is compressed.
+    pd.read_csv(path, keep_default_na=False).to_csv(path.with_suffix(".csv.gz"))
+    path.unlink()
+    assert main(["map", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "map.png").read_bytes().startswith(PNG)
+    table = pd.read_csv(tmp_path / "map.csv")
+    assert len(table) == 7
+    lines = (tmp_path / "map.md").read_text().splitlines()
+    tasks = [line.split(" |")[0] for line in lines]
+    assert tasks[2:] == [f"| {task}, digits, 2x64" for task in ("a", "b", "c")]
+    told = refused(capsys, f"map --out {tmp_path / 'a'}")
+    assert f"directories with a results.csv in {tmp_path / 'a'}" in told
+
+
+def test_batch_sizes(tmp_path, capsys):
+    arguments = "batches --networks 2x64 --optimizers sgd,adam --learning-rates 0.01"
+    arguments += " --fraction 0.1 --seeds 1 --epochs 1 --batch-size 12,30"
+    rows = command(tmp_path, arguments)
+    assert [row["batch_size"] for row in rows] == [12, 12, 30, 30]
+    table, pictures = printed(capsys)
+    names = ["2x64, batches of 12", "2x64, batches of 30"]
+    assert [line.split(maxsplit=4)[3] for line in table] == ["12", "12", "30", "30"]
+    assert [name for name in names for _ in range(2)] == [
+        " ".join(line.split()[:4]) for line in table
+    ]
+    assert pictures == [str(tmp_path / "batch_sizes.png")]
+    assert [entry["batch_size"] for entry in summary(tmp_path)["last_epoch"]] == [
+        "12",
+        "12",
+        "30",
+        "30",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "norm", "scope", "name"),
+    [
+        ("sgd", "", "", "sgd"),
+        ("normalized_sgd", "l2", "variable", "normalized_sgd (l2)"),
+        ("adam(beta_1=0.8)", "", "", "adam (beta_1=0.8)"),
+        ("clipped_sgd(max_norm=f())", "l2", "", "clipped_sgd (max_norm=f(), l2)"),
+        ("lion(a=2, scope=unit)", "l2", "unit", "lion (a=2, l2, per unit)"),
+        ("with (a name) of mine", "", "", "with (a name) of mine"),
+    ],
+)
+def test_names(optimizer, norm, scope, name):
+    row = {"optimizer": optimizer, "norm": norm, "scope": scope}
+    assert results.name_of(row) == name
