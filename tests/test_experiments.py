@@ -60,7 +60,7 @@ def _value(text):
 def refused(capsys, arguments):
     """Runs the command in vain, and returns what the error says."""
     with pytest.raises(SystemExit) as error:
-        main(arguments.split())
+        main(arguments if isinstance(arguments, list) else arguments.split())
     assert error.value.code == 2
     return " ".join(capsys.readouterr().err.partition("error: ")[2].split())
 

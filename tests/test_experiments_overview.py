@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 
-from keras_normopt.experiments import overview, results, runs
+from keras_normopt import experiments
+from keras_normopt.experiments import comparing, overview, results, runs
 from keras_normopt.experiments.__main__ import main
 from test_experiments import PNG, command, printed, refused, summary
 
@@ -153,3 +155,78 @@ def test_batch_sizes(tmp_path, capsys):
 def test_names(optimizer, norm, scope, name):
     row = {"optimizer": optimizer, "norm": norm, "scope": scope}
     assert results.name_of(row) == name
+
+
+def test_test_data_of_ones_own(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 3)), rng.normal(size=(20, 1))
+
+    def make_model():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        model.compile(loss="mse")
+        return model
+
+    def compare(test_data, out=None):
+        return experiments.compare(
+            make_model,
+            x,
+            y,
+            validation_data=(x, y),
+            test_data=test_data,
+            optimizers=["sgd(momentum=0.5):0.1", "normalized_sgd(scope=global):0.1"],
+            seeds=3,
+            epochs=1,
+            out=out,
+        )
+
+    far, same = compare((x, y + 100)), compare((x, y))
+    assert far.rows["optimizer"].unique().tolist() == [
+        "sgd(momentum=0.5)",
+        "normalized_sgd(scope=global)",
+    ]
+    np.testing.assert_allclose(same.rows["test_loss"], same.rows["val_loss"], rtol=1e-5)
+    np.testing.assert_allclose(far.rows["val_loss"], same.rows["val_loss"], rtol=1e-5)
+    assert far.rows["test_loss"].min() > 5000
+    assert "sequential, test_loss, lower is better: " in far.summary
+    assert "test" not in compare(None).summary
+    # Runs that were tried on other data are others.
+    compare((x, y), tmp_path)
+    assert len(compare((x, y + 100), tmp_path).found.rows) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("adam(0.1)", "it has arguments without names"),
+        ("adam(beta=", "is written as normalized_adam"),
+        ("clipped_adam(max_norm=Running())", "unknown: Running"),
+        ("adam(beta=0.8)", "The options of adam are wrong: "),
+        ("normalized_adam(scope=all)", "The options of normalized_adam are wrong: "),
+    ],
+)
+def test_wrong_options(text, problem, capsys):
+    told = refused(capsys, ["batches", "--optimizers", text])
+    assert problem in told
+
+
+def test_options_reach_the_optimizer():
+    texts = ["normalized_adam(apply_to=update, scope=global, beta_1=0.8):0.3"]
+    texts += ["sgd(global_clipnorm=0.1)", "normalized_sgd(exclude=['bias', 'beta'])"]
+    texts += ["clipped_sgd(max_norm=WeightNorm(0.02, minimum=0.5), scope=unit)"]
+    parsed = comparing.parse(texts)
+    assert [label for label, *_ in parsed] == [
+        texts[0].removesuffix(":0.3"),
+        *texts[1:],
+    ]
+    assert [rate for *_, rate in parsed] == [0.3, None, None, None]
+    # Options of one optimizer count for more than those of all.
+    adam, plain, excluding, clipped = (
+        runs.make_optimizer(identifier, 0.1, "max", "layer", 0.5)
+        for _, identifier, _ in parsed
+    )
+    assert (adam.apply_to, adam.scope, adam.norm) == ("update", "global", "max")
+    assert (adam.beta_1, float(adam.learning_rate)) == (0.8, pytest.approx(0.1))
+    assert (plain.global_clipnorm, plain.momentum) == (0.1, 0.5)
+    assert (excluding.exclude, excluding.scope) == (("bias", "beta"), "layer")
+    assert clipped.max_norm.get_config() == {"coefficient": 0.02, "minimum": 0.5}
+    assert clipped.scope == "unit"

@@ -110,6 +110,7 @@ def _own(options):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{names} cannot be combined with --task; leave it out")
     make_model, fit_arguments = load_task(options.own)
+    test_data = fit_arguments.pop("test_data", None)
     defaults = {
         "optimizers": comparing.parse(comparing.OPTIMIZERS),
         "norms": [None],
@@ -121,7 +122,9 @@ def _own(options):
     quick = {"seeds": 1, "epochs": 1, "learning_rates": [0.01]}
     _complete(options, defaults | (quick if options.quick else {}))
     return [
-        comparing.subject_of(make_model, fit_arguments | _given(batch_size=size))
+        comparing.subject_of(
+            make_model, fit_arguments | _given(batch_size=size), test_data
+        )
         for size in options.batch_size or [None]
     ]
 

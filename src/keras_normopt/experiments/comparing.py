@@ -33,6 +33,7 @@ def compare(
     epochs=10,
     monitor=None,
     mode="auto",
+    test_data=None,
     out=None,
     **fit_arguments,
 ):
@@ -51,7 +52,8 @@ def compare(
             `tf.data.Dataset`, a `DataLoader`, a `PyDataset`. No generator, which would
             leave nothing for the second run.
         optimizers: List of names as `model.compile` takes them, of pairs of a name and
-            its own learning rate, or of these as one string, `"adam:0.001"`. Or a
+            its own learning rate, or of these as one string, `"adam:0.001"`. Options
+            may follow a name, `"normalized_adam(apply_to=update):0.01"`. Or a
             dictionary of labels of your choice, to names or to functions from the
             learning rate to an optimizer. Defaults to SGD and Adam, plain and
             normalized.
@@ -65,6 +67,10 @@ def compare(
             training data.
         mode: `"max"`, if higher is better, `"min"`, or `"auto"`, which asks the metric.
             Defaults to `"auto"`.
+        test_data: Tuple `(x, y)`, or whatever else `evaluate` takes alone. Each run is
+            tried on it once, at its end. Learning rates are chosen without it, and what
+            they led to is then told of it. Defaults to `None`: they are chosen by what
+            is told.
         out: Directory for `results.csv`, `summary.json` and figures. Defaults to
             `None`: nothing is written. In one directory, runs of a model, data or
             optimizer that changed are not taken for those of another, as far as their
@@ -102,7 +108,7 @@ def compare(
         ['sgd', 'normalized_sgd']
     """
     fit_arguments = {"x": x, "y": y} | fit_arguments
-    subject = subject_of(make_model, fit_arguments)
+    subject = subject_of(make_model, fit_arguments, test_data)
     _check(learning_rates, seeds, epochs, mode)
     asked = {"learning_rates": list(learning_rates), "seeds": seeds, "epochs": epochs}
     plan = runs.plan(subject, parse(optimizers), **asked)
@@ -276,13 +282,14 @@ def _check(learning_rates, seeds, epochs, mode):
         )
 
 
-def subject_of(make_model, fit_arguments):
+def subject_of(make_model, fit_arguments, test_data=None):
     """What `compare` trains.
 
     Raises:
         ValueError: If the function or the data are none for more than one run.
     """
-    for name, value in fit_arguments.items():
+    given = fit_arguments | ({} if test_data is None else {"test_data": test_data})
+    for name, value in given.items():
         if isinstance(value, collections.abc.Iterator):
             raise ValueError(
                 f"`{name}` is used up by the first run. Pass arrays, a "
@@ -304,11 +311,12 @@ def subject_of(make_model, fit_arguments):
             "that share weights; make their layers within the function."
         )
     name = _without_counters(model.name)
-    seen = joblib.hash([_of_model(model), _of_data(fit_arguments)])
+    seen = joblib.hash([_of_model(model), _of_data(given)])
     return runs.Subject(
         task="compare",
         networks={name: make_model},
         fit_arguments=fit_arguments,
+        test_data=test_data,
         fingerprint=functools.partial(_fingerprint, seen),
     )
 

@@ -29,7 +29,7 @@ class Subject:
     task: str
     networks: dict[str, Callable]
     fit_arguments: dict
-    test_data: tuple | None = None
+    test_data: object = None
     batches: Callable | None = None
     dataset: str = ""
     fraction: float = 1.0
@@ -241,8 +241,10 @@ def train(run, subject, optimizer, on_epoch, monitor=None, mode="auto"):
     # The record comes last, and has what they log as well.
     arguments["callbacks"] = [*theirs, *_stages(run, subject), record]
     model.fit(**arguments)
-    if subject.test_data:
-        found = model.evaluate(*subject.test_data, verbose=0, return_dict=True)
+    if subject.test_data is not None:
+        test = subject.test_data
+        test = test if isinstance(test, tuple) else (test,)
+        found = model.evaluate(*test, verbose=0, return_dict=True)
         record.rows[-1] |= {f"test_{name}": float(v) for name, v in found.items()}
     judged = {"judged_by": str(record.judge)}
     return [dataclasses.asdict(run) | row | judged for row in record.rows]
