@@ -38,9 +38,10 @@ SDIST_TESTS = ["examples", "guide", "install", "norms"]
 
 
 def install(session, backend, *packages):
+    # Most modules are never imported. Those that are, Python compiles then.
     # First and by itself, or a dependency might choose another build of it.
-    session.install(BACKENDS[backend])
-    session.install(*packages)
+    session.install("--no-compile", BACKENDS[backend])
+    session.install("--no-compile", *packages)
     session.env.update(KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="2")
 
 

@@ -130,6 +130,7 @@ def draw(table, path):
 
 def _cell(row):
     text = "∞" if np.isinf(row["ratio"]) else f"{row['ratio']:.2g}"
+    text += "*" if row["is_at_end"] else ""
     return text + ("≈" if row["is_level"] and row["ratio"] > 1 else "")
 
 
@@ -144,7 +145,8 @@ def markdown(table):
         first, others = of_task.iloc[0], of_task.iloc[1:]
         near = ~others["is_level"] & (others["ratio"] <= TWICE)
         far = ~others["is_level"] & (others["ratio"] > TWICE)
-        cells = [f"{first['method']} {first['value']:.3g}"]
+        mark = "*" if first["is_at_end"] else ""
+        cells = [f"{first['method']} {first['value']:.3g}{mark}"]
         for chosen in (others["is_level"], near, far):
             cells.append(
                 "; ".join(

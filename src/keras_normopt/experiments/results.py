@@ -134,9 +134,14 @@ def metrics(rows):
 
 def groups(rows):
     """Yields what is compared: a name, and the rows of a network and batch size."""
-    sizes = rows["batch_size"].nunique()
-    for (name, size), found in rows.groupby(["network", "batch_size"], sort=False):
-        yield f"{name}, batches of {size}" if sizes > 1 else name, found
+    several = rows["batch_size"].nunique() > 1
+    for network, of_network in rows.groupby("network", sort=False):
+        found = list(of_network.groupby("batch_size", sort=False))
+        if several:
+            found.sort(key=lambda group: int(group[0]))
+        for size, of_group in found:
+            name = f"{network}, batches of {size}" if several else network
+            yield name, of_group
 
 
 def reported(rows, judge):
