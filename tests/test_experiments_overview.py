@@ -1,6 +1,8 @@
 """All results at once, and what is told of several batch sizes and held-out data."""
 
 import dataclasses
+import re
+import shlex
 
 import keras
 import numpy as np
@@ -8,8 +10,9 @@ import pandas as pd
 import pytest
 
 from keras_normopt import experiments
-from keras_normopt.experiments import comparing, overview, results, runs
+from keras_normopt.experiments import comparing, data, overview, results, runs
 from keras_normopt.experiments.__main__ import main
+from pages import ROOT
 from test_experiments import PNG, command, printed, refused, summary
 
 DEFAULTS = dict.fromkeys((field.name for field in dataclasses.fields(runs.Run)), "")
@@ -99,6 +102,8 @@ def test_what_has_no_ratio(tmp_path):
     write(tmp_path / "one_optimizer", some[:1])
     kept = [("sgd", 0.1, seeds(0.1, 0.2, 0.3)), ("adam", 0.1, seeds(0.1, 0.2, 0.3))]
     write(tmp_path / "kept", kept, task="mlp", network="mlp", fraction=0.1)
+    overview.write(tmp_path)
+    assert (tmp_path / "map.png").exists()
     assert set(overview.read(tmp_path)["task"]) == {"mlp, digits (10%)"}
 
 
@@ -107,16 +112,24 @@ def test_the_command(tmp_path, capsys):
         values = seeds(0.1, 0.2, 0.3 + number / 10)
         methods = ["sgd", "adam", *["lion"] * (number == 2)]
         path = write(tmp_path / task, [(m, 0.1, values) for m in methods], task=task)
+        if task == "b":  # As of two commands.
+            rows = pd.read_csv(path, keep_default_na=False)
+            both = pd.concat([rows.assign(batch_size=100), rows])
+            both.to_csv(path, index=False, na_rep="nan")
     # What is shipped is compressed.
     pd.read_csv(path, keep_default_na=False).to_csv(path.with_suffix(".csv.gz"))
     path.unlink()
     assert main(["map", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "map.png").read_bytes().startswith(PNG)
     table = pd.read_csv(tmp_path / "map.csv")
-    assert len(table) == 7
+    assert len(table) == 9
     lines = (tmp_path / "map.md").read_text().splitlines()
     tasks = [line.split(" |")[0] for line in lines]
-    assert tasks[2:] == [f"| {task}, digits, 2x64" for task in ("a", "b", "c")]
+    names = ["a, digits, 2x64", "b, digits, 2x64, batches of 32"]
+    names += ["b, digits, 2x64, batches of 100", "c, digits, 2x64"]
+    assert tasks[2:] == [f"| {name}" for name in names]
+    assert [picture.parent.name for picture in tmp_path.glob("*/*.png")] == ["b"]
+    assert (tmp_path / "b/batch_sizes.png").read_bytes().startswith(PNG)
     told = refused(capsys, f"map --out {tmp_path / 'a'}")
     assert f"directories with a results.csv in {tmp_path / 'a'}" in told
 
@@ -226,3 +239,31 @@ def test_options_reach_the_optimizer():
     assert (excluding.exclude, excluding.scope) == (("bias", "beta"), "layer")
     assert clipped.max_norm.get_config() == {"coefficient": 0.02, "minimum": 0.5}
     assert clipped.scope == "unit"
+
+
+def shown_commands():
+    """Those of the pages on results, as lists of arguments."""
+    for page in ("results", "evidence", "which"):
+        text = (ROOT / f"docs/{page}.md").read_text()
+        for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                _, found, arguments = line.partition("-m keras_normopt.experiments ")
+                if found:
+                    yield shlex.split(arguments)
+
+
+@pytest.mark.parametrize("arguments", list(shown_commands()), ids=" ".join)
+def test_commands_of_the_pages(arguments, tmp_path, monkeypatch):
+    x, y = np.zeros((8, 30, 30, 3), "float32"), np.zeros(8, "int32")
+    nothing = data.Data(*[x, y] * 3)
+    planned, drawn = [], []
+    monkeypatch.setattr(data, "load", lambda *arguments: nothing)
+    monkeypatch.setattr(
+        comparing.Comparison, "train", lambda self: planned.extend(self.plan)
+    )
+    monkeypatch.setattr(overview, "write", drawn.append)
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    if "map" in arguments:
+        assert drawn == [tmp_path]
+    else:
+        assert {run.task for run in planned} == {arguments[0]}

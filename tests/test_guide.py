@@ -20,7 +20,7 @@ def test_pages(page, tmp_path, monkeypatch, custom_norms):
     evaluate(page)
 
 
-def test_what_options_say_of_gradient_correlation():
+def test_what_options_say_of_gradient_correlation(custom_norms):
     shown = evaluate(ROOT / "docs/options.md")
     assert shown["fixed"] == pytest.approx(4.44, abs=0.01)
     assert shown["adaptive"] == pytest.approx(2.22, abs=0.01)

@@ -26,18 +26,22 @@ def read(directory):
     Raises:
         ValueError: If there are no results.
     """
+    found = [_of_task(group) for path in _paths(directory) for group in _tasks(path)]
+    return pd.concat([table for table in found if table is not None])
+
+
+def _paths(directory):
     paths = sorted([*directory.glob("*/results.csv"), *directory.glob("*/*.csv.gz")])
     if not paths:
         raise ValueError(
             f"There must be directories with a results.csv in {directory}; choose "
             "another --out."
         )
-    found = [_of_task(group) for path in paths for group in _tasks(path)]
-    return pd.concat([table for table in found if table is not None])
+    return paths
 
 
 def _tasks(path):
-    rows = results.read(path)
+    rows = _complete(results.read(path))
     for (task, dataset, fraction), of_task in rows.groupby(
         ["task", "dataset", "fraction"], sort=False
     ):
@@ -47,17 +51,21 @@ def _tasks(path):
             yield ", ".join(filter(None, parts)), of_group
 
 
+def _complete(rows):
+    """Leaves out rates that had fewer seeds than others, to find where to go on."""
+    seeds = rows.groupby(results.SERIES)["seed"].transform("nunique")
+    most = seeds.groupby([rows["network"], rows["batch_size"]]).transform("max")
+    return rows[seeds == most]
+
+
 def _of_task(group):
     name, rows = group
-    mode, monitor = rows["judged_by"].iloc[-1].split(" ", 1)
-    judge = judging.Judge(monitor, mode)
+    judge = _judge(rows)
     told = results.reported(rows, judge).monitor
     entries = results.last_epoch(rows)
-    # Where a grid was tried with one seed first, the others are what counts.
     most = max(entry["seeds"] for entry in entries)
     if most < words.SEEDS:
         return None
-    entries = [entry for entry in entries if entry["seeds"] == most]
     methods = {}
     for entry in entries:
         methods.setdefault(results.name_of(entry | {"norm": ""}), []).append(entry)
@@ -73,7 +81,7 @@ def _of_task(group):
         ends = {rates[0], rates[-1]} if len(rates) > 1 else ()
         lines.append(
             {"task": name, "method": method, "rate": best["initial_learning_rate"]}
-            | _as_error(value, mode)
+            | _as_error(value, judge.mode)
             | {"seeds": most, "is_at_end": best["initial_learning_rate"] in ends}
         )
     table = pd.DataFrame(lines)
@@ -83,6 +91,11 @@ def _of_task(group):
     return table.assign(
         ratio=table["value"] / first["value"], is_level=table["low"] <= first["high"]
     )
+
+
+def _judge(rows):
+    mode, monitor = rows["judged_by"].iloc[-1].split(" ", 1)
+    return judging.Judge(monitor, mode)
 
 
 def _as_error(value, mode):
@@ -99,7 +112,8 @@ def _as_error(value, mode):
 def draw(table, path):
     """Draws the ratios as numbers on colours, in a PNG file."""
     counts = table.groupby("method")["task"].nunique()
-    shown = table[table["method"].map(counts) >= TASKS]
+    enough = min(TASKS, table["task"].nunique())
+    shown = table[table["method"].map(counts) >= enough]
     order = {c: list(dict.fromkeys(shown[c])) for c in ("task", "method")}
     ratios = shown.pivot(index="task", columns="method", values="ratio")
     ratios = ratios.loc[order["task"], order["method"]]
@@ -159,7 +173,15 @@ def markdown(table):
 
 
 def write(directory):
-    """Writes `map.png`, `map.md` and `map.csv` beside the directories of results."""
+    """Writes `map.png`, `map.md` and `map.csv` beside the directories of results.
+
+    In those with several batch sizes, which may have had a command each, the figure of
+    all of them is drawn.
+    """
+    for path in _paths(directory):
+        rows = _complete(results.read(path))
+        if rows["batch_size"].nunique() > 1:
+            figures.draw(rows, _judge(rows), path.parent)
     table = read(directory)
     draw(table, directory / "map.png")
     for name, text in (
