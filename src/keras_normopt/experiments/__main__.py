@@ -225,7 +225,12 @@ def _parser():
         "--networks",
         type=_names,
         metavar="N,...",
-        help=f"of rnn: {', '.join(TASKS['rnn'].networks)}; the others have one",
+        help="; ".join(
+            f"of {name}: {', '.join(task.networks)}"
+            for name, task in TASKS.items()
+            if len(task.networks) > 1
+        )
+        + "; the others have one",
     )
     add(
         "--optimizers",
