@@ -120,6 +120,21 @@ class Task:
         return self.networks[network](shape, classes), self.loss, self.metrics()
 
 
+def _spiked(spoil):
+    return Task(
+        networks={f"{n}x64": networks.plain(n, 64) for n in (2, 12)},
+        optimizers=["sgd", "adam"],
+        norms=["l2"],
+        learning_rates=[0.001, 0.003, 0.01, 0.03],
+        epochs=8,
+        batch_size=[32],
+        schedule="cosine",
+        holds_out=True,
+        batches=functools.partial(spikes.Spiked, spoil),
+        epoch="epoch (200 steps, the last one spoilt)",
+    )
+
+
 TASKS = {
     "quadratic": Task(
         networks={"quadratic": networks.quadratic},
@@ -192,30 +207,8 @@ TASKS = {
         schedule="cosine",
         holds_out=True,
     ),
-    "spiked_labels": Task(
-        networks={f"{n}x64": networks.plain(n, 64) for n in (2, 12)},
-        optimizers=["sgd", "adam"],
-        norms=["l2"],
-        learning_rates=[0.001, 0.003, 0.01, 0.03],
-        epochs=8,
-        batch_size=[32],
-        schedule="cosine",
-        holds_out=True,
-        batches=functools.partial(spikes.Spiked, spikes.random_labels),
-        epoch="epoch (200 steps, the last one spoilt)",
-    ),
-    "spiked_inputs": Task(
-        networks={f"{n}x64": networks.plain(n, 64) for n in (2, 12)},
-        optimizers=["sgd", "adam"],
-        norms=["l2"],
-        learning_rates=[0.001, 0.003, 0.01, 0.03],
-        epochs=8,
-        batch_size=[32],
-        schedule="cosine",
-        holds_out=True,
-        batches=functools.partial(spikes.Spiked, spikes.large_inputs),
-        epoch="epoch (200 steps, the last one spoilt)",
-    ),
+    "spiked_labels": _spiked(spikes.random_labels),
+    "spiked_inputs": _spiked(spikes.large_inputs),
     "large_batches": Task(
         networks={"2x64": networks.plain(2, 64)},
         optimizers=[*OPTIMIZERS, f"normalized_sgd({ADAPTIVE})", "lamb", LAMB],
