@@ -38,7 +38,9 @@ SDIST_TESTS = ["examples", "guide", "install", "norms"]
 
 
 def install(session, backend, *packages):
-    # Most modules are never imported. Those that are, Python compiles then.
+    # Most modules are never imported. Those that are, Python compiles then. It has to
+    # write what it compiled, or each of many processes would do it again.
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
     # First and by itself, or a dependency might choose another build of it.
     session.install("--no-compile", BACKENDS[backend])
     session.install("--no-compile", *packages)
