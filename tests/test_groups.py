@@ -60,7 +60,9 @@ every_norm = pytest.mark.parametrize(
 
 @every_norm
 def test_each_by_itself(name, compiled):
-    gradients = of_many_sizes((4, 3)) + of_many_sizes((5,)) + of_many_sizes((2, 2, 2))
+    # Of one shape more than go into two stacks, of the others a few among them.
+    gradients = of_many_sizes((4, 3))
+    gradients += of_many_sizes((5,), 6) + of_many_sizes((2, 2, 2), 6)
     gradients = gradients[::2] + gradients[1::2]
     norm = getattr(norms, name)
     results = compiled(lambda *g: normalize(g, norm))(*map(ops.array, gradients))

@@ -108,9 +108,26 @@ def test_unfreezing_a_layer_and_compiling_again():
 def test_compiled_or_not(jit_compile):
     if jit_compile and BACKEND == "torch" and not shutil.which("g++"):
         pytest.skip("PyTorch's compiler needs a C++ compiler")
-    model = make_model(keras_normopt.NormalizedAdam(0.1), jit_compile=jit_compile)
+    optimizer = keras_normopt.NormalizedAdam(0.1, scope="unit", track_norms=True)
+    model = make_model(optimizer, jit_compile=jit_compile)
     fit(model)
-    assert_same(model.get_weights(), by_hand.train(keras.optimizers.Adam(0.1)))
+    seen = []
+
+    def note(grads, weights):
+        seen.append(np.concatenate([g.ravel() for g in grads]))
+        return grads
+
+    expected = by_hand.train(keras.optimizers.Adam(0.1), by_units, change=note)
+    assert_same(model.get_weights(), expected)
+    total = optimizer.gradient_norms["total"]
+    assert total == pytest.approx(np.linalg.norm(seen[-1]), rel=1e-4)
+
+
+def by_units(gradient):
+    """Each column of a kernel by itself; a bias is of one unit."""
+    if gradient.ndim == 1:
+        return oracle.normalize("l2", gradient)
+    return np.stack([oracle.normalize("l2", g) for g in gradient.T], axis=-1)
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has it on the others only")

@@ -150,34 +150,11 @@ def test_going_on_from_a_file(kind, tmp_path):
     assert_same_state(loaded, model)
 
 
-def test_going_on_in_a_fresh_process(tmp_path):
-    model = make_model("normalized_adam")
-    fit(model, 2)
-    model.save(tmp_path / "model.keras")
-    np.savez(tmp_path / "data.npz", x=X, y=Y)
-    run_in_a_fresh_process(
-        """
-        import sys
-        import keras_normopt
-        import keras
-        import numpy as np
+def test_going_on_in_a_fresh_process(tmp_path, monkeypatch):
+    """With an optimizer of ours, and with one of a third party's, which is pickled too.
 
-        folder = sys.argv[1]
-        data = np.load(folder + "/data.npz")
-        model = keras.models.load_model(folder + "/model.keras")
-        assert type(model.optimizer) is keras_normopt.NormalizedAdam
-        model.fit(
-            data["x"], data["y"], batch_size=16, epochs=2, shuffle=False, verbose=0
-        )
-        model.save(folder + "/gone_on.keras")
-        """,
-        tmp_path,
-    )
-    fit(model, 2)
-    assert_same_state(keras.models.load_model(tmp_path / "gone_on.keras"), model)
-
-
-def test_a_third_party_s_optimizer_in_a_fresh_process(tmp_path, monkeypatch):
+    In one process, as it takes seconds until a backend is imported.
+    """
     source = """
         import keras
 
@@ -188,28 +165,44 @@ def test_a_third_party_s_optimizer_in_a_fresh_process(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     theirs = importlib.import_module("theirs")
     optimizer = keras_normopt.normalized(theirs.TheirSGD)(norm="max")
-    make_model(optimizer).save(tmp_path / "model.keras")
+    make_model(optimizer).save(tmp_path / "theirs.keras")
     (tmp_path / "optimizer.pickle").write_bytes(pickle.dumps(optimizer))
+    model = make_model("normalized_adam")
+    fit(model, 2)
+    model.save(tmp_path / "ours.keras")
+    np.savez(tmp_path / "data.npz", x=X, y=Y)
     run_in_a_fresh_process(
         """
         import pathlib
         import pickle
         import sys
 
-        folder = pathlib.Path(sys.argv[1])
-        sys.path.insert(0, str(folder))
-        import keras
         import keras_normopt
+        import keras
+        import numpy as np
+
+        folder = pathlib.Path(sys.argv[1])
+        model = keras.models.load_model(folder / "ours.keras")
+        assert type(model.optimizer) is keras_normopt.NormalizedAdam
+        data = np.load(folder / "data.npz")
+        model.fit(
+            data["x"], data["y"], batch_size=16, epochs=2, shuffle=False, verbose=0
+        )
+        model.save(folder / "gone_on.keras")
+
+        sys.path.insert(0, str(folder))
         import theirs
 
         optimizer = pickle.loads((folder / "optimizer.pickle").read_bytes())
         assert type(optimizer) is keras_normopt.normalized(theirs.TheirSGD)
-        model = keras.models.load_model(folder / "model.keras")
+        model = keras.models.load_model(folder / "theirs.keras")
         assert type(model.optimizer) is type(optimizer)
         assert model.optimizer.norm == optimizer.norm == "max"
         """,
         tmp_path,
     )
+    fit(model, 2)
+    assert_same_state(keras.models.load_model(tmp_path / "gone_on.keras"), model)
 
 
 def test_a_pickled_model_carries_its_state():
