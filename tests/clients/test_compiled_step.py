@@ -81,7 +81,11 @@ def check(make):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("norm", "scope"), NORMS_AND_SCOPES, ids=str)
+@pytest.mark.parametrize(
+    ("norm", "scope"),
+    NORMS_AND_SCOPES,
+    ids=lambda value: getattr(value, "__name__", None),
+)
 def test_norms_and_scopes(norm, scope):
     # A second or more for each, so with the base that compiles most quickly.
     check(lambda: keras_normopt.NormalizedSGD(0.1, norm=norm, scope=scope))
