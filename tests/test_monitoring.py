@@ -144,9 +144,14 @@ if BACKEND == "torch":
     del MODES["several steps"]
 
 
-@pytest.mark.parametrize("frequency", ["epoch", 2])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("cls", ["NormalizedAdam", "ClippedAdam"])
+@pytest.mark.parametrize(
+    ("cls", "mode", "frequency"),
+    [
+        (cls, mode, ["epoch", 2][(i + j) % 2])
+        for i, cls in enumerate(["NormalizedAdam", "ClippedAdam"])
+        for j, mode in enumerate(MODES)
+    ],
+)
 def test_the_logs_of_fit(cls, mode, frequency):
     optimizer = getattr(keras_normopt, cls)(0.1, norm="l2", track_norms=True)
     model = make_model(optimizer, **MODES[mode])
@@ -200,9 +205,16 @@ def test_other_callbacks_see_them(tmp_path):
     assert [float(row[key]) for row in rows] == pytest.approx(history[key], rel=1e-6)
 
 
-@pytest.mark.parametrize("verbose", [1, 2])
-@pytest.mark.parametrize("whose", ["Keras's", "one's own"])
-@pytest.mark.parametrize("everything", [False, True])
+# Every pair of the three.
+@pytest.mark.parametrize(
+    ("everything", "whose", "verbose"),
+    [
+        (False, "Keras's", 1),
+        (False, "one's own", 2),
+        (True, "Keras's", 2),
+        (True, "one's own", 1),
+    ],
+)
 def test_the_progress_bar(everything, whose, verbose, capsys):
     model = make_model(keras_normopt.ClippedSGD(0.1, track_norms=True))
     callbacks = [GradientNorms(1, progress_bar=everything)]

@@ -187,8 +187,9 @@ def test_schedules_still_act():
     np.testing.assert_allclose(moved["offset"], w, rtol=1e-5)
 
 
-@pytest.mark.parametrize("step_size", ["weight_norm", "gradient_correlation"])
-@pytest.mark.parametrize("base", ["SGD", "Adam"])
+@pytest.mark.parametrize(
+    ("base", "step_size"), [("SGD", "weight_norm"), ("Adam", "gradient_correlation")]
+)
 def test_fit_and_files(base, step_size, tmp_path):
     def make():
         cls = getattr(keras_normopt, f"Normalized{base}")

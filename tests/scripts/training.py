@@ -13,10 +13,8 @@ OPTIMIZERS = {
 }
 OPTIONS = {
     "plain": {},
-    "unit": {"scope": "unit"},
     "layer": {"scope": "layer", "exclude": "outputs/bias"},
     "global": {"scope": "global", "track_norms": True},
-    "weight_norm": {"scope": "layer", "step_size": "weight_norm"},
     "correlation": {"step_size": "gradient_correlation"},
     "update": {"scope": "layer", "step_size": "weight_norm", "apply_to": "update"},
     "running": {
