@@ -26,22 +26,26 @@ def read(directory):
     Raises:
         ValueError: If there are no results.
     """
-    found = [_of_task(group) for path in _paths(directory) for group in _tasks(path)]
+    return _compare(_rows(directory).values())
+
+
+def _compare(all_rows):
+    found = [_of_task(group) for rows in all_rows for group in _tasks(rows)]
     return pd.concat([table for table in found if table is not None])
 
 
-def _paths(directory):
+def _rows(directory):
+    """Those of each file of results."""
     paths = sorted([*directory.glob("*/results.csv"), *directory.glob("*/*.csv.gz")])
     if not paths:
         raise ValueError(
             f"There must be directories with a results.csv in {directory}; choose "
             "another --out."
         )
-    return paths
+    return {path: _complete(results.read(path)) for path in paths}
 
 
-def _tasks(path):
-    rows = _complete(results.read(path))
+def _tasks(rows):
     for (task, dataset, fraction), of_task in rows.groupby(
         ["task", "dataset", "fraction"], sort=False
     ):
@@ -178,11 +182,11 @@ def write(directory):
     In those with several batch sizes, which may have had a command each, the figure of
     all of them is drawn.
     """
-    for path in _paths(directory):
-        rows = _complete(results.read(path))
+    found = _rows(directory)
+    for path, rows in found.items():
         if rows["batch_size"].nunique() > 1:
             figures.draw(rows, _judge(rows), path.parent)
-    table = read(directory)
+    table = _compare(found.values())
     draw(table, directory / "map.png")
     for name, text in (
         ("map.md", markdown(table)),
