@@ -127,6 +127,11 @@ def test_one_batch_in_200_is_spoilt(spoil):
         else:
             assert sorted(inputs[:, 0]) == sorted(labels)
             assert np.mean(inputs[:, 0] == labels) < 0.5
+    plain = spikes.Spiked(spikes.nothing, x, y, 32, seed=0)
+    for i, (inputs, _) in enumerate(first[:-1]):
+        np.testing.assert_array_equal(plain[i][0], inputs)
+    inputs, labels = plain[199]
+    np.testing.assert_array_equal(inputs[:, 0], labels)
     # Drawn anew: within an epoch, in the next one, and with another seed.
     labels = [first[0][1], first[1][1], second[0][1], next(epochs(seed=1))[0][1]]
     assert len({tuple(drawn) for drawn in labels}) == 4

@@ -120,7 +120,7 @@ class Task:
         return self.networks[network](shape, classes), self.loss, self.metrics()
 
 
-def _spiked(spoil):
+def _spiked(spoil, epoch="epoch (200 steps, the last one spoilt)"):
     return Task(
         networks={f"{n}x64": networks.plain(n, 64) for n in (2, 12)},
         optimizers=["sgd", "adam"],
@@ -131,7 +131,7 @@ def _spiked(spoil):
         schedule="cosine",
         holds_out=True,
         batches=functools.partial(spikes.Spiked, spoil),
-        epoch="epoch (200 steps, the last one spoilt)",
+        epoch=epoch,
     )
 
 
@@ -209,6 +209,7 @@ TASKS = {
     ),
     "spiked_labels": _spiked(spikes.random_labels),
     "spiked_inputs": _spiked(spikes.large_inputs),
+    "no_spikes": _spiked(spikes.nothing, "epoch (200 steps)"),
     "large_batches": Task(
         networks={"2x64": networks.plain(2, 64)},
         optimizers=[*OPTIMIZERS, f"normalized_sgd({ADAPTIVE})", "lamb", LAMB],
