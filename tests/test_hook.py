@@ -93,7 +93,7 @@ def test_apply_needs_variables_once():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_stateless_apply(compiled):
     if compiled and BACKEND == "torch":
-        pytest.skip("PyTorch's compiler is covered by test_fit")
+        pytest.skip("PyTorch's compiler is asked in test_pipeline")
     variable = keras.Variable(W)
     optimizer = keras_normopt.NormalizedSGD(learning_rate=0.1)
     optimizer.build([variable])
