@@ -62,14 +62,21 @@ def test_each_pattern_that_matches_nothing_is_named():
     assert len(warned) == 2
 
 
-def test_other_variables_than_those_that_were_saved():
-    optimizer = keras_normopt.NormalizedSGD(exclude="bias")
-    optimizer.build(sequential().trainable_variables)
-    other = keras_normopt.NormalizedSGD.from_config(optimizer.get_config())
-    layer = keras.layers.Dense(3)
+def dense(name):
+    layer = keras.layers.Dense(3, name=name)
     layer.build((None, 2))
+    return layer
+
+
+# Of another number, and of the same.
+@pytest.mark.parametrize("saved", [sequential, lambda: dense("one")])
+def test_other_variables_than_those_that_were_saved(saved):
+    optimizer = keras_normopt.NormalizedSGD(exclude="bias")
+    optimizer.build(saved().trainable_variables)
+    other = keras_normopt.NormalizedSGD.from_config(optimizer.get_config())
     with pytest.warns(UserWarning, match="was saved with other variables"):
-        other.build(layer.trainable_variables)
+        other.build(dense("other").trainable_variables)
+    assert other.get_config()["variable_paths"][0] == "other/kernel"
 
 
 def test_files_from_before_hold_no_paths():
