@@ -72,6 +72,14 @@ def normalize(name, gradient, epsilon=0.0):
     return gradient / divisor if divisor else gradient
 
 
+def normalize_units(name, gradient):
+    """Each slice along the last axis by itself; what has one axis is one unit."""
+    if gradient.ndim < 2:
+        return normalize(name, gradient)
+    units = [normalize(name, unit) for unit in np.moveaxis(gradient, -1, 0)]
+    return np.stack(units, axis=-1)
+
+
 def is_near_std_fallback(gradient, eps=EPS["float32"]):
     """Whether rounding may decide on which side of its threshold `std` falls."""
     g = np.asarray(gradient, np.longdouble)

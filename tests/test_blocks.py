@@ -47,13 +47,8 @@ def expected(scope, norm, gradients):
         return expected_by_block(norm, gradients, LAYERS)
     if scope == "global":
         return expected_by_block(norm, gradients, [list(gradients)])
-    result = {path: oracle.normalize(norm, g) for path, g in gradients.items()}
-    if scope == "unit":
-        for path, g in gradients.items():
-            if g.ndim > 1:
-                units = [oracle.normalize(norm, u) for u in np.moveaxis(g, -1, 0)]
-                result[path] = np.moveaxis(np.stack(units), 0, -1)
-    return result
+    normalize = oracle.normalize_units if scope == "unit" else oracle.normalize
+    return {path: normalize(norm, g) for path, g in gradients.items()}
 
 
 def make_variables(dtype="float32"):

@@ -1,5 +1,6 @@
 """Beside everything else that `fit` does with an optimizer."""
 
+import functools
 import itertools
 import shutil
 
@@ -119,17 +120,11 @@ def test_compiled_or_not(jit_compile):
         seen.append(np.concatenate([g.ravel() for g in grads]))
         return grads
 
+    by_units = functools.partial(oracle.normalize_units, "l2")
     expected = by_hand.train(keras.optimizers.Adam(0.1), by_units, change=note)
     assert_same(model.get_weights(), expected)
     total = optimizer.gradient_norms["total"]
     assert total == pytest.approx(np.linalg.norm(seen[-1]), rel=1e-4)
-
-
-def by_units(gradient):
-    """Each column of a kernel by itself; a bias is of one unit."""
-    if gradient.ndim == 1:
-        return oracle.normalize("l2", gradient)
-    return np.stack([oracle.normalize("l2", g) for g in gradient.T], axis=-1)
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras has it on the others only")
