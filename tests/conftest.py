@@ -29,6 +29,9 @@ def pytest_addoption(parser):
         action="store_true",
         help="leave out what is there for speed alone: every other test must pass",
     )
+    parser.addoption(
+        "--nightly", action="store_true", help="run the tests that take minutes as well"
+    )
 
 
 def pytest_configure(config):
@@ -98,10 +101,11 @@ MUON_STEPS = {
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("plain"):
-        for item in items:
-            if item.get_closest_marker("speed"):
-                item.add_marker(pytest.mark.skip(reason="asks for speed"))
+    for item in items:
+        if config.getoption("plain") and item.get_closest_marker("speed"):
+            item.add_marker(pytest.mark.skip(reason="asks for speed"))
+        if item.get_closest_marker("nightly") and not config.getoption("nightly"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: --nightly runs it"))
     if keras.backend.backend() != "tensorflow" or keras.version() != "3.12.0":
         return
     for item in items:
