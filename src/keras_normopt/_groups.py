@@ -25,8 +25,8 @@ STACK_ENTRIES = 2**15 - 1 if _ON_TORCH else 2**18
 class GroupedStep(Step):
     """A step that reduces blocks of equal shapes in one call, side by side."""
 
-    def __init__(self, gradients, weights, blocks, per_unit=False, measure=None):
-        super().__init__(gradients, weights, blocks, per_unit, measure)
+    def __init__(self, gradients, weights, blocks, per_unit=False, rate=None):
+        super().__init__(gradients, weights, blocks, per_unit, rate)
         groups = _groups(self.gradients, blocks, per_unit)
         # Those with a single norm first, as `join` has it.
         self._groups = sorted(groups, key=lambda group: bool(group.shape))
@@ -65,10 +65,10 @@ class JoinedStep(GroupedStep):
     def _divide_slot(self, positions, tensor, divisor):
         first = self.gradients[positions[0]]
         if len(positions) == 1:
-            self.gradients[positions[0]] = _range.quotient(first, divisor)
+            self.gradients[positions[0]] = _range.quotient(first, divisor, self._moves)
             return
         quotient = cast(
-            _range.quotient(tensor, divisor),
+            _range.quotient(tensor, divisor, self._moves),
             keras.backend.standardize_dtype(first.dtype),
         )
         shape = (len(positions), *first.shape)

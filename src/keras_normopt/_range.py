@@ -146,11 +146,20 @@ def _largest(tensor):
     return float(np.finfo(keras.backend.standardize_dtype(tensor.dtype)).max)
 
 
-def quotient(values, divisor):
-    """Divides in the dtype of the divisor, and casts back."""
+def quotient(values, divisor, moves=None):
+    """Divides in the dtype of the divisor, and casts back.
+
+    Args:
+        values: Tensor.
+        divisor: Tensor that broadcasts against it, not 0.
+        moves: Scalar boolean tensor. The quotient is 0 if it is false.
+    """
     dtype = keras.backend.standardize_dtype(values.dtype)
     wide = cast(values, keras.backend.standardize_dtype(divisor.dtype))
-    if _BACKEND != "torch":
+    if _BACKEND == "torch":
+        if moves is not None:  # To multiply all values by 0 would take another pass.
+            divisor = ops.where(moves, divisor, like(divisor, float("inf")))
+    else:
         # XLA multiplies by the reciprocal of a scalar instead, which for the largest
         # is too small to be a normal number, and flushed to 0.
         exponent = np.finfo(keras.backend.standardize_dtype(divisor.dtype)).maxexp
@@ -158,7 +167,10 @@ def quotient(values, divisor):
         factor = ops.where(divisor > scale, like(divisor, 1 / scale), like(divisor, 1))
         if _BACKEND == "jax":  # Which differentiates by way of the divisor's square.
             factor = ops.where(divisor < 1 / scale, like(divisor, scale), factor)
-        wide, divisor = wide * factor, divisor * factor
+        divisor = divisor * factor
+        if moves is not None:
+            factor = ops.where(moves, factor, ops.zeros_like(factor))
+        wide = wide * factor
     return cast(wide / divisor, dtype)
 
 

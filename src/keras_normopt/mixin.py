@@ -100,12 +100,10 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
         return self.apply_to == "update" and bool(self._rescaling())
 
     def _rescaled_updates(self, updates, variables, learning_rate):
-        # Of a rate of 0 all updates are 0, and stay so.
         rate = ops.cast(learning_rate, "float32")
-        measure = ops.where(ops.equal(rate, 0), ops.ones_like(rate), rate)
-        return self._transformed(updates, variables, self._rescaling(), measure)
+        return self._transformed(updates, variables, self._rescaling(), rate)
 
-    def _transformed(self, tensors, variables, transforms, measure=None):
+    def _transformed(self, tensors, variables, transforms, rate=None):
         if not transforms:
             return tensors
         blocks = self._blocks.of_step([self._get_variable_index(v) for v in variables])
@@ -114,7 +112,7 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
         tensors = [
             sparse.prepare(t, v) for t, v in zip(tensors, variables, strict=True)
         ]
-        step = FastStep(tensors, variables, blocks, self._blocks.per_unit, measure)
+        step = FastStep(tensors, variables, blocks, self._blocks.per_unit, rate)
         for transform in transforms:
             transform(step)
         return step.gradients

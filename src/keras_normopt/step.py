@@ -24,20 +24,22 @@ class Step:
             `gradients`. A gradient in none of them stays as it is.
         per_unit: Whether a gradient of more than one axis has a norm for each unit,
             the last axis. Then a block has one gradient.
-        measure: Scalar tensor above 0 that gradients are measured in, if not in 1: the
-            learning rate, where they stand for the steps that are to be made.
+        rate: Scalar tensor, the learning rate, if the tensors are updates lr · u instead
+            of gradients. Norms are then those of u. A rate of 0 makes every update 0,
+            also one in which momentum holds steps of earlier rates; norms are 0 then.
     """
 
-    def __init__(self, gradients, weights, blocks, per_unit=False, measure=None):
+    def __init__(self, gradients, weights, blocks, per_unit=False, rate=None):
         self.gradients, self.weights = list(gradients), weights
-        self.blocks, self.per_unit, self.measure = blocks, per_unit, measure
+        self.blocks, self.per_unit, self.rate = blocks, per_unit, rate
+        self._moves = None if rate is None else ops.not_equal(rate, 0)
         self._known = {}
 
     def norms(self, norm):
         """The norms of the blocks' gradients."""
         key = id(norm)  # A function of a user's own need not be hashable.
         if key not in self._known:
-            self._known[key] = self._measured(self.gradients, norm, self.measure)
+            self._known[key] = self._measured(self.gradients, norm, self._unit())
         return self._known[key]
 
     def total(self):
@@ -69,7 +71,9 @@ class Step:
         """
         for block, divisor in zip(self.blocks, divisors, strict=True):
             for i in block:
-                divide = functools.partial(_range.quotient, divisor=divisor)
+                divide = functools.partial(
+                    _range.quotient, divisor=divisor, moves=self._moves
+                )
                 self.gradients[i] = sparse.map_values(divide, self.gradients[i])
         self._known.clear()
 
@@ -78,11 +82,11 @@ class Step:
         for i in (i for block in self.blocks for i in block):
             gradient = self.gradients[i]
             (tensor,) = entries_of([gradient]).tensors
-            if self.measure is None:
+            if self.rate is None:
                 result = function(tensor)
             else:
-                measure = ops.cast(self.measure, tensor.dtype)
-                result = function(tensor / measure) * measure
+                unit = ops.cast(self._unit(), tensor.dtype)
+                result = function(tensor / unit) * ops.cast(self.rate, tensor.dtype)
             self.gradients[i] = ops.cast(result, gradient.dtype)
         self._known.clear()
 
@@ -108,16 +112,27 @@ class Step:
         other = type(self)(tensors, None, alone)
         return other.by_block(other.norms(norm))
 
-    def _measured(self, tensors, norm, measure=None):
+    def _unit(self):
+        """What updates are divided by to be u, or `None` for gradients."""
+        if self.rate is None:
+            return None
+        return ops.where(self._moves, self.rate, ops.ones_like(self.rate))
+
+    def _measured(self, tensors, norm, unit=None):
         if _range.is_built_in(norm):
             values = _range.norms_of(norm, self._entries(tensors), self._arranged)
-            if measure is None:
+            if unit is None:
                 return values
-            return [v / ops.cast(measure, v.dtype) for v in values]  # All homogeneous.
-        blocks = Step._entries(self, tensors)
-        if measure is not None:
-            blocks = [entries.over(measure) for entries in blocks]
-        return self.arranged([custom.norm_of(norm, b) for b in blocks])
+            # A negative rate turns u around, and the norm of -u is that of u.
+            values = [v / ops.cast(ops.abs(unit), v.dtype) for v in values]
+        else:
+            blocks = Step._entries(self, tensors)
+            if unit is not None:
+                blocks = [entries.over(unit) for entries in blocks]
+            values = self.arranged([custom.norm_of(norm, b) for b in blocks])
+            if unit is None:
+                return values
+        return [ops.where(self._moves, v, ops.zeros_like(v)) for v in values]
 
     def _entries(self, tensors):
         return [
