@@ -69,6 +69,12 @@ def float64():
         yield
 
 
+if keras.backend.backend() == "jax":
+    # For variables on two devices. As below, devices cannot be added later.
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 2)
+
 if keras.backend.backend() == "tensorflow":
     # For the tests of replicas. Devices cannot be added once TensorFlow is in use.
     import tensorflow as tf

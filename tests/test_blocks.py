@@ -255,8 +255,25 @@ def test_excluded_variables_step_with_their_raw_gradient(scope, exclude):
 
 def test_excluding_everything_is_the_base():
     gradients = make_gradients()
-    steps = steps_of(keras_normopt.NormalizedSGD(1.0, exclude=""), gradients)
+    optimizer = keras_normopt.NormalizedSGD(1.0, exclude="bias|")
+    with pytest.warns(UserWarning, match=r"exclude=\('bias\|',\) excludes every"):
+        steps = steps_of(optimizer, gradients)
     assert_close(steps, gradients, 1e-6)
+
+
+@pytest.mark.parametrize("exclude", ["", [""], ("bias", "")])
+def test_an_empty_pattern(exclude):
+    """As `"".split(",")` returns it."""
+    cls = keras_normopt.NormalizedSGD
+    with pytest.raises(ValueError, match=r"empty pattern.*exclude=.*Pass exclude"):
+        cls(exclude=exclude)
+    # A file that was saved with one loads, and does what it did.
+    config = cls(1.0).get_config() | {"exclude": list(exclude) or [""]}
+    with pytest.warns(UserWarning, match="saved with an empty pattern"):
+        optimizer = cls.from_config(config)
+    gradients = make_gradients()
+    with pytest.warns(UserWarning, match="excludes every variable"):
+        assert_close(steps_of(optimizer, gradients), gradients, 1e-6)
 
 
 def test_a_pattern_that_matches_nothing_is_warned_of_once():

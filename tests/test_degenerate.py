@@ -149,3 +149,36 @@ def test_a_loss_scale_optimizer_skips_the_step(base, run_eagerly):
         for ours, expected in zip(state(skipped), without, strict=True):
             np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
         assert int(ops.convert_to_numpy(skipped.optimizer.iterations)) == 3
+
+
+# Complex gradients have norms, but casts to real dtypes would drop their imaginary
+# parts without a word.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"apply_to": "update"}, {"norm": None, "track_norms": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["Normalized", "Clipped"])
+def test_complex_variables_are_refused(kind, arguments):
+    optimizer = getattr(keras_normopt, f"{kind}SGD")(1.0, **arguments)
+    real = keras.Variable(np.zeros(2), name="real")
+    variable = keras.Variable(np.array([1 + 1j]), dtype="complex64", name="phase")
+    with pytest.raises(
+        ValueError, match=r"complex gradients.*\['phase'\].*leave these"
+    ):
+        optimizer.build([real, variable])
+
+
+@pytest.mark.parametrize("arguments", [{"exclude": "phase"}, {"norm": None}], ids=str)
+def test_complex_variables_may_be_left_alone(arguments):
+    optimizer = keras_normopt.NormalizedSGD(1.0, **arguments)
+    variables = [
+        keras.Variable(np.array([1 + 1j]), dtype="complex64", name="phase"),
+        keras.Variable(np.zeros(2), name="real"),
+    ]
+    gradients = [np.array([3 + 4j], "complex64"), np.array([3.0, 4.0], "float32")]
+    optimizer.apply([ops.convert_to_tensor(g) for g in gradients], variables)
+    [moved] = ops.convert_to_numpy(variables[0])
+    assert moved == -2 - 3j

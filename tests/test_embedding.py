@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_normopt
 import oracle
+from keras_normopt import sparse
 
 TOKENS = np.array([[1, 1, 4], [4, 1, 0]])
 TARGETS = np.array([[1.0, -2.0], [30.0, 0.5]], "float32")
@@ -98,6 +99,93 @@ def test_stays_sparse(compiled, monkeypatch):
     )
 
 
+KERNEL = np.array([[0.3, -2.0], [0.0, 1.0]])
+# Indices that repeat, one for each row, and none.
+ROWS = {"some": [1, 4, 1], "every": [5, 4, 3, 2, 1, 0], "none": []}
+
+
+@pytest.fixture
+def never_dense(monkeypatch):
+    """Fails where a sparse gradient is made dense."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("only there is it sparse")
+    densify = sparse.densify
+
+    def refuse(gradient):
+        assert not sparse.is_sparse(gradient)
+        return densify(gradient)
+
+    monkeypatch.setattr(sparse, "densify", refuse)
+
+
+def sparse_and_dense(rows):
+    import tensorflow as tf
+
+    values = np.random.default_rng(0).normal(size=(len(rows), 2))
+    dense = np.zeros((6, 2))
+    np.add.at(dense, np.array(rows, "int64"), values)
+    slices = tf.IndexedSlices(
+        tf.constant(values, "float32"), tf.constant(rows, "int64"), tf.constant([6, 2])
+    )
+    return slices, dense
+
+
+def steps_of(optimizer, slices):
+    import tensorflow as tf
+
+    variables = [keras.Variable(np.zeros(shape)) for shape in [(6, 2), (2, 2)]]
+    optimizer.build(variables)
+
+    @tf.function
+    def step():
+        optimizer.apply([slices, tf.constant(KERNEL, "float32")], variables)
+
+    step()
+    return [-v.numpy() for v in variables]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("scope", ["variable", "unit", "global"])
+@pytest.mark.parametrize("norm", oracle.NORMS)
+def test_norms_never_make_it_dense(never_dense, norm, scope, rows):
+    slices, dense = sparse_and_dense(ROWS[rows])
+    moved = steps_of(keras_normopt.NormalizedSGD(1.0, norm=norm, scope=scope), slices)
+    normalize = oracle.normalize_units if scope == "unit" else oracle.normalize
+    expected = [normalize(norm, g) for g in (dense, KERNEL)]
+    if scope == "global":
+        size = oracle.norm(norm, np.concatenate([dense.ravel(), KERNEL.ravel()]))
+        expected = [dense / size, KERNEL / size]
+    for a, b in zip(moved, expected, strict=True):
+        np.testing.assert_allclose(a, b.astype("float32"), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["max", "min_max", "std"])
+def test_a_gradient_without_rows_has_the_norm_0(never_dense, norm):
+    optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, track_norms=True)
+    steps_of(optimizer, sparse_and_dense([])[0])
+    table, _, total = optimizer.gradient_norms.values()
+    assert table == 0
+    assert total == pytest.approx(np.linalg.norm(KERNEL), rel=1e-6)
+
+
+@pytest.mark.parametrize("apply_to", ["gradient", "update"])
+@pytest.mark.parametrize(
+    "max_norm", [0.1, keras_normopt.RunningNorm(1.0, warmup=1)], ids=str
+)
+def test_clipping_and_tracking_never_make_it_dense(never_dense, max_norm, apply_to):
+    slices, dense = sparse_and_dense(ROWS["some"])
+    optimizer = keras_normopt.ClippedSGD(
+        1.0, max_norm=max_norm, apply_to=apply_to, track_norms=True
+    )
+    moved, _ = steps_of(optimizer, slices)
+    size = np.linalg.norm(dense)
+    length = 0.1 if max_norm == 0.1 else size  # During its warm-up, nothing is clipped.
+    np.testing.assert_allclose(moved, dense / size * length, rtol=2e-5, atol=1e-7)
+    first, _, total = optimizer.gradient_norms.values()
+    assert first == pytest.approx(size, rel=1e-5)
+    assert total == pytest.approx(np.hypot(size, np.linalg.norm(KERNEL)), rel=1e-5)
+
+
 @pytest.mark.parametrize("norm", ["l2", "std", "min_max"])
 def test_replicas(norm, strategy):
     with strategy.scope():
@@ -114,10 +202,10 @@ def test_replicas(norm, strategy):
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX's sparse arrays")
 @pytest.mark.parametrize("norm", ["l2", "std", "min_max"])
 def test_sparse_arrays_of_jax(norm):
-    from jax.experimental import sparse
+    from jax.experimental.sparse import BCOO
 
     dense = dense_gradient()
-    gradient = sparse.BCOO.fromdense(dense)
+    gradient = BCOO.fromdense(dense)
     variable = keras.Variable(TABLE)
     optimizer = keras_normopt.NormalizedSGD(0.5, norm=norm)
     optimizer.apply([gradient], [variable])

@@ -17,6 +17,7 @@ from keras import ops
 import keras_normopt
 from processes import SCRIPTS, finish, start
 from scripts import training
+from stored import stored
 
 CLASSES = list(keras_normopt.optimizers.NORMALIZED.values())
 RNG = np.random.default_rng(0)
@@ -45,8 +46,7 @@ def fit(model, epochs):
 
 
 def state(model):
-    values = [*model.weights, *model.optimizer.variables]
-    return [ops.convert_to_numpy(value) for value in values]
+    return [*map(ops.convert_to_numpy, model.weights), *stored(model.optimizer)]
 
 
 def assert_same_state(one, other):
@@ -237,10 +237,8 @@ def test_state_moves_between_base_and_normalized(cls, tmp_path):
         optimizer = second()
         optimizer.build(model.trainable_variables)
         optimizer.load_own_variables(store)
-        for a, b in zip(optimizer.variables, model.optimizer.variables, strict=True):
-            np.testing.assert_array_equal(
-                ops.convert_to_numpy(a), ops.convert_to_numpy(b)
-            )
+        for a, b in zip(stored(optimizer), stored(model.optimizer), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_a_cloned_model_compiles_from_config():

@@ -10,7 +10,8 @@ import keras
 from keras import ops
 
 from keras_normopt import _range, sparse
-from keras_normopt.entries import Entries, cast, widened
+from keras_normopt._devices import device_of
+from keras_normopt.entries import Entries, cast, entries_of
 from keras_normopt.step import Step
 
 _ON_TORCH = keras.backend.backend() == "torch"
@@ -118,7 +119,7 @@ def _kind(tensor, position):
     shape = tuple(tensor.shape)
     if sparse.is_sparse(tensor):
         return shape, tensor.dtype, position  # Like no other.
-    return shape, tensor.dtype
+    return shape, tensor.dtype, device_of(tensor)
 
 
 def _length(entries):
@@ -157,9 +158,8 @@ class _Group:
 
     def entries(self, tensors):
         """The `Entries` of the blocks, from one tensor for each gradient."""
-        slots = [[sparse.densify(tensors[i]) for i in slot] for slot in self.slots]
-        tensors = widened([self._as_one(slot) for slot in slots])
-        return _Entries(tensors, self._per_unit, self.stacked)
+        tensors = [self._as_one([tensors[i] for i in slot]) for slot in self.slots]
+        return entries_of(tensors, self._per_unit, self.stacked, _Entries)
 
     def _as_one(self, tensors):
         if len(tensors) == 1:

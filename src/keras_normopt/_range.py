@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from keras_normopt._branch import choose, known
+from keras_normopt._devices import near
 from keras_normopt.entries import cast, entries_of, like
 
 _BACKEND = keras.backend.backend()
@@ -156,6 +157,8 @@ def quotient(values, divisor, moves=None):
     """
     dtype = keras.backend.standardize_dtype(values.dtype)
     wide = cast(values, keras.backend.standardize_dtype(divisor.dtype))
+    divisor = near(divisor, wide)
+    moves = moves if moves is None else near(moves, wide)
     if _BACKEND == "torch":
         if moves is not None:  # To multiply all values by 0 would take another pass.
             divisor = ops.where(moves, divisor, like(divisor, float("inf")))
@@ -176,6 +179,7 @@ def quotient(values, divisor, moves=None):
 
 def join(values):
     """Makes one vector of tensors: of the scalars first, and then of the others."""
+    values = [near(value, values[0]) for value in values]
     scalars = [v for v in values if not len(v.shape)]  # A `TensorShape` is true.
     flat = [
         v if len(v.shape) == 1 else ops.reshape(v, (-1,))

@@ -1,8 +1,9 @@
 """What a clipping optimizer adds to its base."""
 
+from keras import ops
+
 from keras_normopt import lengths, options, registry
 from keras_normopt.custom import ReturnsGradient
-from keras_normopt.entries import like
 from keras_normopt.mixin import Rescaling
 from keras_normopt.step_sizes import WeightNorm
 from keras_normopt.thresholds import RunningNorm, RunningNorms
@@ -26,14 +27,6 @@ class Clipping(Rescaling):
             )
         return super().checked_options(values)
 
-    def check_change(self, name, value):
-        if name == "max_norm" and isinstance(value, RunningNorm) and self.built:
-            raise ValueError(
-                "A RunningNorm keeps variables, which are made when the optimizer is "
-                f"built. Received: max_norm={value!r} for a {type(self).__name__} that "
-                "is built. Make a new one."
-            )
-
     def _build_transforms(self, variables):
         super()._build_transforms(variables)
         self._running = None
@@ -43,6 +36,8 @@ class Clipping(Rescaling):
                 self._blocks.norm_shapes(variables),
                 self._add_own_variable,
             )
+        elif isinstance(self.max_norm, float) and self._norm_function is not None:
+            self._add_live_number("max_norm")
 
     def _rescaling(self):
         return [] if self._norm_function is None else [self._clip]
@@ -56,10 +51,8 @@ class Clipping(Rescaling):
         elif isinstance(self.max_norm, WeightNorm):
             limits = self.max_norm.limits(norms, step.weight_norms(norm))
         else:
-            limits = [like(n, self.max_norm) for n in norms]
+            max_norm = self._live_number("max_norm")
+            limits = [ops.cast(max_norm, n.dtype) for n in norms]
+        above = lengths.clip(step, norm, limits)
         if self.track_norms:
-            clipped = [n > limit for n, limit in zip(norms, limits, strict=True)]
-            self._norm_tracker.update_clipped(
-                self._numbers(step), step.by_block(clipped)
-            )
-        lengths.clip(step, norm, limits)
+            self._norm_tracker.update_clipped(self._numbers(step), step.by_block(above))

@@ -6,6 +6,8 @@ import reprlib
 import keras
 from keras import ops
 
+from keras_normopt._devices import near
+
 
 class ReturnsGradient:
     """A registered function that returns the normalized gradient instead of a norm."""
@@ -29,7 +31,8 @@ def norm_of(function, entries):
     """Calls a norm on the entries of one block, as one tensor or unit by unit."""
     tensors = entries.tensors
     if len(tensors) > 1:
-        tensors = [ops.concatenate([ops.reshape(t, (-1,)) for t in tensors])]
+        flat = [near(ops.reshape(t, (-1,)), tensors[0]) for t in tensors]
+        tensors = [ops.concatenate(flat)]
     (tensor,) = tensors
     if not entries.per_unit:
         return _scalar(function, tensor)

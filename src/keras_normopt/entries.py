@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_normopt import sparse
+from keras_normopt._devices import near
 
 
 class Entries:
@@ -18,21 +19,24 @@ class Entries:
             instead of one for all.
         stacked: Whether there is a norm for each index of the first axis, along which
             equal blocks were stacked.
+        rows: For each tensor `None`, or how many rows the gradient has of which the
+            tensor holds only some. The entries of the other rows are 0.
     """
 
-    def __init__(self, tensors, per_unit=False, stacked=False):
+    def __init__(self, tensors, per_unit=False, stacked=False, rows=None):
         self.tensors, self.per_unit, self.stacked = tensors, per_unit, stacked
+        self._rows = rows or [None] * len(tensors)
         first = tuple(tensors[0].shape)
         self.dtype = keras.backend.standardize_dtype(tensors[0].dtype)
         #: The shape of the norms: empty, but for stacked blocks and units.
         self.shape = first[:stacked] + first[len(first) - per_unit :]
         #: How many entries each norm is of.
-        self.size = sum(math.prod(_between(t, stacked, per_unit)) for t in tensors)
+        self.size = sum(map(self._size_of, tensors, self._rows))
 
     def sum(self, function=lambda tensor: tensor):
-        """The sum over the entries of a function of each."""
+        """The sum over the entries of a function of each, which is 0 of 0."""
         parts = [ops.sum(function(t), axis=self._axes(t)) for t in self.tensors]
-        return functools.reduce(ops.add, parts)
+        return functools.reduce(lambda a, b: a + near(b, a), parts)
 
     def length(self):
         """The Euclidean length."""
@@ -42,15 +46,24 @@ class Entries:
         """The standard deviation, of the population."""
         mean = self.sum() / self.size  # `ops.mean` on JAX computes in float32 always.
         squares = self.sum(lambda t: ops.square(t - self.spread(mean, t)))
+        absent = self._absent()
+        if absent is not None:
+            squares = squares + absent * ops.square(mean)
         return root(squares / self.size)
 
     def largest(self):
         """The largest magnitude."""
-        return self._extreme(ops.amax)
+        present = self._extreme(ops.amax)
+        if self._absent() is None:
+            return present
+        return ops.maximum(present, ops.zeros_like(present))  # Of no rows it is -∞.
 
     def smallest(self):
         """The smallest magnitude."""
-        return self._extreme(ops.amin)
+        present, absent = self._extreme(ops.amin), self._absent()
+        if absent is None:
+            return present
+        return ops.where(absent > 0, ops.zeros_like(present), present)
 
     def scaled(self, where):
         """The entries times factors.
@@ -65,28 +78,48 @@ class Entries:
             tensors = [
                 ops.where(self.spread(chosen, t), t * factor, t) for t in tensors
             ]
-        return type(self)(tensors, self.per_unit, self.stacked)
+        return type(self)(tensors, self.per_unit, self.stacked, self._rows)
 
     def over(self, divisor):
         """The entries divided by a scalar."""
         divisor = ops.cast(divisor, self.dtype)
-        tensors = [tensor / divisor for tensor in self.tensors]
-        return type(self)(tensors, self.per_unit, self.stacked)
+        tensors = [tensor / near(divisor, tensor) for tensor in self.tensors]
+        return type(self)(tensors, self.per_unit, self.stacked, self._rows)
 
     def spread(self, values, tensor):
         """Shapes one value for each norm to go with one of the tensors."""
         reduced = len(tensor.shape) - len(self.shape)
+        values = near(values, tensor)
         if not self.stacked:
             return values
         return values[(slice(None), *[None] * reduced)]  # Faster than to reshape it.
 
+    def _size_of(self, tensor, rows):
+        """How many entries of each norm are those of one tensor."""
+        shape = tuple(tensor.shape)
+        if rows is not None:
+            shape = (rows, *shape[1:])
+        return math.prod(shape[self.stacked : len(shape) - self.per_unit])
+
+    def _absent(self):
+        """How many entries of each norm are in rows that are absent, if any may be."""
+        counts = [
+            ops.cast(rows - ops.shape(tensor)[0], self.dtype)
+            * (self._size_of(tensor, rows) // max(rows, 1))
+            for tensor, rows in zip(self.tensors, self._rows, strict=True)
+            if rows is not None
+        ]
+        return functools.reduce(ops.add, counts) if counts else None
+
     def _extreme(self, reduce):
         parts = [
             reduce(ops.abs(t), axis=self._axes(t))
-            for t in self.tensors
-            if math.prod(t.shape)
+            for t, rows in zip(self.tensors, self._rows, strict=True)
+            if self._size_of(t, rows)
         ]
-        return parts[0] if len(parts) == 1 else reduce(ops.stack(parts), axis=0)
+        if len(parts) == 1:
+            return parts[0]
+        return reduce(ops.stack([near(part, parts[0]) for part in parts]), axis=0)
 
     def _axes(self, tensor):
         if not (self.stacked or self.per_unit):
@@ -94,20 +127,18 @@ class Entries:
         return tuple(range(self.stacked, len(tensor.shape) - self.per_unit))
 
 
-def _between(tensor, stacked, per_unit):
-    shape = tuple(tensor.shape)
-    return shape[stacked : len(shape) - per_unit]
-
-
-def entries_of(tensors, per_unit=False):
+def entries_of(tensors, per_unit=False, stacked=False, kind=Entries):
     """The `Entries` of one block, in the dtype that norms are computed in.
 
     Args:
         tensors: The gradients of the block, of any dtypes, sparse or not.
         per_unit: Whether to take units apart, where there are more axes than one.
+        stacked: As for `Entries`.
+        kind: The class to make.
     """
-    dense = [sparse.densify(t) for t in tensors]
-    return Entries(widened(dense), per_unit and len(dense[0].shape) > 1)
+    per_unit = per_unit and len(tensors[0].shape) > 1
+    values, rows = zip(*map(sparse.rows_of, tensors), strict=True)
+    return kind(widened(values), per_unit, stacked, rows)
 
 
 def widened(tensors):

@@ -4,16 +4,25 @@ A gradient is divided by ‖u‖ / length, which is written out for each, as the
 itself would lose what it is there for where ‖u‖ is 0, tiny or huge.
 """
 
+import keras
 import numpy as np
 from keras import ops
 
+from keras_normopt._devices import near
 from keras_normopt.entries import like
 
-_SMALLEST = float(np.finfo("float32").tiny)
+#: A limit that stands for none. Not infinity: checks for infinities abort at those.
+NO_LIMIT = float(np.finfo("float32").max)
 
 
 def normalize(step, norm, epsilon):
-    """Length 1, or ‖u‖ / ε of a block whose norm is below ε: u ← u / max(‖u‖, ε)."""
+    """Length 1, or ‖u‖ / ε of a block whose norm is below ε: u ← u / max(‖u‖, ε).
+
+    Args:
+        step: The `Step`.
+        norm: The norm.
+        epsilon: Scalar tensor or float, ε.
+    """
     step.divide([_at_least(epsilon, n) for n in step.norms(norm)])
 
 
@@ -23,20 +32,28 @@ def clip(step, norm, limits):
     Args:
         step: The `Step`.
         norm: The norm.
-        limits: A list arranged as norms are, infinite where there is no limit.
+        limits: A list arranged as norms are, `NO_LIMIT` where there is no limit.
+
+    Returns:
+        A list arranged as norms are: whether each was above its limit.
     """
-    divisors = [
-        ops.where(n <= limit, ops.ones_like(n), n / limit)  # Which is false of NaN.
-        for n, limit in zip(step.norms(norm), limits, strict=True)
-    ]
+    above, divisors = [], []
+    for n, limit in zip(step.norms(norm), limits, strict=True):
+        limit = near(limit, n)
+        has_limit = limit < NO_LIMIT
+        above.append((n > limit) & has_limit)
+        # Comparisons let NaN through: a NaN in a gradient must reach the user.
+        is_free = (n <= limit) | ops.logical_not(has_limit)
+        divisors.append(ops.where(is_free, ops.ones_like(n), n / limit))
     step.divide(divisors)
+    return above
 
 
 def _at_least(floor, norm):
-    """max(floor, norm), or 1 where that is 0."""
-    # Comparisons, as they let NaN through: a NaN in a gradient must reach the user. A
-    # norm of 0 is that of an all-zero gradient, which is to stay zero, not NaN.
-    divisor = ops.where(norm < floor, like(norm, floor), norm)
-    if floor >= _SMALLEST:  # Compilers take a smaller one for 0.
-        return divisor
-    return ops.where(divisor == 0, ops.ones_like(divisor), divisor)
+    """max(floor, norm), above 0."""
+    dtype = keras.backend.standardize_dtype(norm.dtype)
+    # A gradient of zeros has the norm 0, and is to stay zero, not NaN. Below the
+    # smallest normal number compilers take numbers for 0.
+    floor, smallest = ops.cast(floor, dtype), np.finfo(dtype).tiny
+    floor = near(ops.where(floor < smallest, like(floor, smallest), floor), norm)
+    return ops.where(norm < floor, floor, norm)  # Which is false of NaN.

@@ -1,5 +1,8 @@
 """What normalized and clipping optimizers share: options, blocks, transforms."""
 
+import reprlib
+
+import keras
 from keras import ops
 
 from keras_normopt import norms, options, registry, sparse
@@ -45,13 +48,11 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
             self._check_base_can_be_caught()
         self._blocks = None
         self._norm_tracker = None
+        self._live_numbers = {}
 
     def on_option_set(self):
         # The function, not the name, which may come to stand for another.
         self._norm_function = registry.get(self.norm)
-
-    def check_change(self, name, value):
-        """Raises what is wrong with changing an option now."""
 
     @classmethod
     def checked_options(cls, values):
@@ -81,7 +82,48 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
         super().build(variables)
         self._paths = self._paths_of(variables)
         self._blocks = Blocks(self.scope, self.exclude, variables, self._paths)
+        self._check_dtypes(variables)
         self._build_transforms(variables)
+
+    def _check_dtypes(self, variables):
+        if not self._transforms() + self._rescaling():
+            return
+        # The total that is tracked is that of all variables, excluded or not.
+        wrong = [
+            path
+            for variable, path, number in zip(
+                variables, self._paths, self._blocks.of, strict=True
+            )
+            if "complex" in keras.backend.standardize_dtype(variable.dtype)
+            and (number is not None or self.track_norms)
+        ]
+        if wrong:
+            raise ValueError(
+                f"{type(self).__name__} cannot {self.VERB} complex gradients. Received "
+                f"the complex variables {reprlib.repr(wrong)}. Keep real and imaginary "
+                "parts in one real variable, or leave these variables out with "
+                "`exclude` and without `track_norms`."
+            )
+
+    def _add_live_number(self, name):
+        """Keeps an option in a variable, so that compiled steps see it change.
+
+        Its value is part of the config, and not saved a second time.
+        """
+        self._live_numbers[name] = self._add_own_variable(
+            name,
+            saved=False,
+            shape=(),
+            dtype="float32",
+            initializer=keras.initializers.Constant(getattr(self, name)),
+        )
+
+    def change_live_number(self, name, value):
+        if name in self._live_numbers:  # Not if `norm` is `None`.
+            self._live_numbers[name].assign(value)
+
+    def _live_number(self, name):
+        return ops.convert_to_tensor(self._live_numbers[name])
 
     def _build_transforms(self, variables):
         """Adds the variables that the transforms keep."""

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_normopt._devices import near
 from keras_normopt._range import Leaf
 from keras_normopt.entries import cast
 from keras_normopt.scopes import unique
@@ -70,7 +71,8 @@ class NormTracker:
         for number, value in zip(numbers, values, strict=True):
             value = cast(value, "float32")
             vector[number] = ops.mean(value) if len(value.shape) else value
-        return ops.stack(Leaf([*vector, *more]))
+        last = ops.convert_to_tensor(self._last)
+        return ops.stack(Leaf([near(value, last) for value in [*vector, *more]]))
 
     @property
     def last(self):

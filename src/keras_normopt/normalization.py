@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_normopt import lengths, norms, options, step_sizes
+from keras_normopt._devices import near
 from keras_normopt.custom import ReturnsGradient
 from keras_normopt.mixin import Rescaling
 
@@ -54,6 +55,8 @@ class Normalization(Rescaling):
 
     def _build_transforms(self, variables):
         super()._build_transforms(variables)
+        if self._norm_function is not None:
+            self._add_live_number("norm_epsilon")
         if self.step_size is None:
             return
         # The factors are variables, as TensorFlow hands nothing else on from where
@@ -83,7 +86,8 @@ class Normalization(Rescaling):
         if isinstance(self._norm_function, ReturnsGradient):
             step.replace(self._norm_function)
         else:
-            lengths.normalize(step, self._norm_function, self.norm_epsilon)
+            epsilon = self._live_number("norm_epsilon")
+            lengths.normalize(step, self._norm_function, epsilon)
 
     def _set_factors(self, step):
         kept = [self._kept.get(self._get_variable_index(v)) for v in step.weights]
@@ -105,7 +109,10 @@ class Normalization(Rescaling):
             if kept:
                 learning_rate = ops.multiply(
                     ops.cast(learning_rate, variable.dtype),
-                    ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype),
+                    near(
+                        ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype),
+                        ops.convert_to_tensor(variable),
+                    ),
                 )
         super().update_step(gradient, variable, learning_rate)
 

@@ -26,7 +26,8 @@ class Option(property):
             a type.
         text: Text for the docstring of the class, in which `{base}` is the base's name.
         annotation: Type, as the stubs spell it.
-        settable: Whether it may be set later.
+        settable: Whether it may be set before the optimizer is built. Floats may be
+            set at any time.
         serialize: Function from what is kept to what `get_config` returns.
     """
 
@@ -59,9 +60,26 @@ class Option(property):
             )
         others = {name: getattr(optimizer, name) for name in type(optimizer).OPTIONS}
         checked = type(optimizer).checked_options(others | {self.name: value})
-        optimizer.check_change(self.name, checked[self.name])
+        if optimizer.built:
+            self._change(optimizer, others[self.name], checked[self.name])
         setattr(optimizer, f"_{self.name}", checked[self.name])
         optimizer.on_option_set()
+
+    def _change(self, optimizer, old, new):
+        """Has the steps of a built optimizer, which may be compiled, take a new value.
+
+        Raises:
+            ValueError: If it is not a float in place of another one.
+        """
+        if isinstance(old, float) and isinstance(new, float):
+            optimizer.change_live_number(self.name, new)
+        elif old != new:
+            raise ValueError(
+                f"`{self.name}` of {type(optimizer).__name__} is fixed once it is "
+                "built, unless one float replaces another. Received: "
+                f"{self.name}={reprlib.repr(new)}, while it is {reprlib.repr(old)}. "
+                "Make a new optimizer, and compile the model with it."
+            )
 
 
 def of_class(cls):
@@ -109,6 +127,12 @@ def _check_exclude(exclude):
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(problem + received)
+        if not pattern:
+            raise ValueError(
+                f"`exclude` must not contain an empty pattern. {received}. It matches "
+                "every path, and nothing would be normalized. Pass exclude=() to "
+                "exclude nothing, or norm=None to normalize nothing."
+            )
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
@@ -228,7 +252,8 @@ norm_epsilon: Keyword-only. Float, at least 0 and finite, the floor of the norm.
     gradient whose norm is below it is scaled up to a norm of less than 1. The
     default is tiny, as true gradients of deep networks are; raise it, to 1e-7 say,
     if gradients that are only rounding noise, such as that of a bias before a
-    batch normalization, should not take full steps. Defaults to `{default}`.
+    batch normalization, should not take full steps. It may be set during training, as
+    `learning_rate` may. Defaults to `{default}`.
 """,
     annotation="float",
     settable=True,
@@ -257,7 +282,8 @@ max_norm: Keyword-only. The largest norm that a gradient may keep: a float, abov
     finite; `keras_normopt.WeightNorm(...)`, a fraction of the norm of the block's
     weights, as in adaptive gradient clipping; or `keras_normopt.RunningNorm(...)`, a
     multiple of the running mean of the block's own norm, as in AdaGC; or one of them by
-    name, `"weight_norm"` or `"running_norm"`. Defaults to `{default}`.
+    name, `"weight_norm"` or `"running_norm"`. During training a float may be set in the
+    place of a float, as `learning_rate` may. Defaults to `{default}`.
 """,
     annotation="MaxNorm",
     settable=True,

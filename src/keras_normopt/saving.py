@@ -19,6 +19,16 @@ class Paths:
     def from_config(cls, config, custom_objects=None):
         paths = config.get("variable_paths")
         config = {k: v for k, v in config.items() if k != "variable_paths"}
+        exclude = config.get("exclude")
+        if exclude == "" or (isinstance(exclude, list | tuple) and "" in exclude):
+            # Earlier versions took it. What it matched is excluded still.
+            warnings.warn(
+                f"{cls.__name__} was saved with an empty pattern, "
+                f"exclude={exclude!r}, which excludes every variable: nothing "
+                "is normalized. Make a new optimizer without it.",
+                stacklevel=2,
+            )
+            config["exclude"] = [".*"]
         optimizer = super().from_config(config, custom_objects)
         optimizer._paths = paths and tuple(paths)
         return optimizer
@@ -60,9 +70,12 @@ class OwnVariables:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._own_variables = {}
+        self._not_saved = set()
 
-    def _add_own_variable(self, name, **arguments):
+    def _add_own_variable(self, name, saved=True, **arguments):
         """Adds a variable beyond those of the base, the same on all replicas."""
+        if not saved:
+            self._not_saved.add(name)
         variable = self.add_variable(
             name=name, aggregation="only_first_replica", **arguments
         )
@@ -77,7 +90,8 @@ class OwnVariables:
 
     def save_own_variables(self, store):
         of_base = self._base_variables
-        for key, variable in [*enumerate(of_base), *self._own_variables.items()]:
+        own = {n: v for n, v in self._own_variables.items() if n not in self._not_saved}
+        for key, variable in [*enumerate(of_base), *own.items()]:
             store[str(key)] = ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):

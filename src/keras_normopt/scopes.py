@@ -37,6 +37,12 @@ class Blocks:
             if not self.excluded[i]
             and not getattr(variable, "overwrite_with_gradient", False)
         ]
+        if any(self.excluded) and not included:
+            warnings.warn(
+                f"exclude={exclude} excludes every variable: nothing is normalized. "
+                f"The paths are {reprlib.repr(paths)}.",
+                stacklevel=4,
+            )
         paths = [paths[i] for i in included]
         around = [[] for _ in included]
         if scope == "layer" or len(set(paths)) < len(paths):

@@ -34,6 +34,15 @@ if keras.backend.backend() == "tensorflow":
         """Turns a sparse gradient, or a variable, into the tensor it stands for."""
         return tf.convert_to_tensor(gradient)
 
+    def rows_of(gradient):
+        """The rows that a sparse gradient holds, and how many there are with others.
+
+        Of a dense gradient, or a variable, it is the whole tensor, and `None`.
+        """
+        if is_sparse(gradient):
+            return gradient.values, gradient.shape[0]
+        return densify(gradient), None
+
     def map_values(function, gradient):
         """Applies a function that keeps zeros; a sparse gradient stays sparse."""
         if not isinstance(gradient, tf.IndexedSlices):
@@ -55,6 +64,9 @@ else:
 
     def densify(gradient):
         return gradient
+
+    def rows_of(gradient):
+        return gradient, None
 
     def map_values(function, gradient):
         return function(gradient)

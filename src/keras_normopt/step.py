@@ -5,6 +5,7 @@ import functools
 from keras import ops
 
 from keras_normopt import _range, custom, norms, sparse
+from keras_normopt._devices import near
 from keras_normopt.entries import entries_of, widened
 
 
@@ -24,9 +25,9 @@ class Step:
             `gradients`. A gradient in none of them stays as it is.
         per_unit: Whether a gradient of more than one axis has a norm for each unit,
             the last axis. Then a block has one gradient.
-        rate: Scalar tensor, the learning rate, if the tensors are updates lr · u instead
-            of gradients. Norms are then those of u. A rate of 0 makes every update 0,
-            also one in which momentum holds steps of earlier rates; norms are 0 then.
+        rate: Scalar tensor, the learning rate, if the tensors are updates lr · u and
+            not gradients. Norms are then those of u. A rate of 0 makes every update 0,
+            even if momentum holds steps of earlier rates, and every norm 0.
     """
 
     def __init__(self, gradients, weights, blocks, per_unit=False, rate=None):
@@ -81,12 +82,15 @@ class Step:
         """Puts what a function returns for each gradient in its place."""
         for i in (i for block in self.blocks for i in block):
             gradient = self.gradients[i]
-            (tensor,) = entries_of([gradient]).tensors
+            (tensor,) = widened([sparse.densify(gradient)])
             if self.rate is None:
                 result = function(tensor)
             else:
-                unit = ops.cast(self._unit(), tensor.dtype)
-                result = function(tensor / unit) * ops.cast(self.rate, tensor.dtype)
+                unit, rate = (
+                    near(ops.cast(scalar, tensor.dtype), tensor)
+                    for scalar in (self._unit(), self.rate)
+                )
+                result = function(tensor / unit) * rate
             self.gradients[i] = ops.cast(result, gradient.dtype)
         self._known.clear()
 
@@ -100,7 +104,7 @@ class Step:
         for i, factor in factors.items():
 
             def scaled(values, factor=factor):
-                wide, factor = widened([values, factor])
+                wide, factor = widened([values, near(factor, values)])
                 return ops.cast(wide * factor, values.dtype)
 
             self.gradients[i] = sparse.map_values(scaled, self.gradients[i])
@@ -124,15 +128,15 @@ class Step:
             if unit is None:
                 return values
             # A negative rate turns u around, and the norm of -u is that of u.
-            values = [v / ops.cast(ops.abs(unit), v.dtype) for v in values]
+            values = [v / near(ops.cast(ops.abs(unit), v.dtype), v) for v in values]
         else:
-            blocks = Step._entries(self, tensors)
+            blocks = Step._entries(self, [sparse.densify(t) for t in tensors])
             if unit is not None:
                 blocks = [entries.over(unit) for entries in blocks]
             values = self.arranged([custom.norm_of(norm, b) for b in blocks])
             if unit is None:
                 return values
-        return [ops.where(self._moves, v, ops.zeros_like(v)) for v in values]
+        return [ops.where(near(self._moves, v), v, ops.zeros_like(v)) for v in values]
 
     def _entries(self, tensors):
         return [

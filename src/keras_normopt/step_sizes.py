@@ -21,12 +21,23 @@ from keras import ops
 from keras_normopt import norms, sparse
 from keras_normopt._range import quotient
 from keras_normopt.entries import like
+from keras_normopt.lengths import NO_LIMIT
 
 __all__ = ["GradientCorrelation", "WeightNorm"]
 
 
 class Configured:
-    """An object that shows the arguments that it was made with."""
+    """An object that shows the arguments that it was made with, and keeps them."""
+
+    def __setattr__(self, name, value):
+        # Compiled steps would not see the change.
+        if name in vars(self):
+            raise AttributeError(
+                f"`{name}` of {type(self).__name__} is fixed when it is made. "
+                f"Received: {name}={reprlib.repr(value)}. Make a new object, and a new "
+                "optimizer with it."
+            )
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
@@ -105,14 +116,14 @@ class WeightNorm(Configured):
         return [ops.multiply(size, like(size, self.coefficient)) for size in sizes]
 
     def limits(self, norms, sizes):
-        """What norms of gradients may be at most, infinite where there is no length.
+        """What norms of gradients may be at most, `NO_LIMIT` if there is no length.
 
         Args:
             norms: List of the norms.
             sizes: List of the norms of the weights, arranged alike.
         """
         return [
-            ops.cast(ops.where(v == 0, like(v, float("inf")), v), n.dtype)
+            ops.cast(ops.where(v == 0, like(v, NO_LIMIT), v), n.dtype)
             for v, n in zip(self.lengths(sizes), norms, strict=True)
         ]
 

@@ -1,6 +1,6 @@
 """What a clipping optimizer clips at: a constant, or a length that follows something.
 
-A block is left alone where there is no length to go by: there the limit is infinite.
+A block without a length to go by is left alone: its limit is `NO_LIMIT`.
 """
 
 import math
@@ -9,17 +9,17 @@ import reprlib
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_normopt import step_sizes
 from keras_normopt._branch import choose
+from keras_normopt._devices import near
 from keras_normopt._range import apart, join
 from keras_normopt.entries import cast
+from keras_normopt.lengths import NO_LIMIT
 from keras_normopt.step_sizes import Configured, WeightNorm, checked_float
 
 _BACKEND = keras.backend.backend()
-_LARGEST = float(np.finfo("float32").max)
 
 
 class RunningNorm(Configured):
@@ -122,7 +122,8 @@ class RunningNorms:
             for i, shape in enumerate(self._shapes)
         ]
         vector = join(values)
-        limits = self._take_in(cast(vector, "float32"))
+        means, counts = map(ops.convert_to_tensor, (self._means, self._counts))
+        limits = self._take_in(near(cast(vector, "float32"), means), means, counts)
         limits = cast(limits, keras.backend.standardize_dtype(vector.dtype))
         every = self._apart(limits)
         return [every[number] for number in numbers]
@@ -133,18 +134,15 @@ class RunningNorms:
         # Compilers are quick over what leaves a branch, and slow over the same taken
         # apart in the midst of a program: that takes them twice as long.
         return choose(
-            ops.any(limits < float("inf")),
+            ops.any(limits < NO_LIMIT),
             lambda: apart(limits, self._shapes),
-            lambda: [
-                ops.full(shape, float("inf"), limits.dtype) for shape in self._shapes
-            ],
+            lambda: [ops.full(shape, NO_LIMIT, limits.dtype) for shape in self._shapes],
         )
 
-    def _take_in(self, norms):
-        means, counts = (ops.convert_to_tensor(v) for v in (self._means, self._counts))
+    def _take_in(self, norms, means, counts):
         is_warm = counts >= self._threshold.warmup
-        limits = ops.where(is_warm, means * self._threshold.factor, float("inf"))
-        counted = (norms > 0) & (norms <= _LARGEST)  # False of NaN.
+        limits = ops.where(is_warm, means * self._threshold.factor, NO_LIMIT)
+        counted = (norms > 0) & (norms <= NO_LIMIT)  # False of NaN.
         clipped = ops.minimum(norms, limits)
         weight = ops.where(is_warm, 1.0 - self._threshold.decay, 1.0 / (counts + 1.0))
         change = (ops.where(counted, clipped, means) - means) * weight
@@ -166,7 +164,7 @@ def get(identifier: Any) -> Any:
         ValueError: If it is none of these, or its arguments are wrong.
     """
     if isinstance(identifier, numbers.Real) and not isinstance(identifier, bool):
-        if 0 < float(identifier) <= _LARGEST:
+        if 0 < float(identifier) <= NO_LIMIT:
             return float(identifier)
     elif identifier is not None:
         found = step_sizes.find(identifier, "max_norm", _CLASSES)
