@@ -129,3 +129,11 @@ def test_arguments_of_objects_are_fixed(of, name):
     with pytest.raises(AttributeError, match=f"`{name}` of .* is fixed.*{name}=2.0"):
         setattr(of, name, 2.0)
     assert of.get_config()[name] != 2.0
+
+
+def test_replicas(strategy):
+    with strategy.scope():
+        model = make_model(keras_normopt.ClippedSGD(1.0), jit_compile=False)
+    callback = Lengths("max_norm", 0.25)
+    model.fit(X, Y, batch_size=2, verbose=0, callbacks=[callback])
+    assert callback.lengths == pytest.approx([1.0, 0.25], rel=1e-3)

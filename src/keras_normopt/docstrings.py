@@ -18,8 +18,8 @@ A gradient that is all zero stays so. Gradients are clipped and accumulated, and
 loss scale is divided out, before they are normalized. Weight decay does not pass
 through normalization. The norm is computed in float32 (float64 for float64
 gradients), and the normalized gradient has the shape and dtype of the gradient.
-There are no variables beyond those of {base}, unless `track_norms` or `step_size`
-is set: saved state loads into either.
+Files hold the variables of {base} and no others, unless `track_norms` or
+`step_size` is set: saved state loads into either.
 
 With `apply_to="update"` it is the update u of {base} that is divided,
 
@@ -39,8 +39,8 @@ which keeps its direction; with `apply_to="update"`, the update u of {base} inst
 w ← w + lr · u · min(1, max_norm / norm(u)). Gradients are accumulated, and a loss scale
 is divided out, before they are clipped; Keras's own clipping comes before as well.
 Weight decay is not clipped. The norm is computed in float32 (float64 for float64
-gradients), and the clipped gradient has the shape and dtype of the gradient. There are
-no variables beyond those of {base}, unless `track_norms` is set or `max_norm` is a
+gradients), and the clipped gradient has the shape and dtype of the gradient. Files hold
+the variables of {base} and no others, unless `track_norms` is set or `max_norm` is a
 `RunningNorm`: saved state loads into either.
 """,
 }

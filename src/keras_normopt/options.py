@@ -226,8 +226,9 @@ APPLY_TO = Option(
 apply_to: Keyword-only. What is measured and rescaled: `"gradient"`, which {base} then
     receives; or `"update"`, the u of the step w ← w + lr · u that {base} is about to
     make, momentum and all, without weight decay. A learning rate of 0 makes a step of
-    0. Not for bases that keep a relation between weights and slots which a changed
-    update would break (Ftrl, ScheduleFreeAdamW). Defaults to `{default}`.
+    0, and a negative one turns the step around. Not for bases that keep a relation
+    between weights and slots which a changed update would break (Ftrl,
+    ScheduleFreeAdamW). Defaults to `{default}`.
 """,
     annotation='Literal["gradient", "update"]',
 )

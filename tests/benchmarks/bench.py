@@ -24,7 +24,7 @@ import keras
 import numpy as np
 
 import steps  # isort: skip
-from keras_normopt import RunningNorm, WeightNorm, norms
+from keras_normopt import ClippedSGD, NormalizedSGD, RunningNorm, WeightNorm, norms
 
 NORMS = [name for name in norms.__all__ if name != "linf"]
 SCOPES = ["variable", "unit", "layer", "global"]
@@ -161,6 +161,29 @@ def option_times(quick):
             yield {"size": size, "base": base, "medians": medians, "first": first}
 
 
+def embedding_times(quick):
+    """Of a large table, 256 rows of which have a gradient: sparse on TensorFlow only.
+
+    The base is plain SGD, as slots of other bases are as large as the table.
+    """
+    if steps.BACKEND != "tensorflow":
+        return
+    rows = 20_000 if quick else 2_000_000
+    optimizers = {"stock": keras.optimizers.SGD(1e-3)}
+    optimizers["clipnorm"] = keras.optimizers.SGD(1e-3, clipnorm=1.0)
+    for norm in NORMS:
+        optimizers[norm] = NormalizedSGD(1e-3, norm=norm)
+    for scope in SCOPES[1:]:
+        optimizers[f"std, {scope}"] = NormalizedSGD(1e-3, norm="std", scope=scope)
+    optimizers["update"] = NormalizedSGD(1e-3, apply_to="update")
+    optimizers["track_norms"] = NormalizedSGD(1e-3, track_norms=True)
+    optimizers["clipped"] = ClippedSGD(1e-3)
+    optimizers["RunningNorm"] = ClippedSGD(1e-3, max_norm=RunningNorm())
+    optimizers["WeightNorm"] = ClippedSGD(1e-3, max_norm=WeightNorm())
+    contenders = steps.of_embedding(optimizers, rows, width=64, touched=256)
+    yield {"rows": rows, "medians": interleaved(contenders, 1 if quick else 60)}
+
+
 def growth(quick):
     """With the number of variables, and with that of their entries."""
     numbers = [50, 100] if quick else [125, 250, 500, 1000]
@@ -262,6 +285,7 @@ PARTS = {
     "busy": busy_times,
     "norms": norm_times,
     "options": option_times,
+    "embedding": embedding_times,
     "growth": growth,
     "memory": memory,
     "fit": fit_times,

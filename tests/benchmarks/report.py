@@ -114,6 +114,16 @@ def tables(every):
     head += [f"first step, {n}" for n in ("update", "WeightNorm", "RunningNorm")]
     yield "Other options, to l2 of the gradient", table(head, rows)
 
+    for found in every:
+        for row in found.get("embedding", []):
+            medians = row["medians"]
+            rows = [
+                [name, milliseconds(medians[name]), ratio(medians, name, "clipnorm")]
+                for name in medians
+            ]
+            title = f"An embedding of {row['rows']:,} rows on TensorFlow"
+            yield title, table(["optimizer", "ms", "to clipnorm"], rows)
+
     rows = [
         [backend_name(found), row["case"]]
         + [milliseconds(row["medians"][name]) for name in ("stock", "l2")]

@@ -126,6 +126,29 @@ def of(optimizer, shapes, grads, jit_compile=True):
     return step
 
 
+def of_embedding(optimizers, rows, width, touched):
+    """On TensorFlow: steps of optimizers, by name, on one table and a small kernel."""
+    rng = np.random.default_rng(0)
+    table = keras.Variable(np.full((rows, width), 0.1, "float32"), name="table")
+    kernel = keras.Variable(np.zeros((64, 64), "float32"), name="kernel")
+    indices = tf.Variable(rng.integers(0, rows, touched), trainable=False)
+    values = tf.Variable(arrays([(touched, width)])[0], trainable=False)
+    gradient = tf.Variable(arrays([(64, 64)])[0], trainable=False)
+
+    def step_of(optimizer):
+        optimizer.build([table, kernel])
+
+        @tf.function
+        def compiled():
+            slices = tf.IndexedSlices(values, indices, tf.constant([rows, width]))
+            optimizer.apply([slices, gradient], [table, kernel])
+            return optimizer.iterations.value
+
+        return lambda: compiled().numpy()
+
+    return {name: step_of(optimizer) for name, optimizer in optimizers.items()}
+
+
 def lower(optimizer, shapes):
     """On JAX: what XLA is to compile for one step."""
     weights = variables(shapes)
