@@ -170,7 +170,9 @@ def docs(session):
     group = nox.project.dependency_groups(PROJECT, "docs")
     install(session, "jax", ".[experiments]", *group)
     options = session.posargs or ["-b", "html"]
-    session.run("sphinx-build", "-W", "--keep-going", *options, "docs", "docs/_build")
+    # MyST-NB writes what notebooks print beside this folder, and offers no other place.
+    target = "docs/_build/site"
+    session.run("sphinx-build", "-W", "--keep-going", *options, "docs", target)
 
 
 @nox.session(default=False)

@@ -22,6 +22,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
+exclude_patterns = ["_build"]  # It holds a copy of the notebook, with outputs.
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_static_path = ["static"]
