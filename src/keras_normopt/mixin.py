@@ -150,7 +150,8 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
         """The norm of each block's gradient in the last step, by the block's name.
 
         It is that of the gradient as it arrives to be rescaled; under `"total"` is the
-        l2 norm of all gradients together. Empty before the optimizer is built.
+        l2 norm of all gradients together. Empty before the optimizer is built. Under a
+        `LossScaleOptimizer`, read `model.optimizer.inner_optimizer.gradient_norms`.
 
         Raises:
             AttributeError: If the optimizer was not made with `track_norms=True`.
