@@ -2,8 +2,9 @@
 
 from keras import ops
 
-from keras_normopt import norms, options, registry, sparse
+from keras_normopt import custom, norms, options, registry, sparse
 from keras_normopt._groups import FastStep
+from keras_normopt._range import is_built_in
 from keras_normopt.centralization import centralized
 from keras_normopt.custom import ReturnsGradient
 from keras_normopt.hook import Hook
@@ -81,6 +82,8 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
         super().build(variables)
         self._paths = self._paths_of(variables)
         self._blocks = Blocks(self.scope, self.exclude, variables, self._paths)
+        if not (self._norm_function is None or is_built_in(self._norm_function)):
+            custom.check(self._norm_function, self._blocks, variables)
         self._build_transforms(variables)
 
     def _build_transforms(self, variables):
