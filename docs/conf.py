@@ -7,7 +7,6 @@ from docutils import nodes
 from sphinx.util import logging
 
 import keras_normopt
-import keras_normopt.experiments  # Not imported by the package itself.
 from keras_normopt.optimizers import CLIPPED, NORMALIZED
 
 project = "keras_normopt"
