@@ -27,6 +27,7 @@ PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # job runs them on each.
 ONCE = ["demo", "drawing", "experiments", "experiments_compare", "experiments_data"]
 ONCE += ["experiments_overview", "experiments_tasks", "guide", "search"]
+ONCE += ["starting_rates", "workers"]
 QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers, or run what documentation shows:
 # what an older Keras does differently shows in the rest.
