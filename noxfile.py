@@ -27,6 +27,7 @@ PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # job runs them on each.
 ONCE = ["demo", "drawing", "experiments", "experiments_compare", "experiments_data"]
 ONCE += ["experiments_overview", "experiments_tasks", "guide", "search"]
+ONCE += ["starting_rates", "workers"]
 QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers, or run what documentation shows:
 # what an older Keras does differently shows in the rest.
@@ -170,7 +171,9 @@ def docs(session):
     group = nox.project.dependency_groups(PROJECT, "docs")
     install(session, "jax", ".[experiments]", *group)
     options = session.posargs or ["-b", "html"]
-    session.run("sphinx-build", "-W", "--keep-going", *options, "docs", "docs/_build")
+    # MyST-NB writes what notebooks print beside this folder, and offers no other place.
+    target = "docs/_build/site"
+    session.run("sphinx-build", "-W", "--keep-going", *options, "docs", target)
 
 
 @nox.session(default=False)

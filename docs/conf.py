@@ -7,7 +7,6 @@ from docutils import nodes
 from sphinx.util import logging
 
 import keras_normopt
-import keras_normopt.experiments  # Not imported by the package itself.
 from keras_normopt.optimizers import CLIPPED, NORMALIZED
 
 project = "keras_normopt"
@@ -22,6 +21,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
+exclude_patterns = ["_build"]  # It holds a copy of the notebook, with outputs.
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_static_path = ["static"]

@@ -126,6 +126,16 @@ def test_exclude():
         keras_normopt.plot_gradient_norms(history, exclude="a/")
 
 
+def test_the_totals_of_several_optimizers():
+    names = ["d_opt/a/kernel", "d_opt/total", "g_opt/b/total", "g_opt/total"]
+    history = {f"grad_norm/{name}": [1.0] for name in names}
+    ax = keras_normopt.plot_gradient_norms(history)
+    shown = [label.get_text() for label in labels(ax.yaxis)]
+    assert shown == ["d_opt/a/kernel", "g_opt/b/total"]
+    totals = [label.get_text() for label in strip(ax).get_yticklabels()]
+    assert totals == ["d_opt/total", "g_opt/total"]
+
+
 def test_what_is_off_the_scale():
     history = {"grad_norm/a": [1.0, 0.0, 3.0], "grad_norm/b": [np.nan, np.inf, 2.0]}
     ax = keras_normopt.plot_gradient_norms(history)

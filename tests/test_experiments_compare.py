@@ -179,6 +179,37 @@ def test_functions_make_optimizers():
     assert found == [["mine", "max", "0.5"], ["theirs", "", ""]]
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        "sgd",
+        "adam:0.001",
+        ("adam", 0.001),
+        "sgd(momentum=0.9)",
+        "normalized_adam(apply_to=update, norm=max):0.01",
+        "clipped_sgd(max_norm=WeightNorm(0.01))",
+    ],
+)
+def test_a_dictionary_takes_what_a_list_takes(item):
+    [(_, *expected)] = comparing.parse([item])
+    [(label, *found)] = comparing.parse({"mine": item})
+    assert label == "mine"
+    assert repr(found) == repr(expected)
+
+
+def test_options_in_a_dictionary():
+    spy = Spy()
+    comparison = compare(optimizers={"mine": "sgd(momentum=0.9):0.2"}, callbacks=spy)
+    [model] = spy.models
+    assert model.optimizer.momentum == 0.9
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.2)
+    assert comparison.rows["optimizer"].unique().tolist() == ["mine"]
+    with pytest.raises(ValueError, match="An optimizer with options is written as"):
+        compare(optimizers={"mine": "sgd(0.9)"})
+    with pytest.raises(ValueError, match=r"must be a list of names.*Received: <"):
+        compare(optimizers={"mine": keras.optimizers.SGD()})
+
+
 # What it is judged by.
 
 

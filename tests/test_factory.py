@@ -179,8 +179,14 @@ def test_refuses_a_base_that_has_our_arguments():
         def __init__(self, norm="mine", **kwargs):
             super().__init__(**kwargs)
 
+    class TakenTwice(keras.optimizers.SGD):
+        def __init__(self, scope, norm="mine", **kwargs):
+            super().__init__(**kwargs)
+
     with pytest.raises(ValueError, match=r"leave the argument `norm` to"):
         normalized(Taken)
+    with pytest.raises(ValueError, match=r"leave the arguments `norm` and `scope` to"):
+        normalized(TakenTwice)
 
 
 @pytest.mark.parametrize(
@@ -223,9 +229,65 @@ def test_norm_can_be_set_later():
     np.testing.assert_allclose(step(optimizer), [0.75, 1.0], rtol=1e-6)
 
 
-def test_the_base_s_own_errors_come_through():
-    with pytest.raises(ValueError, match="Argument\\(s\\) not recognized"):
-        keras_normopt.NormalizedSGD(nrom="l2")
+class NoMore(keras.optimizers.SGD):
+    def __init__(self, learning_rate=0.25):
+        super().__init__(learning_rate)
+
+
+class Warm(keras_normopt.NormalizedSGD):
+    def __init__(self, *, warmth=1.0, **kwargs):
+        super().__init__(**kwargs)
+
+
+KERAS_ERROR = r"Argument\(s\) not recognized: \{'\w+': 1\}\. "
+PYTHON_ERROR = r"__init__\(\) got an unexpected keyword argument '\w+'.* "
+
+
+@pytest.mark.parametrize(
+    ("cls", "keyword", "hint"),
+    [
+        ("NormalizedSGD", "nrom", "Did you mean `norm`?"),
+        ("NormalizedSGD", "momentun", "Did you mean `momentum`?"),
+        ("NormalizedAdam", "clip_norm", "Did you mean `clipnorm`?"),
+        ("ClippedSGD", "maxnorm", "Did you mean `max_norm`?"),
+        ("NormalizedAdam", "max_norm", "argument of `keras_normopt.ClippedAdam`, "),
+        ("NormalizedAdam", "maxnorm", "`max_norm` is an argument of `keras_normopt.C"),
+        ("NormalizedLion", "max_norm", "of `keras_normopt.clipped(Lion)`, which can c"),
+        ("ClippedAdam", "norm_epsilon", "`keras_normopt.NormalizedAdam`, which can no"),
+        ("ClippedAdam", "step_size", "argument of `keras_normopt.NormalizedAdam`, "),
+        ("NormalizedSGD", "betas", "NormalizedSGD takes apply_to, centralize, clipn"),
+        (normalized(MySGD), "wramth", "Did you mean `warmth`?"),
+        (normalized(MySGD), "momentun", "Did you mean `momentum`?"),
+        (Warm, "wramth", "Did you mean `warmth`?"),
+        (Warm, "nrom", "Did you mean `norm`?"),
+        (Warm, "max_norm", "argument of `keras_normopt.ClippedSGD`, "),
+        (normalized(NoMore), "nrom", "Did you mean `norm`?"),
+        (normalized(NoMore), "mmentum", "NormalizedNoMore takes apply_to, centra"),
+        (normalized(NoMore), "max_norm", "of `keras_normopt.clipped(NoMore)`, "),
+    ],
+)
+def test_an_unknown_keyword(cls, keyword, hint):
+    cls = getattr(keras_normopt, cls) if isinstance(cls, str) else cls
+    error, message = ValueError, KERAS_ERROR
+    if cls is normalized(NoMore):
+        error, message = TypeError, PYTHON_ERROR
+    with pytest.raises(error, match=message) as raised:
+        cls(**{keyword: 1})
+    assert raised.type is error
+    assert hint in str(raised.value)
+
+
+def test_each_unknown_keyword_has_a_hint():
+    with pytest.raises(ValueError, match=r"`norm`.*ClippedSGD") as raised:
+        keras_normopt.NormalizedSGD(nrom=1, max_norm=1, momentum=0.5)
+    assert "momentum" not in str(raised.value)
+
+
+def test_other_errors_of_the_base_are_as_they_were():
+    with pytest.raises(ValueError, match="`momentum` must be a float between"):
+        keras_normopt.NormalizedSGD(momentum=2)
+    with pytest.raises(ValueError, match=r"^Unknown norm"):
+        keras_normopt.NormalizedSGD(norm="L2", nrom=1)
 
 
 @pytest.mark.parametrize("alias", keras_normopt.optimizers.NORMALIZED)

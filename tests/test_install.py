@@ -97,6 +97,24 @@ def test_compare_needs_its_extra_when_it_is_used(name, hide):
         experiments.comparison  # noqa: B018
 
 
+def test_the_experiments_come_with_the_package():
+    code = [
+        inspect.getsource(Without),
+        "import sys",
+        'sys.meta_path.insert(0, Without("seaborn"))',
+        "import keras_normopt",
+        'print("experiments" in dir(keras_normopt), dir(keras_normopt.experiments))',
+        'print("keras_normopt.experiments.comparing" in sys.modules)',
+        "keras_normopt.experiments.compare",
+    ]
+    [printed] = finish(start("-c", "\n".join(code)), returncode=1)
+    lines = printed.splitlines()
+    [found] = [line for line in lines if line.startswith("True [")]
+    assert "'compare'" in found
+    assert "False" in lines  # Nothing is imported that only the extra has.
+    assert lines[-1].endswith('need seaborn: pip install "keras_normopt[experiments]"')
+
+
 def test_files_agree_on_the_version():
     version = keras_normopt.__version__
     assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()

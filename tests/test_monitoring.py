@@ -127,6 +127,18 @@ def test_the_way_out(optimizer, way_out):
         with pytest.raises(ValueError, match=r"GradientNorms needs.*Received") as info:
             by_hand.fit(model, callbacks=[GradientNorms()])
         assert way_out in str(info.value)
+        is_inside = wrap is keras.optimizers.LossScaleOptimizer
+        name = "LossScaleOptimizer around " * is_inside + optimizer.__name__
+        assert f"Received: model.optimizer = {name}." in str(info.value)
+        where = "`model.optimizer.inner_optimizer.gradient_norms`"
+        assert (where in str(info.value)) == is_inside
+
+
+def test_a_model_without_an_optimizer():
+    callback = GradientNorms()
+    callback.set_model(keras.Sequential())
+    with pytest.raises(ValueError, match=r"Received: a model without any\. Compile"):
+        callback.on_train_begin()
 
 
 @pytest.mark.parametrize("frequency", [0, -1, 1.5, True, None, "batch"])
@@ -256,6 +268,8 @@ def test_through_a_loss_scale_optimizer():
     expected = norms_by_hand("l2", keras.optimizers.SGD(0.1))
     mean = history[f"grad_norm/{blocks(model)[0]}"]
     np.testing.assert_allclose(mean, expected[:, :, 0].mean(axis=1), rtol=1e-4)
+    last = model.optimizer.inner_optimizer.gradient_norms
+    assert list(last) == [*blocks(model), "total"]
 
 
 @pytest.mark.skipif(
@@ -299,19 +313,35 @@ def test_numbers_that_are_none_are_seen():
     assert np.isnan(list(optimizer.norm_tracker.max.values())).all()
 
 
-def test_callbacks_of_other_packages_that_come_before():
-    def fit(name):
-        # These packages are not installed: what counts is the name, of a base, too.
-        base = type(name, (keras.callbacks.Callback,), {})
-        logger = type("Own", (base,), {})()
-        harmless = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)
-        model = make_model(keras_normopt.NormalizedSGD(track_norms=True))
-        return by_hand.fit(model, callbacks=[harmless, logger, GradientNorms()])
+def callback(base, name="Own"):
+    # These packages are not installed: what counts is the name, of a base, too.
+    return type(name, (type(base, (keras.callbacks.Callback,), {}),), {})()
 
-    for name in ("WandbMetricsLogger", "MlflowCallback"):
-        with pytest.warns(UserWarning, match="^Own stands before GradientNorms"):
-            fit(name)
-    assert "grad_norm/total" in fit("Other").history  # A warning would be an error.
+
+def fit_behind(*callbacks):
+    model = make_model(keras_normopt.NormalizedSGD(track_norms=True))
+    harmless = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)
+    callbacks = [harmless, *callbacks, GradientNorms()]
+    return by_hand.fit(model, epochs=1, callbacks=callbacks)
+
+
+@pytest.mark.parametrize("base", ["WandbMetricsLogger", "MlflowCallback"])
+def test_callbacks_of_other_packages_that_come_before(base):
+    with pytest.warns(UserWarning, match="^Own stands before GradientNorms"):
+        fit_behind(callback(base))
+
+
+def test_callbacks_that_read_no_logs_may_come_before():
+    history = fit_behind(callback("Other")).history  # A warning would be an error.
+    assert "grad_norm/total" in history
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [("CA", "A and C stand"), ("CAB", "A, B and C stand")]
+)
+def test_several_callbacks_that_come_before(names, message):
+    with pytest.warns(UserWarning, match=f"^{message} before GradientNorms"):
+        fit_behind(*(callback("MlflowCallback", name) for name in names))
 
 
 @pytest.mark.parametrize("name", ["csv", "stopping"])

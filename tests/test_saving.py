@@ -118,7 +118,7 @@ def test_an_unregistered_function_is_not_saved(norm, tmp_path):
 
 def test_a_name_that_is_not_registered_cannot_be_loaded():
     config = keras_normopt.NormalizedSGD().get_config() | {"norm": "forgotten"}
-    with pytest.raises(ValueError, match=r"norm='forgotten'.*must have run before"):
+    with pytest.raises(ValueError, match=r"norm='forgotten'.*Call it in each process"):
         keras_normopt.NormalizedSGD.from_config(config)
 
 

@@ -2,7 +2,14 @@
 
 try:
     # Imports Keras, which imports its backend.
-    from keras_normopt import callbacks, norms, optimizers, step_sizes, testing
+    from keras_normopt import (
+        callbacks,
+        experiments,
+        norms,
+        optimizers,
+        step_sizes,
+        testing,
+    )
 except ModuleNotFoundError as error:
     if error.name not in ("jax", "tensorflow", "torch"):
         raise
@@ -31,6 +38,7 @@ __all__ = [
     "callbacks",
     "clipped",
     "diagnose",
+    "experiments",
     "normalized",
     "norms",
     "plot_gradient_norms",

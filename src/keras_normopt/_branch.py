@@ -1,5 +1,7 @@
 """A branch: taken where its condition has a value, traced where it has none yet."""
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -44,3 +46,16 @@ def known(tensor, read=ops.convert_to_numpy):
         return read(tensor)
     except (AttributeError, NotImplementedError, TypeError, RuntimeError):
         return None
+
+
+def eagerly():
+    """A context in which calls are not traced, within a program that is."""
+    if _BACKEND == "jax":
+        import jax
+
+        return jax.ensure_compile_time_eval()
+    if _BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.init_scope()
+    return contextlib.nullcontext()

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_normopt.monitoring import optimizers_of
+
 _ON_TORCH = keras.backend.backend() == "torch"
 
 
@@ -44,13 +46,6 @@ def run(model, data, batch_size, batches, class_weight, receive):
             callbacks=[_Stop(batches)],
         )
         return {name: float(values[-1]) for name, values in history.history.items()}
-
-
-def optimizers_of(model):
-    """The optimizers that a training step of the model may call."""
-    found = [getattr(model, "optimizer", None), *vars(model).values()]
-    found = [o for o in found if isinstance(o, keras.optimizers.Optimizer)]
-    return list({id(o): o for o in found}.values())
 
 
 class _Stop(keras.callbacks.Callback):

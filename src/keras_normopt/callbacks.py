@@ -10,8 +10,11 @@ import keras
 import numpy as np
 
 from keras_normopt import optimizers
-from keras_normopt.monitoring import TOTAL, tracking_optimizers
-from keras_normopt.scopes import unique
+from keras_normopt.monitoring import (
+    named_optimizers,
+    named_trackers,
+    tracking_optimizers,
+)
 
 __all__ = ["GradientNorms"]
 
@@ -33,6 +36,10 @@ class GradientNorms(keras.callbacks.Callback):
     track_norms=True)`. The optimizer may be inside a `LossScaleOptimizer` or a
     `MultiOptimizer`.
 
+    A model with a `train_step` of its own may hold several optimizers as attributes,
+    alone or in lists and dictionaries. If more than one of them keeps norms, the
+    attribute's name comes before that of each block: `grad_norm/d_opt/total`.
+
     Callbacks that come after this one see the logs, and `History` always does. Put
     `CSVLogger`, `TensorBoard` and the like behind it in the list; it warns of those
     that it knows. `EarlyStopping(monitor="grad_norm/…")` and the like need a `mode`:
@@ -48,8 +55,8 @@ class GradientNorms(keras.callbacks.Callback):
             `grad_norm/total` alone.
 
     Raises:
-        ValueError: If `frequency` is neither; or, as training begins, if the optimizer
-            keeps no norms.
+        ValueError: If `frequency` is neither; or, as training begins, if no optimizer
+            of the model keeps norms.
 
     Example:
         >>> import keras, keras_normopt
@@ -77,13 +84,16 @@ class GradientNorms(keras.callbacks.Callback):
             )
         self.frequency = frequency
         self.progress_bar = progress_bar
+        self._totals = set()
 
     def on_train_begin(self, logs=None):
-        if not tracking_optimizers(self.model.optimizer):
+        held = named_optimizers(self.model)
+        if not any(map(tracking_optimizers, held.values())):
+            found = [f"model.{name} = {_described(o)}" for name, o in held.items()]
             raise ValueError(
                 "GradientNorms needs an optimizer that keeps the norms of its "
-                f"gradients. Received: {self.model.optimizer!r}. "
-                f"{_way_out(self.model.optimizer)}"
+                f"gradients. Received: {', '.join(found) or 'a model without any'}. "
+                f"{_way_out(*next(iter(held.items()), (None, None)))}"
             )
         # Keras tells a callback nothing of the others. The lists that it is in do.
         lists = [h for h in gc.get_referrers(self) if isinstance(h, list)]
@@ -91,22 +101,24 @@ class GradientNorms(keras.callbacks.Callback):
         if not self.progress_bar:
             for other in itertools.chain(*lists):
                 if isinstance(other, keras.callbacks.ProgbarLogger):
-                    _hide_blocks(other)
+                    _hide_blocks(other, self._totals)
 
     def _warn_of_readers_before(self, lists):
         before = [itertools.takewhile(lambda c: c is not self, one) for one in lists]
         readers = {type(c).__name__ for c in itertools.chain(*before) if _reads_logs(c)}
         if readers:
+            *some, last = sorted(readers)
+            names = f"{', '.join(some)} and {last} stand" if some else f"{last} stands"
             warnings.warn(
-                f"{' and '.join(sorted(readers))} stands before GradientNorms in the "
-                "list of callbacks, and will not see the norms of gradients. Put "
-                "GradientNorms first.",
+                f"{names} before GradientNorms in the list of callbacks, and will not "
+                "see the norms of gradients. Put GradientNorms first.",
                 stacklevel=2,
             )
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._sums, self._largest, self._count = {}, {}, 0
-        self._reset()
+        self._sums, self._largest, self._counts = {}, {}, {}
+        for tracker, _ in self._trackers():
+            tracker.reset()
 
     def on_train_batch_end(self, batch, logs=None):
         if self.frequency != "epoch" and (batch + 1) % self.frequency == 0:
@@ -116,50 +128,63 @@ class GradientNorms(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._take()
-        means = {key: s / max(self._count, 1) for key, s in self._sums.items()}
+        means = {key: s / self._counts[key] for key, s in self._sums.items()}
         if logs is not None:
             logs.update(means | self._largest)
 
     def _trackers(self):
         # By way of `self.model`, on which Keras brings JAX's variables up to date.
-        optimizers = tracking_optimizers(self.model.optimizer)
-        return [o.norm_tracker for o in optimizers if o.norm_tracker]
-
-    def _reset(self):
-        for tracker in self._trackers():
-            tracker.reset()
+        trackers = named_trackers(self.model)
+        # In place, as the progress bar reads it.
+        self._totals.update(_MEAN + list(names.values())[-1] for _, names in trackers)
+        return trackers
 
     def _take(self):
         """Means and largest since the last time, also added to those of the epoch."""
-        means, largest, count = {}, {}, 0
-        for tracker in self._trackers():
-            if not tracker.count:
-                continue
+        means, largest = {}, {}
+        for tracker, names in self._trackers():
             count = tracker.count
-            for prefix, values, columns in (
-                (_MEAN, tracker.mean, means),
-                (_CLIPPED, tracker.clipped, means),
-                (_MAX, tracker.max, largest),
-            ):
-                # The optimizers of a `MultiOptimizer` may each have a block `global`.
-                keys = unique([prefix + name for name in values], taken=columns)
-                columns.update(zip(keys, values.values(), strict=True))
+            if not count:
+                continue
+            for prefix, values in ((_MEAN, tracker.mean), (_CLIPPED, tracker.clipped)):
+                for name, mean in values.items():
+                    key = prefix + names[name]
+                    means[key] = mean
+                    # Optimizers of one model may make different numbers of steps.
+                    self._sums[key] = self._sums.get(key, 0.0) + count * mean
+                    self._counts[key] = self._counts.get(key, 0) + count
+            largest |= {_MAX + names[name]: v for name, v in tracker.max.items()}
             tracker.reset()
-        for key, mean in means.items():
-            self._sums[key] = self._sums.get(key, 0.0) + count * mean
         for key, value in largest.items():
             # NaN stays, which Python's own `max` would lose.
             before = self._largest.get(key, value)
             self._largest[key] = float(np.maximum(before, value))
-        self._count += count
         return means, largest
 
 
-def _way_out(optimizer):
+def _described(optimizer):
+    name = type(optimizer).__name__
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return _way_out(optimizer.inner_optimizer)
+        return f"{name} around {_described(optimizer.inner_optimizer)}"
     if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
-        return _way_out(optimizer.optimizers[0])
+        return f"{name} of {', '.join(map(_described, optimizer.optimizers))}"
+    return name
+
+
+def _way_out(attribute, optimizer):
+    if optimizer is None:
+        return (
+            "Compile the model with an optimizer that is made with `track_norms=True`, "
+            "or make such an optimizer an attribute of the model."
+        )
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        attribute = f"{attribute}.inner_optimizer"
+        return (
+            f"{_way_out(attribute, optimizer.inner_optimizer)} Then "
+            f"`model.{attribute}.gradient_norms` has the norms of the last step."
+        )
+    if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
+        return _way_out(attribute, optimizer.optimizers[0])
     name = type(optimizer).__name__
     if hasattr(optimizer, "track_norms"):
         return f"Make it as `{name}(..., track_norms=True)`."
@@ -175,19 +200,16 @@ def _reads_logs(callback):
     return any(cls.__name__ in _WRITERS for cls in type(callback).__mro__)
 
 
-def _hide_blocks(bar):
-    """Has a progress bar leave out what the logs gain, but for the total."""
+def _hide_blocks(bar, totals):
+    """Has a progress bar leave out what the logs gain, but for the totals."""
 
     def without_blocks(show):
         def show_rest(step, logs=None):
-            rest = {k: v for k, v in (logs or {}).items() if not _is_of_block(k)}
-            show(step, rest)
+            logs = logs or {}
+            shown = [k for k in logs if k in totals or not k.startswith(_PREFIXES)]
+            show(step, {k: logs[k] for k in shown})
 
         return show_rest
 
     bar.on_train_batch_end = without_blocks(bar.on_train_batch_end)
     bar.on_epoch_end = without_blocks(bar.on_epoch_end)
-
-
-def _is_of_block(key):
-    return key.startswith(_PREFIXES) and key != _MEAN + TOTAL

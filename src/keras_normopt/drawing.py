@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from keras_normopt.monitoring import TOTAL
+
 __all__ = ["plot_gradient_norms"]
 
 PREFIXES = {"mean": "grad_norm/", "max": "grad_norm_max/"}
@@ -92,8 +94,10 @@ def _select(history, prefix, exclude):
             f"There are no gradient norms in the history, only {sorted(logs)}. Train "
             "with `track_norms=True` and the callback `GradientNorms`."
         )
-    # The optimizers of a `MultiOptimizer` have one each.
-    totals = {k: v for k, v in norms.items() if re.fullmatch(r"total(_\d+)?", k)}
+    # The optimizers of a `MultiOptimizer` have one each. Those that a model holds have
+    # one each as well, with the name of the attribute before it.
+    total = r"total(_\d+)?" if TOTAL in norms else r"[^/]+/total(_\d+)?"
+    totals = {k: v for k, v in norms.items() if re.fullmatch(total, k)}
     patterns = [exclude] if isinstance(exclude, str) else exclude
     blocks = {
         k: v

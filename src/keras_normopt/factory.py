@@ -1,6 +1,7 @@
 """`normalized`, the class factory."""
 
 import copyreg
+import difflib
 import functools
 import inspect
 import reprlib
@@ -129,10 +130,11 @@ def _check_base(base, mixin):
         )
     taken = set(mixin.OPTIONS) & set(inspect.signature(base.__init__).parameters)
     if taken:
-        taken = ", ".join(f"`{name}`" for name in sorted(taken))
+        names = " and ".join(f"`{name}`" for name in sorted(taken))
+        argument = "argument" if len(taken) == 1 else "arguments"
         raise ValueError(
-            f"`optimizer_class` must leave the argument {taken} to the class made from "
-            f"it. {received}Rename it."
+            f"`optimizer_class` must leave the {argument} {names} to the class made "
+            f"from it. {received}Rename the {argument}."
         )
     _check_entries(base, mixin, received)
 
@@ -189,7 +191,14 @@ def _make(base, mixin):
         module = public.__module__
 
     def __init__(self, *args, **kwargs):  # noqa: N807
-        mixin.__init__(self, *args, **kwargs)
+        try:
+            mixin.__init__(self, *args, **kwargs)
+        except (TypeError, ValueError) as error:
+            hints = _hints(self, kwargs, str(error))
+            if not hints or type(error) not in (TypeError, ValueError):
+                raise
+            text = str(error).rstrip(".")
+            raise type(error)(f"{text}. {' '.join(hints)}") from error
 
     # On the function: a class-level __signature__ would be that of subclasses as well.
     __init__.__signature__ = docstrings.signature(base, mixin.OPTIONS)
@@ -206,6 +215,52 @@ def _make(base, mixin):
     }
     cls = _metaclass(type(base))(name, (mixin, base), members)
     return keras.saving.register_keras_serializable(*_registration(public, mixin))(cls)
+
+
+def _hints(optimizer, given, message):
+    """What to write instead of each keyword that a message calls unknown."""
+    known = _keywords(type(optimizer))
+    of_all = Normalization.OPTIONS | Clipping.OPTIONS
+    hints = []
+    for name in given:
+        if name in known or f"'{name}'" not in message:
+            continue
+        close = difflib.get_close_matches(name, known | set(of_all), n=1)
+        if not close:
+            takes = ", ".join(sorted(known))
+            hints.append(f"{type(optimizer).__name__} takes {takes}.")
+        elif close[0] in known:
+            hints.append(f"Did you mean `{close[0]}`?")
+        else:
+            hints.append(_of_the_other(optimizer, close[0]))
+    return hints
+
+
+def _keywords(cls):
+    """The names of all keyword arguments that a class takes, its bases' among them."""
+    names = set()
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        parameters = inspect.signature(owner.__init__).parameters.values()
+        kinds = {p.name: p.kind for p in parameters if p.name != "self"}
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        names |= {name for name, kind in kinds.items() if kind not in variable}
+        if inspect.Parameter.VAR_KEYWORD not in kinds.values():
+            break  # It hands on what it names itself, and no more.
+    return names
+
+
+def _of_the_other(optimizer, option):
+    """Says which class takes an option that only the other kind of classes has."""
+    from keras_normopt import optimizers  # Which imports this module.
+
+    other = Normalization if option in Normalization.OPTIONS else Clipping
+    name = optimizers.spelled(optimizer, other.PREFIX.lower())
+    return (
+        f"`{option}` is an argument of `keras_normopt.{name}`, which can "
+        f"{other.VERB} gradients."
+    )
 
 
 def _registration(public, mixin):

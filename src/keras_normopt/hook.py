@@ -181,8 +181,8 @@ class Hook:
 def _check_shapes(grads, variables):
     if len(grads) != len(variables):
         raise ValueError(
-            f"Received {len(grads)} gradients for {len(variables)} variables. Pass one "
-            "gradient, or None, for each variable."
+            "Pass one gradient, or None, for each variable. Received: gradients: "
+            f"{len(grads)}, variables: {len(variables)}"
         )
     for grad, variable in zip(grads, variables, strict=True):
         given, expected = _known_shape(grad), _known_shape(variable)

@@ -5,8 +5,9 @@ import reprlib
 import keras
 from keras import ops
 
-from keras_normopt import norms, options, registry, sparse
+from keras_normopt import custom, norms, options, registry, sparse
 from keras_normopt._groups import FastStep
+from keras_normopt._range import is_built_in
 from keras_normopt.centralization import centralized
 from keras_normopt.custom import ReturnsGradient
 from keras_normopt.hook import Hook
@@ -83,6 +84,8 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
         self._paths = self._paths_of(variables)
         self._blocks = Blocks(self.scope, self.exclude, variables, self._paths)
         self._check_dtypes(variables)
+        if not (self._norm_function is None or is_built_in(self._norm_function)):
+            custom.check(self._norm_function, self._blocks, variables)
         self._build_transforms(variables)
 
     def _check_dtypes(self, variables):
@@ -190,7 +193,8 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
         """The norm of each block's gradient in the last step, by the block's name.
 
         It is that of the gradient as it arrives to be rescaled; under `"total"` is the
-        l2 norm of all gradients together. Empty before the optimizer is built.
+        l2 norm of all gradients together. Empty before the optimizer is built. Under a
+        `LossScaleOptimizer`, read `model.optimizer.inner_optimizer.gradient_norms`.
 
         Raises:
             AttributeError: If the optimizer was not made with `track_norms=True`.

@@ -1,4 +1,7 @@
-"""The ready-made optimizers, and the strings that stand for them."""
+"""The ready-made optimizers, and the strings that name them for `model.compile`.
+
+Keras knows the strings in each process that imports `keras_normopt`.
+"""
 
 import keras
 from keras import optimizers

@@ -29,8 +29,8 @@ def register_norm(
 def register_norm(name, function=None, *, overwrite=False):
     """Gives a norm of your own a name, for `norm=` and for saved files.
 
-    A saved optimizer holds the name only, so register the norm again, under the same
-    name, before you load the file.
+    A saved optimizer holds the name only. So register the norm in each process, under
+    the same name, before you load the file or unpickle the optimizer.
 
     Args:
         name: String. Any name but those of the built-in norms.
@@ -139,8 +139,8 @@ def get(identifier):
     raise ValueError(
         f"Unknown norm. Received: norm={reprlib.repr(identifier)}. Choose one of "
         f"{_listed(names())}, None for no normalization, or a function from a gradient "
-        "to its scalar norm. `keras_normopt.register_norm` adds a name of your own; it "
-        "must have run before a file that uses the name is loaded."
+        "to its scalar norm. `keras_normopt.register_norm` adds a name of your own. "
+        "Call it in each process, before a file that uses the name is loaded."
     )
 
 

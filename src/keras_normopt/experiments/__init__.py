@@ -30,8 +30,13 @@ def needing_extra():
         ) from error
 
 
+def __dir__():
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name):
-    # Not before it is used: pandas and seaborn take longer to import than this package.
+    # Not before it is used: pandas and seaborn take longer to import than this package,
+    # which imports this folder.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with needing_extra():

@@ -54,8 +54,8 @@ def compare(
         optimizers: List of names as `model.compile` takes them, of pairs of a name and
             its own learning rate, or of these as one string, `"adam:0.001"`. Options
             may follow a name, `"normalized_adam(apply_to=update):0.01"`. Or a
-            dictionary of labels of your choice, to names or to functions from the
-            learning rate to an optimizer. Defaults to SGD and Adam, plain and
+            dictionary from labels of your choice to any of these, or to functions from
+            the learning rate to an optimizer. Defaults to SGD and Adam, plain and
             normalized.
         learning_rates: List of positive numbers. Defaults to .0003 to .1, half a decade
             apart.
@@ -195,10 +195,18 @@ class Comparison:
 def parse(optimizers):
     """Reads `optimizers`: triples of a label, a name or function, a rate or `None`."""
     if isinstance(optimizers, collections.abc.Mapping):
-        return [(str(label), value, None) for label, value in optimizers.items()]
+        return [(str(label), *_found(value)) for label, value in optimizers.items()]
     if isinstance(optimizers, str):
         optimizers = [optimizers]
     return [_parsed(item) for item in optimizers]
+
+
+def _found(value):
+    """Reads a value of a dictionary: a name or function, and a rate or `None`."""
+    if callable(value):
+        return value, None
+    _, identifier, rate = _parsed(value)
+    return identifier, rate
 
 
 def _parsed(item):
@@ -213,7 +221,7 @@ def _parsed(item):
         raise ValueError(
             "`optimizers` must be a list of names, as 'adam' or 'adam:0.001', of pairs "
             "(name, rate), or a dictionary, whose values may be functions from the "
-            f"learning rate to an optimizer. Received: {item!r}"
+            f"learning rate to an optimizer as well. Received: {item!r}"
         )
     label, identifier = _called(name)
     return label, identifier, None if rate is None else check_rate(rate)
