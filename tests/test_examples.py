@@ -23,6 +23,7 @@ WITHOUT_EXAMPLES = {
     "_probe",
     "advice",
     "_branch",
+    "_devices",
     "_groups",
     "_range",
     "centralization",

@@ -51,7 +51,7 @@ def test_a_negative_rate_turns_the_step_of_every_base_around(cls):
         {"centralize": True},
         {"norm_epsilon": 0.0},
     ],
-    ids=lambda arguments: "-".join(arguments) or "default",
+    ids=["default", "unit", "max", "std", "own norm", "centralize", "no floor"],
 )
 def test_a_step_is_as_long_as_the_rate(arguments, rate):
     """Of SGD with momentum, as a multiple of its step at a rate of 1."""
