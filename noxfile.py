@@ -33,7 +33,8 @@ QUICKEST = "torch"
 # what an older Keras does differently shows in the rest.
 NEWEST_ONLY = ["arguments", "blocks", "centralization", "check_norm", "degenerate"]
 NEWEST_ONLY += ["examples", "groups", "meta_gradients", "norms", "peers"]
-NEWEST_ONLY += ["properties", "thresholds", "training"]
+NEWEST_ONLY += ["numeric_checks", "properties", "rates", "thresholds", "training"]
+NEWEST_ONLY += ["two_devices"]
 # From the unpacked sdist: those that read files beside the package, and a quick one.
 SDIST_TESTS = ["examples", "guide", "install", "norms"]
 
