@@ -20,8 +20,8 @@ from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "src/keras_normopt"
 # What a gradient goes through, and what makes, saves and loads an optimizer.
-CORE = ["_branch", "_groups", "_range", "centralization", "clipping", "custom"]
-CORE += ["entries", "factory", "hook", "layers", "lengths", "mixin", "norms"]
+CORE = ["_branch", "_devices", "_groups", "_range", "centralization", "clipping"]
+CORE += ["custom", "entries", "factory", "hook", "layers", "lengths", "mixin", "norms"]
 CORE += ["normalization", "registry", "saving", "scopes", "sparse", "step"]
 CORE += ["step_sizes", "thresholds", "updates"]
 # `x | y` is of types here, and nothing shifts bits.
