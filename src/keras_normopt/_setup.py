@@ -29,13 +29,13 @@ def frozen(diagnosis, optimizer):
     if diagnosis.blocks:
         return Finding(
             "frozen",
-            f"Frozen: {some(names, total)}.",
+            f"{some(names, total)} are frozen.",
             "If that is not what you want, set `trainable = True` on their layers, and "
             "compile again.",
         )
     return Finding(
         "nothing_trainable",
-        f"Nothing is trainable: the model freezes {some(names, total)}.",
+        f"Nothing is trainable: {some(names, total)} are frozen.",
         "Set `trainable = True` on the layers that shall learn, and compile again.",
     )
 
@@ -80,8 +80,8 @@ def input_scale(diagnosis, optimizer):
         return None
     return Finding(
         "input_scale",
-        f"Inputs go from {inputs.low:.3g} to {inputs.high:.3g}; a typical value is "
-        f"{inputs.rms:.2g}.",
+        f"Inputs go from {inputs.low:.3g} to {inputs.high:.3g}. A typical value is "
+        f"{inputs.rms:.3g}.",
         "Scale the inputs: layers are made for a mean of 0 and a standard deviation of "
         "1. Divide pixels by 255, or adapt a `Normalization` layer. If you cannot, a "
         "normalized optimizer depends least on the scale.",
@@ -102,8 +102,8 @@ def target_scale(diagnosis, optimizer):
         return None
     return Finding(
         "target_scale",
-        f"Targets go from {targets.range.low:.3g} to {targets.range.high:.3g}; a "
-        f"typical value is {size:.2g}.",
+        f"Targets go from {targets.range.low:.3g} to {targets.range.high:.3g}. A "
+        f"typical value is {size:.3g}.",
         "Scale the targets to a mean of 0 and a standard deviation of 1, and scale "
         "predictions back.",
     )
@@ -198,12 +198,17 @@ def long_steps(diagnosis, optimizer):
     update = typical_update(diagnosis)
     if not update > UPDATE:
         return None
+    advice = (
+        f"Lower the learning rate by a factor of {update / USUAL:.0f} or more. Updates "
+        "of models that train well are .001 to .1 of the weights."
+    )
+    if is_unscaled(diagnosis):
+        advice = "Scale inputs and targets first, and ask again."
     return Finding(
         "long_steps",
-        f"The learning rate is too high: the first update of a typical kernel is "
+        "The learning rate is too high: the first update of a typical kernel is "
         f"{update:.2g} times as long as its weights.",
-        f"Lower the learning rate by a factor of {update / USUAL:.1g} or more. "
-        "Updates of models that train well are .001 to .1 of the weights.",
+        advice,
     )
 
 

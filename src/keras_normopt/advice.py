@@ -119,8 +119,8 @@ def _exploding(diagnosis, optimizer):
     if not recurrent:
         return Finding(
             "exploding",
-            f"Exploding: the gradient of a typical kernel is {size:.2g} times as long "
-            "as its weights.",
+            f"The gradient of a typical kernel is {size:.2g} times as long as its "
+            "weights.",
             "Initialize kernels smaller, or add normalization layers. Clipping or "
             "normalizing bounds the step, and leaves the cause.",
         )
@@ -128,7 +128,7 @@ def _exploding(diagnosis, optimizer):
     clipping = optimizers.spelled(optimizer, "clipped") if optimizer else "ClippedAdam"
     return Finding(
         "exploding",
-        f"Exploding: {block.name} multiplies the state by up to {block.gain:.2g} in "
+        f"{block.name} multiplies the state by up to {block.gain:.2g} in "
         "each step of time. The gradient of its layer is more than "
         f"{EXPLODED} times as long as the weights.",
         "Initialize the recurrent kernel smaller: the default of Keras has a gain of "
@@ -176,8 +176,8 @@ def _vanishing(diagnosis, optimizer):
     if _setup.is_trained(diagnosis):
         return None
     fact = (
-        f"Vanishing: the gradient of a typical kernel is "
-        f"{typical(diagnosis.blocks):.1g} times as long as its weights."
+        f"The gradient of a typical kernel is {typical(diagnosis.blocks):.1g} times as "
+        "long as its weights."
     )
     if _is_lost(diagnosis):
         return Finding(
@@ -214,9 +214,9 @@ def _apart(diagnosis, optimizer):
     largest = max(compared, key=lambda block: block.rms)
     return Finding(
         "apart",
-        f"Apart by a factor of {diagnosis.ratio:.2g}: the typical entry of "
-        f"{largest.name} is {largest.rms:.2g}, that of {smallest.name} "
-        f"{smallest.rms:.2g}.{_trend(diagnosis)}",
+        f"The typical entry of {largest.name} is {largest.rms:.2g}, that of "
+        f"{smallest.name} {smallest.rms:.2g}: a factor of {diagnosis.ratio:.2g}."
+        f"{_trend(diagnosis)}",
         f"No learning rate suits them all. {_normalized(optimizer)} gives every "
         "variable a step of the same length. Adam is the alternative.",
     )
