@@ -7,18 +7,16 @@ import numpy as np
 
 from keras_normopt._finding import Finding, kernels, some
 
-# Inputs and targets of the models in the documentation are .1 to 16 in rms.
-LARGE = 30
-SMALL = 0.01
-# Outputs over those of a healthy model: a cross-entropy grows with them, and a squared
-# error with their square.
+# `docs/diagnosis.md` tells what was measured for these numbers.
+LARGE = 30  # The rms of inputs and targets.
+SMALL = 0.03
+# The outputs, over those of a healthy model. A cross-entropy grows with them, and a
+# squared error with their square.
 FIRST_LOSS = 4
-# Over the loss of the best constant prediction.
-TRAINED = 0.05
-# Over the weights.
-UPDATE = 0.5
-USUAL = 0.05
-EXAMPLES = 32
+TRAINED = 0.05  # The loss, over that of the best constant prediction.
+UPDATE = 0.5  # The first update, over the weights.
+USUAL = 0.05  # The same, of a model that trains well.
+EXAMPLES = 32  # So few may be of one class by chance.
 
 
 def frozen(diagnosis, optimizer):
