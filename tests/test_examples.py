@@ -20,12 +20,19 @@ MODULES = [
 ]
 MODULES.append("keras_normopt.experiments.comparing")
 WITHOUT_EXAMPLES = {
-    "_probe",
-    "advice",
     "_branch",
     "_devices",
+    "_finding",
+    "_first_layer",
+    "_first_update",
     "_groups",
+    "_measure",
+    "_probe",
     "_range",
+    "_report",
+    "_setup",
+    "_targets",
+    "advice",
     "centralization",
     "clipping",
     "custom",

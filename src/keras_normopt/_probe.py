@@ -1,6 +1,8 @@
 """The gradients that `fit` would compute, of a model that stays as it is."""
 
 import contextlib
+import random
+import warnings
 
 import keras
 import numpy as np
@@ -11,10 +13,11 @@ from keras_normopt.monitoring import optimizers_of
 _ON_TORCH = keras.backend.backend() == "torch"
 
 
-def run(model, data, batch_size, batches, class_weight, receive):
-    """Calls `fit` for some batches, without a step being made.
+def run(model, data, batch_size, batches, class_weight, receive, receive_loss):
+    """Calls `fit` for some batches, which makes no step.
 
-    Compiled code would hide the gradients, so all is computed eagerly.
+    Compiled code would hide the gradients, so `fit` runs eagerly. It changes the state
+    of the model. Call it within `unchanged`.
 
     Args:
         model: A compiled model.
@@ -24,14 +27,21 @@ def run(model, data, batch_size, batches, class_weight, receive):
         class_weight: As of `fit`.
         receive: Called in each step with the optimizer, a list of pairs of gradient and
             variable, and the factor by which the loss was multiplied.
+        receive_loss: Called with what `compute_loss` is called with: x, y, the outputs
+            and the sample weights.
 
     Returns:
         The logs, `{name: float}`.
     """
     x, y, sample_weight = data
-    with _unchanged(model), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         for optimizer in optimizers_of(model):
             stack.enter_context(_StandIn(optimizer, model, receive))
+        ending = _Ending(batches)
+        stack.enter_context(_listening(model, receive_loss, ending))
+        # PyTorch's trainer warns of it. A finding says it.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "The model does not have any trainable")
         model.train_function = None
         model.run_eagerly, model.jit_compile = True, False
         model.steps_per_execution = 1
@@ -43,17 +53,21 @@ def run(model, data, batch_size, batches, class_weight, receive):
             class_weight=class_weight,
             shuffle=False,
             verbose=0,
-            callbacks=[_Stop(batches)],
+            callbacks=[ending],
         )
         return {name: float(values[-1]) for name, values in history.history.items()}
 
 
-class _Stop(keras.callbacks.Callback):
+class _Ending(keras.callbacks.Callback):
     """Ends `fit` by count, and so also on data that have no end."""
 
     def __init__(self, batches):
         super().__init__()
         self.batches = batches
+        self.has_begun = False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.has_begun = True
 
     def on_train_batch_end(self, batch, logs=None):
         if batch + 1 >= self.batches:
@@ -90,13 +104,14 @@ class _StandIn:
 
     def apply_gradients(self, grads_and_vars):
         self.receive(self.optimizer, list(grads_and_vars), self.scale)
-        return self.optimizer.iterations
+        return self.optimizer.iterations  # As TensorFlow's trainer may expect.
 
     def apply(self, grads, trainable_variables=None):
         variables = trainable_variables
         if variables is None:
             variables = self._variables()
-        self.apply_gradients(zip(grads, variables, strict=True))
+        pairs = list(zip(grads, variables, strict=True))
+        self.receive(self.optimizer, pairs, self.scale)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         self.apply(grads)
@@ -111,8 +126,46 @@ class _StandIn:
 
 
 @contextlib.contextmanager
-def _unchanged(model):
-    """Brings back whatever `fit` changes in a model."""
+def _listening(model, receive, training):
+    """Passes on what `compute_loss` is called with, and asks for missing targets."""
+    compute_loss, compute_metrics = model.compute_loss, model.compute_metrics
+
+    def loss(x=None, y=None, y_pred=None, sample_weight=None, **arguments):
+        if training.has_begun:  # Before, Keras builds the model, without values.
+            receive(x, y, y_pred, sample_weight)
+        with _asking_for_targets(model, y):
+            return compute_loss(x, y, y_pred, sample_weight, **arguments)
+
+    def metrics(x, y, y_pred, sample_weight=None):
+        with _asking_for_targets(model, y):
+            return compute_metrics(x, y, y_pred, sample_weight)
+
+    object.__setattr__(model, "compute_loss", loss)
+    object.__setattr__(model, "compute_metrics", metrics)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, "compute_loss")
+        object.__delattr__(model, "compute_metrics")
+
+
+@contextlib.contextmanager
+def _asking_for_targets(model, y):
+    try:
+        yield
+    except Exception as error:
+        if y is not None:
+            raise
+        raise ValueError(
+            "The loss or a metric of the model needs targets, and the data has none. "
+            "Pass `y`, or data that yields `(x, y)`. Received: "
+            f"loss={getattr(model, 'loss', None)!r}, y=None"
+        ) from error
+
+
+@contextlib.contextmanager
+def unchanged(model):
+    """Brings back whatever `fit` changes in a model, and global random states."""
     names = ("run_eagerly", "jit_compile", "steps_per_execution", "stop_training")
     attributes = {name: getattr(model, name) for name in (*names, "train_function")}
     history = getattr(model, "history", None)
@@ -121,6 +174,7 @@ def _unchanged(model):
     variables += [v for o in optimizers_of(model) for v in o.variables]
     values = [np.array(ops.convert_to_numpy(v)) for v in variables]
     restore = _state_of_torch(model) if _ON_TORCH else lambda: None
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
         yield
     finally:
@@ -131,14 +185,20 @@ def _unchanged(model):
             setattr(model, name, value)
         model.history = history
         restore()
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def _state_of_torch(model):
-    """What PyTorch keeps in modules and tensors, as a function that brings it back."""
+    """What PyTorch keeps elsewhere, as a function that brings it back."""
+    import torch
+
+    seeds = torch.get_rng_state()  # A `DataLoader` draws from it.
     modes = [(module, module.training) for module in model.modules()]
     tensors = [(v.value, v.value.grad) for v in model.trainable_variables]
 
     def restore():
+        torch.set_rng_state(seeds)
         for module, training in modes:
             module.training = training
         for tensor, grad in tensors:

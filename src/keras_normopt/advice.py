@@ -1,100 +1,76 @@
 """What follows from measured gradients, in words."""
 
-import dataclasses
 import math
-import textwrap
 
-import keras
 import numpy as np
 
-from keras_normopt import optimizers
-from keras_normopt.mixin import Rescaling
+from keras_normopt import _setup, optimizers
+from keras_normopt._finding import Finding, kernels, some, typical
 from keras_normopt.normalization import Normalization
 
-# Where to draw lines was measured, at the start of training. Kernels of dense,
-# convolutional and recurrent networks were apart by factors of 2 to 30, those of a
-# transformer by 300; of 30 layers with batch normalization, which normalizing helped,
-# by 1,300, and of 30 sigmoid layers by 10¹⁸.
-APART = 1000
-# Over weights, gradients of 12 plain layers, which SGD trains, were .002, and of 24,
-# which it does not, .00002.
-VANISHED = 1e-4
-# Of networks on scaled inputs .002 to 2, on inputs that were not scaled 80 to 100.
-EXPLODED = 10
-# A bias whose gradient is zero in exact arithmetic came out at 10⁻⁷ of its kernel's.
-NOISE = 1e-5
-SPIKE = 5
-SHARE = 0.01
-ROWS = 12
+# `docs/diagnosis.md` tells what was measured for these numbers.
+APART = 1000  # Between the rms of kernels.
+VANISHED = 1e-4  # Gradient over weights.
+MOVES = 1e-5  # First update over weights.
+EXPLODED = 10  # The same.
+GAIN = 1.5  # Of a recurrent kernel.
+NOISE = 1e-5  # Gradient of a bias over that of its kernel.
+SPIKE = 5  # A batch over the typical one.
+SHARE = 0.01  # Of the entries of a gradient.
 
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing that was found.
-
-    Attributes:
-        name: `"not_finite"`, `"no_gradient"`, `"underflow"`, `"vanishing"`,
-            `"exploding"`, `"apart"`, `"below_epsilon"`, `"noise"`, `"spikes"`,
-            `"long_steps"` or `"nothing"`.
-        fact: What was measured.
-        advice: What follows, and why.
-    """
-
-    name: str
-    fact: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.fact} {self.advice}"
-
-
-def kernels(blocks):
-    """Those whose sizes can be compared: of two or more axes, with a gradient."""
-    return [b for b in blocks if _is_kernel(b) and b.rms > 0 and math.isfinite(b.rms)]
-
-
-def _is_kernel(block):
-    # Biases of attention and of recurrent layers have several axes.
-    return len(block.shape) > 1 and not block.name.endswith("bias")
+# These ask for nothing, so a model that has no others is well.
+BENIGN = {"frozen", "noise"}
 
 
 def findings(diagnosis, optimizer):
     """Tuple of what was found, the gravest first; never empty."""
+    if not diagnosis.blocks:
+        return (_setup.frozen(diagnosis, optimizer),)
     checks = (
         _not_finite,
+        _setup.constant_targets,
+        _setup.label_range,
+        _setup.input_scale,
+        _setup.target_scale,
+        _setup.half_precision,
         _no_gradient,
         _underflow,
-        _vanishing,
         _exploding,
+        _setup.long_steps,
+        _setup.first_loss,
+        _vanishing,
         _apart,
         _below_epsilon,
         _noise,
         _spikes,
-        _long_steps,
+        _setup.trained,
+        _setup.frozen,
     )
     found = [check(diagnosis, optimizer) for check in checks]
-    return tuple(filter(None, found)) or (_nothing(diagnosis),)
+    found = [finding for finding in found if finding]
+    if {finding.name for finding in found} <= BENIGN:
+        found.insert(0, _nothing(diagnosis))
+    return tuple(found)
 
 
 def _not_finite(diagnosis, optimizer):
     bad = [block for block in diagnosis.blocks if block.not_finite]
     if not bad:
         return None
-    fact = f"NaN or infinity in the gradient of {_some(bad, diagnosis.blocks)}."
+    fact = f"NaN or infinity in the gradient of {_some(bad, diagnosis)}."
     if diagnosis.loss_scale != 1:
         return Finding(
             "not_finite",
             fact,
-            f"The loss was multiplied by {diagnosis.loss_scale:g}, so that they may "
-            "have overflowed: `LossScaleOptimizer` then leaves the step out and halves "
-            "the scale, which is usual in the first steps. Train some, and ask again.",
+            f"The loss was multiplied by {diagnosis.loss_scale:g}, so gradients may "
+            "overflow. `LossScaleOptimizer` then skips the step and halves the scale, "
+            "which is usual in the first steps. Train a little, and ask again.",
         )
     return Finding(
         "not_finite",
         fact,
-        "No norm and no clipping mends that: find where it comes from. Look at the "
-        "inputs, at logarithms, roots and divisions in the loss, and at what weights "
-        "have become.",
+        "No norm and no clipping repairs that. Find where it comes from: look at the "
+        "inputs, at logarithms, roots and divisions in the loss, and at the weights.",
     )
 
 
@@ -108,11 +84,10 @@ def _no_gradient(diagnosis, optimizer):
         return None
     return Finding(
         "no_gradient",
-        f"No gradient, or zero, for {_some(without, diagnosis.blocks)}.",
-        "Zero stays zero, whatever it is divided by. Does the loss depend on these "
-        "variables? Units of ReLU that are never on, and saturated sigmoids, pass "
-        "nothing back either: another initialization or activation, shortcuts or "
-        "normalization layers do.",
+        f"No gradient, or zero, for {_some(without, diagnosis)}.",
+        "Zero stays zero, whatever divides it. Does the loss depend on these "
+        "variables? Dead ReLU units and saturated sigmoids pass no gradient back. "
+        "Another initialization or activation, shortcuts, or normalization layers do.",
     )
 
 
@@ -122,147 +97,174 @@ def _underflow(diagnosis, optimizer):
         return None
     worst = max(small, key=lambda block: block.underflow)
     advice = (
-        "What is lost there no norm brings back. Scale the loss, as `compile` does by "
-        'itself under "mixed_float16", or compute in "mixed_bfloat16".'
+        "No norm restores what underflow loses. Scale the loss, as `compile` does "
+        'under "mixed_float16", or compute in "mixed_bfloat16".'
         if worst.dtype == "float16"
-        else "Gradients have vanished before they come to the optimizer: shortcuts, "
-        "normalization layers or another initialization keep them from it."
+        else "Gradients vanish before they reach the optimizer. Shortcuts, "
+        "normalization layers or another initialization prevent that."
     )
     return Finding(
         "underflow",
         f"Too small for {worst.dtype}: {worst.underflow:.0%} of the entries of "
-        f"{worst.name}, and 1 % or more of those of {_some(small, diagnosis.blocks)}.",
+        f"{worst.name}, and 1 % or more of {_some(small, diagnosis)}.",
         advice,
     )
 
 
-def _typical(diagnosis):
-    """The median, over kernels, of the gradient over the weights; 1 without kernels."""
-    sizes = [block.relative for block in kernels(diagnosis.blocks)]
-    sizes = [size for size in sizes if math.isfinite(size)]
-    return float(np.median(sizes)) if sizes else 1.0
+def _exploding(diagnosis, optimizer):
+    size = typical(diagnosis.blocks)
+    recurrent = _exploding_cells(diagnosis)
+    if not recurrent and (size < EXPLODED or _setup.is_unscaled(diagnosis)):
+        return None
+    if not recurrent:
+        return Finding(
+            "exploding",
+            f"The gradient of a typical kernel is {size:.2g} times as long as its "
+            "weights.",
+            "Initialize kernels smaller, or add normalization layers. Clipping or "
+            "normalizing bounds the step, and leaves the cause.",
+        )
+    block = max(recurrent, key=lambda block: block.gain)
+    clipping = optimizers.spelled(optimizer, "clipped") if optimizer else "ClippedAdam"
+    return Finding(
+        "exploding",
+        f"{block.name} multiplies the state by up to {block.gain:.2g} in "
+        "each step of time. The gradient of its layer is more than "
+        f"{EXPLODED} times as long as the weights.",
+        "Initialize the recurrent kernel smaller: the default of Keras has a gain of "
+        f"1. If you cannot, clip: `{clipping}` bounds the step.",
+    )
+
+
+def _exploding_cells(diagnosis):
+    """The recurrent kernels that are too large, of cells with an exploding gradient."""
+    sizes = {}
+    for block in kernels(diagnosis.blocks):
+        cell = _layer_of(block)
+        sizes[cell] = max(sizes.get(cell, 0), block.relative)
+    return [
+        block
+        for block in diagnosis.blocks
+        if block.gain > GAIN and sizes.get(_layer_of(block), 0) > EXPLODED
+    ]
+
+
+def _layer_of(block):
+    return block.name.rpartition("/")[0]
+
+
+def _shrinkage(diagnosis):
+    """By how much gradients shrink from each kernel to the one before it.
+
+    Returns 1 if they do not do so steadily, and less if they grow.
+    """
+    sizes = np.log10([block.rms for block in kernels(diagnosis.blocks)])
+    if len(sizes) < 4:
+        return 1.0
+    steps = np.arange(len(sizes))
+    if abs(np.corrcoef(steps, sizes)[0, 1]) < 0.8:
+        return 1.0
+    return float(10 ** np.polyfit(steps, sizes, 1)[0])
+
+
+def _is_lost(diagnosis):
+    """Whether little of the inputs reaches the outputs, as through many sigmoids."""
+    return diagnosis.ratio > APART and _shrinkage(diagnosis) > 1
 
 
 def _vanishing(diagnosis, optimizer):
-    typical = _typical(diagnosis)
-    if typical > VANISHED or _normalizes(optimizer):
+    if _setup.is_trained(diagnosis):
         return None
     fact = (
-        f"Vanishing: the gradient of a typical kernel is {typical:.1g} times as long "
-        "as its weights."
+        f"The gradient of a typical kernel is {typical(diagnosis.blocks):.1g} times as "
+        "long as its weights."
     )
-    rate = _rate(optimizer)
-    if rate is not None:
-        fact += (
-            f" At this learning rate it takes {1 / (rate * typical):.1g} steps to move "
-            "it by its own length."
+    if _is_lost(diagnosis):
+        return Finding(
+            "vanishing",
+            f"{fact} From the last layer to the first it shrinks by a factor of "
+            f"{diagnosis.ratio:.1g}, {_shrinkage(diagnosis):.2g} for each kernel.",
+            "The inputs hardly reach the outputs, and no optimizer repairs that. Add "
+            "`BatchNormalization` after each layer and use Adam. Shortcuts, or another "
+            "activation such as ReLU, help as well.",
         )
+    moves = _setup.typical_update(diagnosis)
+    if typical(diagnosis.blocks) > VANISHED or moves > MOVES or _normalizes(optimizer):
+        return None
+    if math.isfinite(moves):
+        fact += f" The first update moves it by {moves:.1g} of its length."
     return Finding(
         "vanishing",
         fact,
-        "If the model is not trained already, its loss hardly depends on what these "
-        f"layers do. {_normalized(optimizer)} steps as far as the learning rate says, "
-        "however small gradients are; shortcuts, normalization layers or another "
+        f"{_normalized(optimizer)} steps as far as the learning rate says, however "
+        "small gradients are. Shortcuts, normalization layers or another "
         "initialization remove the cause.",
     )
 
 
-def _noise(diagnosis, optimizer):
-    sizes = {b.name.rpartition("/")[0]: b.rms for b in kernels(diagnosis.blocks)}
-    found = [
-        block
-        for block in diagnosis.blocks
-        if 0 < block.rms < NOISE * sizes.get(block.name.rpartition("/")[0], 0)
-    ]
-    if not found:
+def _apart(diagnosis, optimizer):
+    if diagnosis.ratio < APART or _setup.is_trained(diagnosis) or _is_lost(diagnosis):
         return None
+    if _normalizes(optimizer) or hasattr(optimizer, "epsilon"):
+        return None  # Their updates are of one size, or `below_epsilon` says which not.
+    if _setup.range_of_updates(diagnosis) < APART:
+        return None
+    compared = kernels(diagnosis.blocks)
+    smallest = min(compared, key=lambda block: block.rms)
+    largest = max(compared, key=lambda block: block.rms)
     return Finding(
-        "noise",
-        f"Nothing but rounding errors, it seems: the gradient of "
-        f"{_some(found, diagnosis.blocks)}, less than {NOISE:g} of that of its kernel.",
-        "So it is with a bias before a batch normalization, or that of the keys of "
-        "attention, which change nothing. If you normalize, `exclude` them, or noise "
-        "becomes full steps.",
+        "apart",
+        f"The typical entry of {largest.name} is {largest.rms:.2g}, that of "
+        f"{smallest.name} {smallest.rms:.2g}: a factor of {diagnosis.ratio:.2g}."
+        f"{_trend(diagnosis)}",
+        f"No learning rate suits them all. {_normalized(optimizer)} gives every "
+        "variable a step of the same length. Adam is the alternative.",
     )
 
 
 def _below_epsilon(diagnosis, optimizer):
     epsilon = getattr(optimizer, "epsilon", None)
-    if not epsilon or _normalizes(optimizer):
+    if not epsilon or _normalizes(optimizer) or _setup.is_trained(diagnosis):
         return None
     below = [b for b in kernels(diagnosis.blocks) if b.rms < epsilon]
     if not below:
         return None
     name = type(optimizer).__name__
+    cure = "A smaller epsilon"
+    if not _is_lost(diagnosis):
+        cure = (
+            f"{_normalized(optimizer)} brings gradients to norm 1 before {name} sees "
+            "them. A smaller epsilon"
+        )
     return Finding(
         "below_epsilon",
         f"Smaller than the epsilon of {name}, {epsilon:g}: the typical entry of "
-        f"{_some(below, diagnosis.blocks)}.",
-        f"What {name} divides by is epsilon there, so that these variables hardly "
-        f"move. {_normalized(optimizer)} brings gradients to norm 1 before {name} "
-        "sees them; a smaller epsilon helps as well.",
+        f"{_some(below, diagnosis)}.",
+        f"{name} divides by epsilon there, so these variables hardly move. {cure} "
+        "helps as well.",
     )
 
 
-def _apart(diagnosis, optimizer):
-    ratio = diagnosis.ratio
-    if ratio < APART:
-        return None
-    compared = kernels(diagnosis.blocks)
-    smallest = min(compared, key=lambda block: block.rms)
-    largest = max(compared, key=lambda block: block.rms)
-    fact = (
-        f"Apart by a factor of {ratio:.2g}: the typical entry of {largest.name} "
-        f"is {largest.rms:.2g}, that of {smallest.name} {smallest.rms:.2g}."
-        f"{_trend(diagnosis)}"
-    )
-    if _normalizes(optimizer):
-        advice = (
-            f"{type(optimizer).__name__} divides each block by its norm, so that this "
-            "is taken care of."
-        )
-    elif hasattr(optimizer, "epsilon"):
-        name = type(optimizer).__name__
-        advice = (
-            f"{name} evens out by itself what lasts, if it is above its epsilon. "
-            f"Where sizes change from step to step {_normalized(optimizer)} did "
-            "better on very deep networks, and otherwise no better: compare the two."
-        )
-    else:
-        advice = (
-            f"No learning rate suits them all. {_normalized(optimizer)} gives every "
-            "variable a step of the same length; Adam is the other thing to try."
-        )
-    return Finding("apart", fact, advice)
-
-
-def _exploding(diagnosis, optimizer):
-    typical = _typical(diagnosis)
-    if typical < EXPLODED:
+def _noise(diagnosis, optimizer):
+    # A kernel with an exploding gradient proves nothing about its bias.
+    sizes = {
+        _layer_of(block): block.rms
+        for block in kernels(diagnosis.blocks)
+        if not block.relative > EXPLODED
+    }
+    found = [
+        block
+        for block in diagnosis.blocks
+        if 0 < block.rms < NOISE * sizes.get(_layer_of(block), 0)
+    ]
+    if not found:
         return None
     return Finding(
-        "exploding",
-        f"Large: the gradient of a typical kernel is {typical:.2g} times as long as "
-        "its weights.",
-        "Are inputs and targets scaled? A mean of 0 and a standard deviation of 1 are "
-        "what layers are made for. To normalize or to clip bounds the step, and leaves "
-        "the cause.",
-    )
-
-
-def _trend(diagnosis):
-    """How sizes change with depth, if they do so steadily."""
-    sizes = np.log10([block.rms for block in kernels(diagnosis.blocks)])
-    if len(sizes) < 4:
-        return ""
-    steps = np.arange(len(sizes))
-    if abs(np.corrcoef(steps, sizes)[0, 1]) < 0.8:
-        return ""
-    slope = np.polyfit(steps, sizes, 1)[0]
-    what = "shrink" if slope > 0 else "grow"
-    return (
-        f" From the last kernel to the first they {what}, by a factor of about "
-        f"{10 ** abs(slope):.2g} each."
+        "noise",
+        f"Probably only rounding errors: the gradient of {_some(found, diagnosis)}, "
+        f"less than {NOISE:g} of the gradient of its kernel.",
+        "A bias before a batch normalization, or the bias of attention's keys, changes "
+        "nothing. If you normalize, `exclude` them, or noise becomes full steps.",
     )
 
 
@@ -270,52 +272,44 @@ def _spikes(diagnosis, optimizer):
     totals = np.array(diagnosis.totals)
     if len(totals) < 3 or not np.isfinite(totals).all():
         return None
-    typical = np.median(totals)
-    if totals.max() < SPIKE * typical:
+    median = np.median(totals)
+    if totals.max() < SPIKE * median or not median:
         return None
     clipping = optimizers.spelled(optimizer, "clipped") if optimizer else "clipped(...)"
     return Finding(
         "spikes",
-        f"The gradient of one batch is {totals.max() / typical:.2g} times as long as "
+        f"The gradient of one batch is {totals.max() / median:.2g} times as long as "
         "that of the typical one.",
-        f"`{clipping}`, made with `max_norm=RunningNorm()`, clips such a step and "
-        "leaves the others alone; a larger batch helps too.",
-    )
-
-
-def _rate(optimizer):
-    """The learning rate of plain SGD, with momentum made up; `None` for others."""
-    if not isinstance(optimizer, keras.optimizers.SGD) or isinstance(
-        optimizer, Rescaling
-    ):
-        return None
-    rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-    return rate / (1 - optimizer.momentum)
-
-
-def _long_steps(diagnosis, optimizer):
-    rate = _rate(optimizer)
-    found = [b for b in kernels(diagnosis.blocks) if math.isfinite(b.relative)]
-    if rate is None or not found:
-        return None
-    block = max(found, key=lambda b: b.relative)
-    if rate * block.relative < 1:
-        return None
-    return Finding(
-        "long_steps",
-        f"At this learning rate {block.name} moves by {rate * block.relative:.2g} "
-        "times its own length in a step, momentum included.",
-        "That is likely to diverge: lower the rate, or clip.",
+        f"`{clipping}` with `max_norm=RunningNorm()` clips such a step and leaves the "
+        "others alone. A larger batch helps too.",
     )
 
 
 def _nothing(diagnosis):
+    checked = [
+        "All gradients are finite, none is missing",
+        f"the typical entries of kernels are within a factor of {diagnosis.ratio:.2g}",
+        "no batch stands out",
+        *_setup.passed(diagnosis),
+    ]
     return Finding(
         "nothing",
-        f"All finite, none missing, the typical entries of kernels within a factor of "
-        f"{diagnosis.ratio:.2g}, no batch that stands out.",
-        "There is nothing here that normalizing would put right: leave the optimizer "
-        "as it is.",
+        f"{', '.join(checked)}.",
+        "Keep the optimizer. If the model trains badly, look at what this cannot see: "
+        "whether labels belong to their inputs, whether the model is large enough, and "
+        "the learning rate (`experiments.compare`). Ask again after an epoch.",
+    )
+
+
+def _trend(diagnosis):
+    """How sizes change with depth, if they do so steadily."""
+    factor = _shrinkage(diagnosis)
+    if factor == 1:
+        return ""
+    what = "shrink" if factor > 1 else "grow"
+    return (
+        f" From the last kernel to the first they {what} by a factor of about "
+        f"{max(factor, 1 / factor):.2g} each."
     )
 
 
@@ -330,62 +324,5 @@ def _normalized(optimizer):
     return f"`{optimizers.spelled(optimizer)}`"
 
 
-def _some(blocks, of):
-    names = [block.name for block in blocks]
-    if len(names) > 3:
-        names = [names[0], "…", names[-1]]
-    return f"{len(blocks)} of {len(of)} variables ({', '.join(names)})"
-
-
-def report(diagnosis):
-    """What a `Diagnosis` prints."""
-    of = f" for {diagnosis.optimizer}" if diagnosis.optimizer else ""
-    lines = [
-        f"Gradients of {len(diagnosis.totals)} batches{of}: "
-        + ", ".join(f"{name} {value:.4g}" for name, value in diagnosis.logs.items()),
-        f"l2 norm of all: {np.median(diagnosis.totals):.3g}",
-        "",
-        *_table(diagnosis.blocks),
-    ]
-    for finding in diagnosis.findings:
-        lines += ["", *_wrapped(finding.fact, "- "), *_wrapped(finding.advice, "  ")]
-    return "\n".join(lines)
-
-
-def _wrapped(text, indent):
-    return textwrap.wrap(
-        text,
-        88,
-        initial_indent=indent,
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _table(blocks):
-    shown = _thinned(blocks)
-    rows = [["", "norm", "rms", "/ weights", "zeros"]]
-    rows += [
-        [block.name]
-        + [f"{value:.2g}" for value in (block.norm, block.rms, block.relative)]
-        + [f"{block.zeros:.0%}"]
-        for block in shown
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([f"{name:{widths[0]}}", *map(str.rjust, numbers, widths[1:])])
-        for name, *numbers in rows
-    ]
-    if len(shown) < len(blocks):
-        lines.append(f"({len(shown)} of {len(blocks)} variables; `blocks` has all)")
-    return lines
-
-
-def _thinned(blocks):
-    """All if they are few, else kernels, evenly over the depth."""
-    if len(blocks) <= ROWS:
-        return blocks
-    of = [block for block in blocks if _is_kernel(block)] or blocks
-    even = np.linspace(0, len(of) - 1, min(ROWS, len(of)))
-    return [of[round(position)] for position in even]
+def _some(blocks, diagnosis):
+    return some([block.name for block in blocks], len(diagnosis.blocks))

@@ -1,0 +1,222 @@
+"""What is measured of the gradients of each variable."""
+
+import dataclasses
+import math
+
+import keras
+import ml_dtypes
+import numpy as np
+from keras import ops, tree
+
+from keras_normopt import _targets, sparse
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The gradient of one variable, over some batches.
+
+    Attributes:
+        name: The path of the variable.
+        shape: Its shape.
+        dtype: The dtype in which its layer computes.
+        norms: The l2 norm of the gradient in each batch that has one.
+        weight_norm: The l2 norm of the variable.
+        zeros: The share of entries that are zero, 0 to 1.
+        underflow: The share of entries, of those that are not zero, that are below the
+            smallest normal number of `dtype`, with the scale that the loss has. There
+            they lose digits, and what is a little smaller is zero.
+        not_finite: The share of entries that are NaN or infinite.
+        missing: The number of batches that bring no gradient.
+        variable_dtype: The dtype of the variable itself.
+        update: The l2 norm of the optimizer's first update, at the largest rate of its
+            schedule, as often as momentum repeats it; NaN if it was not checked.
+        unmoved: The share of entries with a gradient that the first update leaves
+            unchanged.
+        gain: The largest singular value of a recurrent kernel, of a gate if it has
+            several; NaN for other variables.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    norms: tuple[float, ...]
+    weight_norm: float
+    zeros: float = 0.0
+    underflow: float = 0.0
+    not_finite: float = 0.0
+    missing: int = 0
+    variable_dtype: str = "float32"
+    update: float = math.nan
+    unmoved: float = 0.0
+    gain: float = math.nan
+
+    @property
+    def norm(self) -> float:
+        """The median of `norms`, which no spike moves; NaN without any."""
+        return float(np.median(self.norms)) if self.norms else math.nan
+
+    @property
+    def rms(self) -> float:
+        """The root mean square of the entries that are not zero.
+
+        Unlike the norm it does not grow with the size of the variable.
+        """
+        entries = math.prod(self.shape) * (1 - self.zeros)
+        return self.norm / math.sqrt(entries) if entries else 0.0
+
+    @property
+    def relative(self) -> float:
+        """The norm of the gradient over that of the weights, NaN if these are zero."""
+        return self.norm / self.weight_norm if self.weight_norm else math.nan
+
+
+class Records:
+    """Takes in the gradients and targets of each step, and keeps what is asked of them.
+
+    Attributes:
+        optimizer: The optimizer of the first step, without its loss scale.
+        scale: The factor that the loss was multiplied by.
+        totals: The l2 norm of the whole gradient in each step.
+        first: Lists of pairs of gradient, an array or `None`, and variable, by
+            optimizer: those of its first step.
+        batches: A `Batch` for each loss that was computed.
+        x: The inputs of the first of them.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.optimizer = None
+        self.scale = 1.0
+        self.totals = []
+        self.first = {}
+        self.batches = []
+        self.x = None
+        self._variables = {}
+        self._dtypes = {}
+        self._measured = {}
+
+    def receive_loss(self, x, y, y_pred, sample_weight):
+        if self.x is None:
+            self.x = x
+        outputs = tree.flatten(y_pred)
+        penalties = [v for v in self.model.trainable_variables if v.regularizer]
+        self.batches.append(
+            _targets.Batch(
+                y=y,
+                shapes=tuple(tuple(output.shape) for output in outputs),
+                sample_weight=sample_weight,
+                masked=any(hasattr(output, "_keras_mask") for output in outputs),
+                adds_losses=len(self.model.losses) > len(penalties),
+            )
+        )
+
+    def receive(self, optimizer, pairs, scale):
+        if self.optimizer is None:
+            self.optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        pairs = [
+            (gradient, variable)
+            for gradient, variable in pairs
+            if not getattr(variable, "overwrite_with_gradient", False)
+        ]
+        self._get_to_know([variable for _, variable in pairs])
+        self.scale = scale
+        norms, arrays = [], []
+        for gradient, variable in pairs:
+            measured = array = None
+            if gradient is not None:
+                array = _dense(gradient)
+                measured = _measure(array, self._dtypes[id(variable)], scale)
+                norms.append(measured["norms"])
+                array = array / scale
+            self._measured[id(variable)].append(measured)
+            arrays.append((array, variable))
+        self.first.setdefault(id(optimizer), (optimizer, arrays))
+        self.totals.append(math.hypot(*norms))
+
+    def _get_to_know(self, variables):
+        new = [v for v in variables if id(v) not in self._variables]
+        if not new:
+            return
+        computed = {
+            id(variable): layer.compute_dtype
+            for layer in self.model._flatten_layers()
+            for variable in layer._trainable_variables
+        }
+        for variable in new:
+            self._variables[id(variable)] = variable
+            self._dtypes[id(variable)] = computed.get(id(variable), variable.dtype)
+            self._measured[id(variable)] = []
+
+    def blocks(self, updates):
+        """Returns a `Block` for each variable.
+
+        Args:
+            updates: Dictionary, by the id of a variable, of what its `Block` says of
+                its first update.
+        """
+        return tuple(
+            self._block(v, updates.get(id(v), {})) for v in self._variables.values()
+        )
+
+    def _block(self, variable, update):
+        all_steps = self._measured[id(variable)]
+        steps = [measured for measured in all_steps if measured]
+        measured = {
+            name: float(np.mean([measured[name] for measured in steps]))
+            for name in ("zeros", "underflow", "not_finite")
+            if steps
+        }
+        weights = array_of(variable).astype("float64")
+        return Block(
+            name=variable.path,
+            shape=tuple(variable.shape),
+            dtype=self._dtypes[id(variable)],
+            norms=tuple(measured["norms"] for measured in steps),
+            weight_norm=float(np.linalg.norm(weights)),
+            missing=len(all_steps) - len(steps),
+            variable_dtype=variable.dtype,
+            gain=_gain(variable.path, weights),
+            **measured,
+            **update,
+        )
+
+
+def array_of(tensor):
+    """Returns an array of a tensor or a variable; other data unchanged."""
+    is_ours = ops.is_tensor(tensor) or isinstance(tensor, keras.Variable)
+    return ops.convert_to_numpy(tensor) if is_ours else tensor
+
+
+def _dense(gradient):
+    try:
+        return np.array(array_of(sparse.densify(gradient)))
+    except Exception as error:  # Each backend has another for what is being traced.
+        raise ValueError(
+            "The model computes its gradients in a compiled function, where they "
+            "cannot be seen. Take `tf.function` or `jax.jit` off its `train_step` to "
+            "diagnose it."
+        ) from error
+
+
+def _measure(gradient, dtype, scale):
+    """What a `Block` tells of one gradient."""
+    entries = np.abs(gradient, dtype="float64")
+    tiny = float(ml_dtypes.finfo(dtype).smallest_normal)
+    some = np.count_nonzero(entries)
+    return {
+        "norms": float(np.linalg.norm(entries)) / scale,
+        "zeros": 1 - some / max(entries.size, 1),
+        "underflow": np.count_nonzero((entries > 0) & (entries < tiny)) / max(some, 1),
+        "not_finite": 1 - np.isfinite(entries).mean(),
+    }
+
+
+def _gain(path, weights):
+    """By how much a recurrent kernel can multiply the state in a step.
+
+    An LSTM's kernel has one part for each gate, side by side.
+    """
+    if not path.endswith("recurrent_kernel") or weights.ndim != 2:
+        return math.nan
+    gates = np.split(weights, weights.shape[1] // weights.shape[0], axis=1)
+    return max(float(np.linalg.norm(gate, 2)) for gate in gates)
