@@ -18,25 +18,18 @@ MODULES = [
     module.name
     for module in pkgutil.iter_modules(keras_normopt.__path__, "keras_normopt.")
 ]
+MODULES.append("keras_normopt.diagnosis.diagnosing")
 MODULES.append("keras_normopt.experiments.comparing")
 WITHOUT_EXAMPLES = {
     "_branch",
     "_devices",
-    "_finding",
-    "_first_layer",
-    "_first_update",
     "_groups",
-    "_measure",
-    "_probe",
     "_range",
-    "_report",
-    "_setup",
-    "_targets",
-    "advice",
     "centralization",
     "clipping",
     "custom",
     "demo",
+    "diagnosis",
     "docstrings",
     "entries",
     "experiments",

@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 
-from keras_normopt._finding import is_kernel
+from keras_normopt.diagnosis.finding import is_kernel
 
 ROWS = 12
 

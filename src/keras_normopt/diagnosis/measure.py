@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 from keras import ops, tree
 
-from keras_normopt import _targets, sparse
+from keras_normopt import sparse
+from keras_normopt.diagnosis import baselines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Records:
         outputs = tree.flatten(y_pred)
         penalties = [v for v in self.model.trainable_variables if v.regularizer]
         self.batches.append(
-            _targets.Batch(
+            baselines.Batch(
                 y=y,
                 shapes=tuple(tuple(output.shape) for output in outputs),
                 sample_weight=sample_weight,

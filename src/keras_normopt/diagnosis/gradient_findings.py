@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
-from keras_normopt import _setup, optimizers
-from keras_normopt._finding import Finding, kernels, some, typical
+from keras_normopt import optimizers
+from keras_normopt.diagnosis import setup_findings as setup
+from keras_normopt.diagnosis.finding import Finding, kernels, some, typical
 from keras_normopt.normalization import Normalization
 
 # `docs/diagnosis.md` tells what was measured for these numbers.
@@ -25,26 +26,26 @@ BENIGN = {"frozen", "noise"}
 def findings(diagnosis, optimizer):
     """Tuple of what was found, the gravest first; never empty."""
     if not diagnosis.blocks:
-        return (_setup.frozen(diagnosis, optimizer),)
+        return (setup.frozen(diagnosis, optimizer),)
     checks = (
         _not_finite,
-        _setup.constant_targets,
-        _setup.label_range,
-        _setup.input_scale,
-        _setup.target_scale,
-        _setup.half_precision,
+        setup.constant_targets,
+        setup.label_range,
+        setup.input_scale,
+        setup.target_scale,
+        setup.half_precision,
         _no_gradient,
         _underflow,
         _exploding,
-        _setup.long_steps,
-        _setup.first_loss,
+        setup.long_steps,
+        setup.first_loss,
         _vanishing,
         _apart,
         _below_epsilon,
         _noise,
         _spikes,
-        _setup.trained,
-        _setup.frozen,
+        setup.trained,
+        setup.frozen,
     )
     found = [check(diagnosis, optimizer) for check in checks]
     found = [finding for finding in found if finding]
@@ -114,7 +115,7 @@ def _underflow(diagnosis, optimizer):
 def _exploding(diagnosis, optimizer):
     size = typical(diagnosis.blocks)
     recurrent = _exploding_cells(diagnosis)
-    if not recurrent and (size < EXPLODED or _setup.is_unscaled(diagnosis)):
+    if not recurrent and (size < EXPLODED or setup.is_unscaled(diagnosis)):
         return None
     if not recurrent:
         return Finding(
@@ -173,7 +174,7 @@ def _is_lost(diagnosis):
 
 
 def _vanishing(diagnosis, optimizer):
-    if _setup.is_trained(diagnosis):
+    if setup.is_trained(diagnosis):
         return None
     fact = (
         f"The gradient of a typical kernel is {typical(diagnosis.blocks):.1g} times as "
@@ -188,7 +189,7 @@ def _vanishing(diagnosis, optimizer):
             "`BatchNormalization` after each layer and use Adam. Shortcuts, or another "
             "activation such as ReLU, help as well.",
         )
-    moves = _setup.typical_update(diagnosis)
+    moves = setup.typical_update(diagnosis)
     if typical(diagnosis.blocks) > VANISHED or moves > MOVES or _normalizes(optimizer):
         return None
     if math.isfinite(moves):
@@ -203,11 +204,11 @@ def _vanishing(diagnosis, optimizer):
 
 
 def _apart(diagnosis, optimizer):
-    if diagnosis.ratio < APART or _setup.is_trained(diagnosis) or _is_lost(diagnosis):
+    if diagnosis.ratio < APART or setup.is_trained(diagnosis) or _is_lost(diagnosis):
         return None
     if _normalizes(optimizer) or hasattr(optimizer, "epsilon"):
         return None  # Their updates are of one size, or `below_epsilon` says which not.
-    if _setup.range_of_updates(diagnosis) < APART:
+    if setup.range_of_updates(diagnosis) < APART:
         return None
     compared = kernels(diagnosis.blocks)
     smallest = min(compared, key=lambda block: block.rms)
@@ -224,7 +225,7 @@ def _apart(diagnosis, optimizer):
 
 def _below_epsilon(diagnosis, optimizer):
     epsilon = getattr(optimizer, "epsilon", None)
-    if not epsilon or _normalizes(optimizer) or _setup.is_trained(diagnosis):
+    if not epsilon or _normalizes(optimizer) or setup.is_trained(diagnosis):
         return None
     below = [b for b in kernels(diagnosis.blocks) if b.rms < epsilon]
     if not below:
@@ -290,7 +291,7 @@ def _nothing(diagnosis):
         "All gradients are finite, none is missing",
         f"the typical entries of kernels are within a factor of {diagnosis.ratio:.2g}",
         "no batch stands out",
-        *_setup.passed(diagnosis),
+        *setup.passed(diagnosis),
     ]
     return Finding(
         "nothing",

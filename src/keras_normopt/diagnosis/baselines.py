@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_normopt._first_layer import Range, range_of
+from keras_normopt.diagnosis.first_layer import Range, range_of
 
 # Losses whose best constant prediction is known, by name: for which targets, or, of a
 # regression, which constant is the best.

@@ -7,10 +7,18 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_normopt import _first_layer, _first_update, _probe, _report, _targets, advice
-from keras_normopt._first_layer import Range
-from keras_normopt._measure import Block, Records, array_of
-from keras_normopt._targets import Constants, Targets
+from keras_normopt.diagnosis import (
+    baselines,
+    first_layer,
+    first_update,
+    probe,
+    report,
+)
+from keras_normopt.diagnosis.baselines import Constants, Targets
+from keras_normopt.diagnosis.finding import Finding, kernels
+from keras_normopt.diagnosis.first_layer import Range
+from keras_normopt.diagnosis.gradient_findings import findings
+from keras_normopt.diagnosis.measure import Block, Records, array_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Diagnosis:
     constants: Constants | None = None
     frozen: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
-    findings: tuple[advice.Finding, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -53,11 +61,11 @@ class Diagnosis:
         Kernels are the variables of two or more axes that are not called `bias`; 1 if
         there are none.
         """
-        sizes = [block.rms for block in advice.kernels(self.blocks)]
+        sizes = [block.rms for block in kernels(self.blocks)]
         return max(sizes) / min(sizes) if sizes else 1.0
 
     def __str__(self) -> str:
-        return _report.report(self)
+        return report.report(self)
 
 
 def diagnose(
@@ -127,8 +135,8 @@ def diagnose(
     data = _drawn((x, y, sample_weight), batch_size * batches)
     probed = model if model.compiled else _compiled(model, loss)
     records = Records(probed)
-    with _probe.unchanged(probed):
-        logs = _probe.run(
+    with probe.unchanged(probed):
+        logs = probe.run(
             probed,
             data,
             batch_size,
@@ -145,7 +153,7 @@ def diagnose(
             )
         found = _measured(probed, records, logs, y, compiled=model.compiled)
     optimizer = records.optimizer if model.compiled else None
-    return dataclasses.replace(found, findings=advice.findings(found, optimizer))
+    return dataclasses.replace(found, findings=findings(found, optimizer))
 
 
 def _measured(model, records, logs, y, compiled):
@@ -157,20 +165,18 @@ def _measured(model, records, logs, y, compiled):
             return measure(*arguments)
         except Exception as error:  # Models and losses of users may raise any.
             reason = (
-                error if isinstance(error, _targets.NotCheckedError) else repr(error)
+                error if isinstance(error, baselines.NotCheckedError) else repr(error)
             )
             unchecked.append(f"{what} ({reason})")
             return None
 
     all_targets = y if hasattr(y, "__array__") else None
-    targets = check("targets", _targets.of_model, model, records.batches, all_targets)
-    constants = check("first loss", _targets.constants, model, records.batches)
-    inputs = check(
-        "range of the inputs", _first_layer.range_of_inputs, model, records.x
-    )
+    targets = check("targets", baselines.of_model, model, records.batches, all_targets)
+    constants = check("first loss", baselines.constants, model, records.batches)
+    inputs = check("range of the inputs", first_layer.range_of_inputs, model, records.x)
     updates = {}
     for optimizer, pairs in records.first.values():
-        first = check("first update", _first_update.measure, optimizer, pairs)
+        first = check("first update", first_update.measure, optimizer, pairs)
         updates |= first or {}
     return Diagnosis(
         blocks=records.blocks(updates),

@@ -5,7 +5,7 @@ import math
 import ml_dtypes
 import numpy as np
 
-from keras_normopt._finding import Finding, kernels, some
+from keras_normopt.diagnosis.finding import Finding, kernels, some
 
 # `docs/diagnosis.md` tells what was measured for these numbers.
 LARGE = 30  # The rms of inputs and targets.
