@@ -11,7 +11,7 @@ from keras import ops
 _ON_TORCH = keras.backend.backend() == "torch"
 # A schedule of a user's own may have any length. Its rate changes slowly, on a
 # logarithmic scale.
-_STEPS = np.geomspace(1, 1e6, 61)
+_STEPS = np.geomspace(1, 1e6, 31)
 
 
 def largest_rate(optimizer):
