@@ -140,6 +140,16 @@ def trackers(session):
 
 
 @nox.session(default=False)
+def hub(session):
+    """Run `diagnose` on models of KerasHub, which is large to install."""
+    group = nox.project.dependency_groups(PROJECT, "test")
+    install(session, QUICKEST, ".[experiments]", *group, "keras-hub")
+    # Its own warnings are no errors.
+    command = ["pytest", "-W", "default", "--nightly", "-k", "hub"]
+    session.run(*command, "tests/test_diagnosis_healthy.py")
+
+
+@nox.session(default=False)
 @nox.parametrize("backend", list(BACKENDS), ids=list(BACKENDS))
 def bench(session, backend):
     """Time a step beside stock Keras and hand-written peers; `-- --quick` is short."""
