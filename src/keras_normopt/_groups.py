@@ -55,7 +55,7 @@ class JoinedStep(GroupedStep):
     def divide(self, divisors):
         stacks = self._stacks or self._entries(self.gradients)
         self._stacks = None
-        parts = self._apart(divisors)
+        parts = self._apart(_range.stopped(divisors, self._moves))
         for group, entries, divisor in zip(self._groups, stacks, parts, strict=True):
             for positions in reversed(group.slots):
                 # Each copy is let go before the next is divided.
@@ -66,10 +66,10 @@ class JoinedStep(GroupedStep):
     def _divide_slot(self, positions, tensor, divisor):
         first = self.gradients[positions[0]]
         if len(positions) == 1:
-            self.gradients[positions[0]] = _range.quotient(first, divisor, self._moves)
+            self.gradients[positions[0]] = _range.quotient(first, divisor)
             return
         quotient = cast(
-            _range.quotient(tensor, divisor, self._moves),
+            _range.quotient(tensor, divisor),
             keras.backend.standardize_dtype(first.dtype),
         )
         shape = (len(positions), *first.shape)

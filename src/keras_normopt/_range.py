@@ -153,16 +153,13 @@ def quotient(values, divisor, moves=None):
     Args:
         values: Tensor.
         divisor: Tensor that broadcasts against it, not 0.
-        moves: Scalar boolean tensor. The quotient is 0 if it is false.
+        moves: Scalar boolean tensor. The quotient is 0 if it is false. Not on PyTorch,
+            which has `stopped`.
     """
     dtype = keras.backend.standardize_dtype(values.dtype)
     wide = cast(values, keras.backend.standardize_dtype(divisor.dtype))
     divisor = near(divisor, wide)
-    moves = moves if moves is None else near(moves, wide)
-    if _BACKEND == "torch":
-        if moves is not None:  # To multiply all values by 0 would take another pass.
-            divisor = ops.where(moves, divisor, like(divisor, float("inf")))
-    else:
+    if _BACKEND != "torch":
         # XLA multiplies by the reciprocal of a scalar instead, which for the largest
         # is too small to be a normal number, and flushed to 0.
         exponent = np.finfo(keras.backend.standardize_dtype(divisor.dtype)).maxexp
@@ -172,9 +169,20 @@ def quotient(values, divisor, moves=None):
             factor = ops.where(divisor < 1 / scale, like(divisor, scale), factor)
         divisor = divisor * factor
         if moves is not None:
+            moves = near(moves, wide)
             factor = ops.where(moves, factor, ops.zeros_like(factor))
         wide = wide * factor
     return cast(wide / divisor, dtype)
+
+
+def stopped(divisors, moves):
+    """On PyTorch, makes divisors infinite unless a scalar boolean tensor is true.
+
+    To multiply the quotients by 0 instead would take another pass over all gradients.
+    """
+    if _BACKEND != "torch" or moves is None:
+        return divisors
+    return [ops.where(moves, d, like(d, float("inf"))) for d in divisors]
 
 
 def join(values):

@@ -70,6 +70,7 @@ class Step:
         Args:
             divisors: A list arranged as norms are.
         """
+        divisors = _range.stopped(divisors, self._moves)
         for block, divisor in zip(self.blocks, divisors, strict=True):
             for i in block:
                 divide = functools.partial(
