@@ -288,17 +288,17 @@ def _spikes(diagnosis, optimizer):
 
 def _nothing(diagnosis):
     checked = [
-        "All gradients are finite, none is missing",
-        f"the typical entries of kernels are within a factor of {diagnosis.ratio:.2g}",
-        "no batch stands out",
+        "All gradients are finite, and none is missing.",
+        f"The typical entries of kernels are within a factor of {diagnosis.ratio:.2g}.",
+        "No batch stands out.",
         *setup.passed(diagnosis),
     ]
     return Finding(
         "nothing",
-        f"{', '.join(checked)}.",
-        "Keep the optimizer. If the model trains badly, look at what this cannot see: "
-        "whether labels belong to their inputs, whether the model is large enough, and "
-        "the learning rate (`experiments.compare`). Ask again after an epoch.",
+        " ".join(checked),
+        "Keep the optimizer. If the model trains badly, look at what this cannot see. "
+        "Do labels belong to their inputs? Is the model large enough? Is the learning "
+        "rate too low (`experiments.compare`)? Ask again after an epoch.",
     )
 
 

@@ -211,21 +211,21 @@ def long_steps(diagnosis, optimizer):
 
 
 def passed(diagnosis):
-    """What a verdict of "nothing" says of these checks."""
+    """Sentences for a verdict of "nothing", one for each check that was made."""
     inputs, targets = diagnosis.inputs, diagnosis.targets
     facts = []
     if inputs:
-        facts.append(f"inputs go from {inputs.low:.2g} to {inputs.high:.2g}")
+        facts.append(f"Inputs go from {inputs.low:.2g} to {inputs.high:.2g}.")
     if targets and targets.classes:
-        facts.append(f"`y` has {targets.classes} classes")
+        facts.append(f"`y` has {targets.classes} classes.")
     elif targets:
         facts.append(
-            f"targets go from {targets.range.low:.2g} to {targets.range.high:.2g}"
+            f"Targets go from {targets.range.low:.2g} to {targets.range.high:.2g}."
         )
     if diagnosis.constants:
-        facts.append(f"the best constant has a loss of {diagnosis.constants.best:.3g}")
+        facts.append(f"The best constant has a loss of {diagnosis.constants.best:.3g}.")
     if typical_update(diagnosis) > 0:
         facts.append(
-            f"the first update is {typical_update(diagnosis):.2g} of the weights"
+            f"The first update is {typical_update(diagnosis):.2g} of the weights."
         )
     return facts
