@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import re
 import sys
 import types
@@ -319,6 +320,12 @@ def test_files(tmp_path):
     found = {path.name for path in (tmp_path / "new" / "one").iterdir()}
     assert found == {"results.csv", "summary.json", "best.png"}
     assert [path.name for path in comparison.paths] == ["best.png"]
+
+
+def test_the_summary_names_an_optimizer_that_was_given_as_a_string(tmp_path):
+    compare(optimizers="sgd", out=tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["arguments"]["optimizers"] == ["sgd"]
 
 
 # What is refused, before any training.

@@ -127,9 +127,8 @@ def _layer_keys(paths, around):
             keys.append((layer, start))
     if alone:
         warnings.warn(
-            f'scope="layer" takes {len(alone)} of {len(paths)} variables each by '
-            "itself: they are of layers that their paths do not name. The paths are "
-            f"{reprlib.repr(alone)}.",
+            f'scope="layer" found no layer in the path of {len(alone)} of {len(paths)} '
+            f"variables, and makes a block of each: {reprlib.repr(alone)}.",
             stacklevel=5,
         )
     if repeated:

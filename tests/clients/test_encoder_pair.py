@@ -106,7 +106,7 @@ class Wrapper(keras.layers.Layer):
 def test_paths_that_name_no_layer():
     layer = Wrapper()
     optimizer = keras_normopt.NormalizedSGD(scope="layer")
-    with pytest.warns(UserWarning, match=r"takes 1 of 1 variables each by itself.*_4'"):
+    with pytest.warns(UserWarning, match=r"in the path of 1 of 1 variables.*_4'"):
         optimizer.build(layer.trainable_variables)
 
 

@@ -112,7 +112,8 @@ def compare(
     _check(learning_rates, seeds, epochs, mode)
     asked = {"learning_rates": list(learning_rates), "seeds": seeds, "epochs": epochs}
     plan = runs.plan(subject, parse(optimizers), **asked)
-    arguments = {"optimizers": list(optimizers)} | asked
+    named = [optimizers] if isinstance(optimizers, str) else list(optimizers)
+    arguments = {"optimizers": named} | asked
     out = None if out is None else pathlib.Path(out)
     comparison = Comparison(plan, out, monitor, mode, arguments)
     comparison.train()
