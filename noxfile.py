@@ -27,11 +27,13 @@ PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # job runs them on each.
 ONCE = ["demo", "drawing", "experiments", "experiments_compare", "experiments_data"]
 ONCE += ["experiments_overview", "experiments_tasks", "guide", "search"]
-ONCE += ["starting_rates", "workers"]
+ONCE += ["diagnosis_cures", "diagnosis_healthy", "diagnosis_sick", "starting_rates"]
+ONCE += ["workers"]
 QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers, or run what documentation shows:
 # what an older Keras does differently shows in the rest.
-NEWEST_ONLY = ["arguments", "blocks", "centralization", "check_norm", "degenerate"]
+NEWEST_ONLY = ["arguments", "blocks", "centralization", "check_norm", "custom"]
+NEWEST_ONLY += ["degenerate"]
 NEWEST_ONLY += ["examples", "groups", "meta_gradients", "norms", "peers"]
 NEWEST_ONLY += ["numeric_checks", "properties", "rates", "thresholds", "training"]
 NEWEST_ONLY += ["two_devices"]

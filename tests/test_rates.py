@@ -146,10 +146,8 @@ def test_steps_follow_a_schedule_to_ten_steps_past_its_end(name):
         # Compilers take the smallest numbers for 0.
         expected = [abs(rate) if abs(rate) > 1e-35 else 0.0 for rate in rates]
         optimizers = [
-            NormalizedSGD(schedule, momentum=0.9, apply_to="update"),
             NormalizedSGD(schedule, momentum=0.9, nesterov=True, apply_to="update"),
             ClippedSGD(schedule, momentum=0.9, max_norm=1.0, apply_to="update"),
-            keras_normopt.NormalizedAdam(schedule, apply_to="update"),
         ]
         for optimizer in optimizers:
             actual = sizes(steps_of(optimizer, 20))

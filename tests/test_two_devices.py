@@ -44,23 +44,17 @@ def train(cls, arguments, devices):
 @pytest.mark.parametrize(
     ("cls", "arguments"),
     [
-        *[("NormalizedSGD", {"scope": s}) for s in ("variable", "unit")],
-        *[("NormalizedSGD", {"scope": s, "norm": "std"}) for s in ("layer", "global")],
+        ("NormalizedSGD", {"scope": "unit"}),
+        ("NormalizedSGD", {"scope": "layer", "norm": "std"}),
         ("NormalizedSGD", {"scope": "global", "norm": "min_max", "exclude": "bias"}),
         ("NormalizedSGD", {"scope": "layer", "norm": lambda g: ops.max(ops.abs(g))}),
         ("NormalizedSGD", {"scope": "layer", "step_size": "weight_norm"}),
         ("NormalizedSGD", {"step_size": "gradient_correlation", "centralize": True}),
-        *[
-            ("NormalizedSGD", {"apply_to": "update", "scope": scope})
-            for scope in ("variable", "global")
-        ],
         (
             "NormalizedSGD",
             {"apply_to": "update", "scope": "layer", "step_size": WeightNorm()},
         ),
-        ("ClippedSGD", {"max_norm": 0.5, "scope": "layer"}),
         ("ClippedSGD", {"max_norm": RunningNorm(warmup=1), "scope": "layer"}),
-        ("ClippedSGD", {"max_norm": RunningNorm(warmup=1), "scope": "unit"}),
         ("ClippedSGD", {"max_norm": WeightNorm(0.01), "apply_to": "update"}),
     ],
 )
@@ -73,10 +67,9 @@ def test_two_devices_are_as_one(cls, arguments):
         assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e25, 1e-25])
-def test_norms_that_need_another_scale(scale):
-    """A block on two devices, of which squares overflow or vanish."""
-    gradients = make_gradients(scale)
+def test_norms_that_need_another_scale():
+    """A block on two devices, of which squares overflow."""
+    gradients = make_gradients(1e25)
     optimizer = keras_normopt.NormalizedSGD(1.0, scope="global")
     variables = make_variables()
     for i, variable in enumerate(variables):
