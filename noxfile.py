@@ -33,8 +33,15 @@ QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers, or run what documentation shows:
 # what an older Keras does differently shows in the rest.
 NEWEST_ONLY = ["arguments", "blocks", "centralization", "check_norm", "custom"]
-NEWEST_ONLY += ["degenerate"]
-NEWEST_ONLY += ["examples", "groups", "meta_gradients", "norms", "peers"]
+NEWEST_ONLY += [
+    "degenerate",
+    "examples",
+    "gan",
+    "groups",
+    "meta_gradients",
+    "norms",
+    "peers",
+]
 NEWEST_ONLY += ["numeric_checks", "properties", "rates", "thresholds", "training"]
 NEWEST_ONLY += ["two_devices"]
 # From the unpacked sdist: those that read files beside the package, and a quick one.
