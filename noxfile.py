@@ -33,17 +33,9 @@ QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers, or run what documentation shows:
 # what an older Keras does differently shows in the rest.
 NEWEST_ONLY = ["arguments", "blocks", "centralization", "check_norm", "custom"]
-NEWEST_ONLY += [
-    "degenerate",
-    "examples",
-    "gan",
-    "groups",
-    "meta_gradients",
-    "norms",
-    "peers",
-]
-NEWEST_ONLY += ["numeric_checks", "properties", "rates", "thresholds", "training"]
-NEWEST_ONLY += ["two_devices"]
+NEWEST_ONLY += ["degenerate", "examples", "gan", "groups", "meta_gradients", "norms"]
+NEWEST_ONLY += ["numeric_checks", "peers", "properties", "rates", "thresholds"]
+NEWEST_ONLY += ["training", "two_devices"]
 # From the unpacked sdist: those that read files beside the package, and a quick one.
 SDIST_TESTS = ["examples", "guide", "install", "norms"]
 
