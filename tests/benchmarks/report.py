@@ -148,12 +148,17 @@ def tables(every):
     yield "Memory of one step", table([*head, "kept, MiB"], rows)
 
 
+def drawn(every):
+    """The parts that a figure shows and that were measured, with how to draw them."""
+    parts = {"steps": _draw_steps, "busy": _draw_steps, "norms": _draw_norms}
+    return {p: draw for p, draw in parts.items() if any(f.get(p) for f in every)}
+
+
 def figure(every):
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    parts = {"steps": _draw_steps, "busy": _draw_steps, "norms": _draw_norms}
-    parts = {p: draw for p, draw in parts.items() if any(f.get(p) for f in every)}
+    parts = drawn(every)
     # As wide as a page shows it, so that text has the size it is given.
     size = (2.2 * len(every) + 1.4, 3.7 * len(parts) + 0.6)
     fig, axes = plt.subplots(
@@ -252,7 +257,7 @@ def main():
         if text.count("\n") < 2:  # Not measured.
             continue
         print(f"\n## {title}\n\n{text}")
-    if arguments.figure:
+    if arguments.figure and drawn(every):
         figure(every).savefig(arguments.figure, dpi=150)
 
 
