@@ -126,17 +126,16 @@ class Step:
     def _measured(self, tensors, norm, unit=None):
         if _range.is_built_in(norm):
             values = _range.norms_of(norm, self._entries(tensors), self._arranged)
-            if unit is None:
-                return values
-            # A negative rate turns u around, and the norm of -u is that of u.
-            values = [v / near(ops.cast(ops.abs(unit), v.dtype), v) for v in values]
+            if unit is not None:
+                # A negative rate turns u around, and the norm of -u is that of u.
+                values = [v / near(ops.cast(ops.abs(unit), v.dtype), v) for v in values]
         else:
             blocks = Step._entries(self, [sparse.densify(t) for t in tensors])
             if unit is not None:
                 blocks = [entries.over(unit) for entries in blocks]
             values = self.arranged([custom.norm_of(norm, b) for b in blocks])
-            if unit is None:
-                return values
+        if unit is None:
+            return values
         return [ops.where(near(self._moves, v), v, ops.zeros_like(v)) for v in values]
 
     def _entries(self, tensors):

@@ -162,7 +162,7 @@ class Records:
     def _block(self, variable, update):
         all_steps = self._measured[id(variable)]
         steps = [measured for measured in all_steps if measured]
-        measured = {
+        shares = {
             name: float(np.mean([measured[name] for measured in steps]))
             for name in ("zeros", "underflow", "not_finite")
             if steps
@@ -177,7 +177,7 @@ class Records:
             missing=len(all_steps) - len(steps),
             variable_dtype=variable.dtype,
             gain=_gain(variable.path, weights),
-            **measured,
+            **shares,
             **update,
         )
 
