@@ -25,7 +25,7 @@ PACKAGE = os.environ.get("PACKAGE", ".")
 PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # On the backend that is quickest only: what they ask is not of backends. The nightly
 # job runs them on each.
-ONCE = ["demo", "drawing", "experiments", "experiments_compare", "experiments_data"]
+ONCE = ["demo", "plotting", "experiments", "experiments_compare", "experiments_data"]
 ONCE += ["experiments_overview", "experiments_tasks", "guide", "search"]
 ONCE += ["diagnosis_cures", "diagnosis_healthy", "diagnosis_sick", "starting_rates"]
 ONCE += ["workers"]
@@ -168,12 +168,13 @@ def bench(session, backend):
 
 @nox.session
 def lint(session):
-    """Check style, formatting, types, and that the stubs are those of the classes."""
+    """Check style, formatting, layers, types, and that the stubs fit the classes."""
     lint = nox.project.dependency_groups(PROJECT, "lint")
     install(session, "jax", ".", *lint)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "tests/typing/make_stubs.py", "--check")
+    session.run("lint-imports")
     session.run("mypy")
 
 

@@ -36,9 +36,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("plain"):
-        from keras_normopt import mixin, step
+        from keras_normopt._blocks import gradients
+        from keras_normopt._optimizer import base
 
-        mixin.FastStep = step.Step
+        base.FastStep = gradients.Step
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +50,12 @@ def _seed():
 @pytest.fixture
 def custom_norms():
     """Registered norms are global; a test that adds some leaves none behind."""
-    from keras_normopt import registry
+    from keras_normopt.norms import _registry
 
-    before = dict(registry._registered)
+    before = dict(_registry._registered)
     yield
-    registry._registered.clear()
-    registry._registered.update(before)
+    _registry._registered.clear()
+    _registry._registered.update(before)
 
 
 @pytest.fixture

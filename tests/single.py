@@ -3,8 +3,9 @@
 import numpy as np
 from keras import ops
 
-from keras_normopt import lengths, mixin
-from keras_normopt.custom import ReturnsGradient
+from keras_normopt._optimizer import base
+from keras_normopt._transforms import rescale
+from keras_normopt.norms._user_norms import ReturnsGradient
 
 
 def make_step(gradients, blocks=None, per_unit=False, kind=None):
@@ -12,7 +13,7 @@ def make_step(gradients, blocks=None, per_unit=False, kind=None):
         ops.convert_to_tensor(g) if isinstance(g, np.ndarray) else g for g in gradients
     ]
     blocks = blocks or [[i] for i in range(len(gradients))]
-    kind = kind or mixin.FastStep  # Another one with `--plain`.
+    kind = kind or base.FastStep  # Another one with `--plain`.
     return kind(gradients, None, blocks, per_unit)
 
 
@@ -21,5 +22,5 @@ def normalize(gradients, norm, epsilon=0.0, blocks=None, per_unit=False, kind=No
     if isinstance(norm, ReturnsGradient):
         step.replace(norm)
     else:
-        lengths.normalize(step, norm, epsilon)
+        rescale.normalize(step, norm, epsilon)
     return step.gradients

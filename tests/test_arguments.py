@@ -16,7 +16,7 @@ from keras import ops
 
 import keras_normopt
 import oracle
-from keras_normopt import registry
+from keras_normopt.norms import _registry
 
 GRADIENT = np.array([[3.0, -4.0], [0.5, 0.0]], "float32")
 
@@ -35,7 +35,7 @@ anything = st.recursive(
     ),
     max_leaves=5,
 )
-norms = st.one_of(st.sampled_from([*registry.names(), "L2", "l2 ", "print"]), anything)
+norms = st.one_of(st.sampled_from([*_registry.names(), "L2", "l2 ", "print"]), anything)
 epsilons = st.one_of(st.floats(0, 1e30), numbers, anything)
 # Functions, and what a function of the user's own may return.
 returned = st.one_of(
@@ -225,14 +225,14 @@ def test_registering_norms_while_another_thread_trains(custom_norms):
             name = f"theirs_{number}"
             try:
                 keras_normopt.register_norm(name, lambda g: ops.max(ops.abs(g)))
-                assert name in registry.names()
+                assert name in _registry.names()
                 keras_normopt.NormalizedSGD(norm=name).get_config()
             except Exception as error:
                 failures.append(error)
                 return
             number = (number + 1) % 1000
             if not number:
-                registry._registered.clear()
+                _registry._registered.clear()
 
     thread = threading.Thread(target=register)
     thread.start()

@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_normopt
 import oracle
-from keras_normopt import scopes
+from keras_normopt._blocks import partition
 
 BACKEND = keras.backend.backend()
 # By path. Two have none to share with others, and one has the name of a layer.
@@ -228,7 +228,7 @@ def test_a_variable_alone(scope):
 
 
 def test_the_same_path_twice_is_two_blocks_of_their_own():
-    names, numbers = scopes.partition("variable", ["x", "x", "x_2"], [[], [], []])
+    names, numbers = partition.partition("variable", ["x", "x", "x_2"], [[], [], []])
     assert numbers == [0, 1, 2]
     assert len(set(names)) == 3
 

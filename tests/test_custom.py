@@ -7,7 +7,8 @@ from keras import ops
 
 import by_hand
 import keras_normopt
-from keras_normopt import custom, norms, registry
+from keras_normopt import norms
+from keras_normopt.norms import _registry, _user_norms
 
 BACKEND = keras.backend.backend()
 
@@ -58,12 +59,12 @@ def test_a_function_that_returns_the_gradient(custom_norms):
     def theirs(gradient):
         return gradient / ops.sqrt(ops.sum(gradient))
 
-    registry.register_normalizer("theirs", theirs)
+    _registry.register_normalizer("theirs", theirs)
     with pytest.raises(
         ValueError, match=r"normalized gradient.*norm=.*theirs ret.*nan"
     ):
         build("theirs")
-    registry.register_normalizer("negative", lambda g: -g)
+    _registry.register_normalizer("negative", lambda g: -g)
     build("negative")
 
 
@@ -99,15 +100,15 @@ def test_a_function_that_is_right_for_the_shapes_of_the_model():
 
 
 def test_large_gradients_are_not_tried():
-    shape = (custom._LARGEST + 1,)
+    shape = (_user_norms._LARGEST + 1,)
     assert build(ops.sum, [shape]).built
     with pytest.raises(ValueError, match="norm=sum returned"):
         build(ops.sum, [shape, (2,)])
 
 
 def test_built_in_norms_are_not_tried(monkeypatch):
-    monkeypatch.setattr(custom, "check", None)
-    for norm in (*norms.BUILT_IN, norms.l2, None):
+    monkeypatch.setattr(_user_norms, "check", None)
+    for norm in (*norms.__all__, norms.l2, None):
         build(norm)
     with pytest.raises(TypeError, match="not callable"):
         build(lambda g: norms.l2(g))
@@ -127,7 +128,7 @@ def by_branch(gradient):
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="PyTorch compiles no step by itself")
-@pytest.mark.parametrize("size", [3, custom._LARGEST])  # Tried first, or not.
+@pytest.mark.parametrize("size", [3, _user_norms._LARGEST])  # Tried first, or not.
 @pytest.mark.parametrize("norm", [by_numpy, by_float, by_branch])
 def test_a_function_that_needs_values(norm, size):
     inputs, dense = keras.Input((size,)), keras.layers.Dense(2, use_bias=False)
@@ -153,7 +154,7 @@ def test_a_function_that_needs_values_and_gets_them(norm):
     assert np.isfinite(by_hand.fit(model, epochs=1).history["loss"]).all()
 
 
-@pytest.mark.parametrize("size", [3, custom._LARGEST])
+@pytest.mark.parametrize("size", [3, _user_norms._LARGEST])
 def test_errors_of_a_function_are_its_own(size):
     class TheirError(Exception):
         pass

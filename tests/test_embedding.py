@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_normopt
 import oracle
-from keras_normopt import sparse
+from keras_normopt._backend import sparse
 
 TOKENS = np.array([[1, 1, 4], [4, 1, 0]])
 TARGETS = np.array([[1.0, -2.0], [30.0, 0.5]], "float32")

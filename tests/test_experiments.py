@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from keras_normopt.experiments import figures, networks, runs
-from keras_normopt.experiments.__main__ import main
+from keras_normopt.experiments import figures, runs
+from keras_normopt.experiments.cli import main
 from keras_normopt.experiments.figures import draw
+from keras_normopt.experiments.published import networks
 from processes import SCRIPTS, finish, start
 
 RUN = (
@@ -178,7 +179,6 @@ def test_going_on_after_kill_and_interrupt(tmp_path, monkeypatch, capsys):
         with monkeypatch.context() as patch:
             patch.setattr(runs, "Record", Interrupter)
             patch.setattr(sys, "argv", [module, *arguments])
-            patch.delitem(sys.modules, f"{module}.__main__")
             with pytest.raises(SystemExit) as stopped:
                 runpy.run_module(module, run_name="__main__")
     finally:

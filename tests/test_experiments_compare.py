@@ -18,13 +18,13 @@ from keras_normopt import experiments
 from keras_normopt.experiments import (
     comparing,
     figures,
-    judging,
+    objective,
     progress,
     runs,
     styles,
-    words,
+    summary,
 )
-from keras_normopt.experiments.__main__ import main
+from keras_normopt.experiments.cli import main
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 3)).astype("float32")
@@ -397,7 +397,7 @@ def test_refused_after_an_epoch(arguments, said):
 # What is said.
 
 
-def sentences(of, judge=judging.Judge("val_accuracy", "max")):  # noqa: B008
+def sentences(of, judge=objective.Judge("val_accuracy", "max")):  # noqa: B008
     """The sentences about values of each seed, by optimizer and learning rate."""
     rows = []
     for (optimizer, rate), values in of.items():
@@ -406,7 +406,7 @@ def sentences(of, judge=judging.Judge("val_accuracy", "max")):  # noqa: B008
             run |= {"network": "net", "optimizer": optimizer, "seed": seed, "epoch": 1}
             run |= {"initial_learning_rate": rate, "judged_by": str(judge)}
             rows.append(run | {"loss": 1.0, "seconds": 1.0, judge.monitor: value})
-    return list(words.sentences(pd.DataFrame(rows), judge))
+    return list(summary.sentences(pd.DataFrame(rows), judge))
 
 
 HIGH, MIDDLE, LOW = [0.9, 0.95, 1.0], [0.8, 0.85, 0.92], [0.1, 0.2, 0.3]
@@ -419,7 +419,7 @@ def test_order_and_ranges():
         "net, val_accuracy, higher is better: sgd at 0.1: 0.95 (0.9 to 1); adam at "
         "0.1: 0.2 (0.1 to 0.3). sgd is ahead of adam: ranges do not overlap."
     )
-    loss = judging.Judge("val_loss", "min")
+    loss = objective.Judge("val_loss", "min")
     said = sentences({("adam", 0.1): LOW, ("sgd", 0.1): HIGH}, loss)
     assert "lower is better: adam at 0.1: 0.2 (0.1 to 0.3); sgd at 0.1: 0.95" in said[0]
     assert said[0].endswith(". adam is ahead of sgd: ranges do not overlap.")

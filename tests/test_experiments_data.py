@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 
-from keras_normopt.experiments import data
+from keras_normopt.experiments.published import data
 
 SHAPES = {"mnist": (28, 28), "cifar10": (32, 32, 3)}
 

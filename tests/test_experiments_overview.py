@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from keras_normopt import experiments
-from keras_normopt.experiments import comparing, data, overview, results, runs
-from keras_normopt.experiments.__main__ import main
+from keras_normopt.experiments import comparing, results, runs
+from keras_normopt.experiments.cli import main
+from keras_normopt.experiments.published import data, overview
 from pages import ROOT
 from test_experiments import PNG, command, printed, refused, summary
 

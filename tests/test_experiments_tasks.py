@@ -6,7 +6,8 @@ import pytest
 from sklearn.datasets import make_spd_matrix
 
 import keras_normopt
-from keras_normopt.experiments import data, runs, spikes, tasks
+from keras_normopt.experiments import runs
+from keras_normopt.experiments.published import data, spikes, tasks
 from test_experiments import command
 
 SETTINGS = ["units", "filters", "kernel_size", "padding", "activation", "rate"]

@@ -13,9 +13,10 @@ from keras import ops
 
 import keras_normopt
 import oracle
-from keras_normopt import lengths, norms
-from keras_normopt._groups import STACK_ENTRIES, STACK_LENGTH, FastStep
-from keras_normopt.step import Step
+from keras_normopt import norms
+from keras_normopt._blocks.gradients import Step
+from keras_normopt._blocks.grouped import STACK_ENTRIES, STACK_LENGTH, FastStep
+from keras_normopt._transforms import rescale
 from single import make_step, normalize
 
 BACKEND = keras.backend.backend()
@@ -191,7 +192,7 @@ def test_the_fast_path_is_the_plain_one(norm, scope, drawn):
     ):
         np.testing.assert_allclose(*map(ops.convert_to_numpy, (one, other)), rtol=1e-5)
     for step in (fast, plain):
-        lengths.normalize(step, function, 1e-30)
+        rescale.normalize(step, function, 1e-30)
     for one, other in zip(fast.gradients, plain.gradients, strict=True):
         one, other = map(ops.convert_to_numpy, (one, other))
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-30)

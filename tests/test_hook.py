@@ -298,7 +298,7 @@ def test_a_base_with_an_update_of_its_own():
 
 
 def test_a_keras_without_the_place_is_refused(monkeypatch):
-    from keras_normopt import factory
+    from keras_normopt._optimizer import factory
 
     monkeypatch.setattr(factory, "HOOK", "_renamed_by_keras")
     with pytest.raises(RuntimeError, match=r"has no `Optimizer\._renamed_by_keras`"):

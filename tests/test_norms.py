@@ -9,7 +9,7 @@ from keras import ops
 
 import oracle
 from keras_normopt import norms
-from keras_normopt.entries import Entries
+from keras_normopt.norms._reductions import Entries
 from single import normalize
 
 GRADIENT = [[3.0, -4.0], [0.0, 0.0]]

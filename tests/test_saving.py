@@ -205,6 +205,38 @@ def test_going_on_in_a_fresh_process(tmp_path, monkeypatch):
     assert_same_state(keras.models.load_model(tmp_path / "gone_on.keras"), model)
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("factory", "normalized"),
+        ("norms", "l2"),
+        ("optimizers", "NormalizedSGD"),
+        ("registry", "register_norm"),
+        ("step_sizes", "GradientCorrelation"),
+        ("step_sizes", "WeightNorm"),
+        ("thresholds", "RunningNorm"),
+    ],
+)
+def test_pickles_with_earlier_module_names_load(module, name):
+    home = getattr(keras_normopt, module, keras_normopt)
+    found = pickle.loads(f"ckeras_normopt.{module}\n{name}\n.".encode())
+    assert found is getattr(home, name)
+    assert pickle.loads(pickle.dumps(found)) is found
+
+
+@pytest.mark.parametrize(
+    ("module", "mixin", "cls"),
+    [
+        ("normalization", "Normalization", keras_normopt.NormalizedSGD),
+        ("clipping", "Clipping", keras_normopt.ClippedSGD),
+    ],
+)
+def test_pickled_classes_with_earlier_module_names_load(module, mixin, cls):
+    call = "ckeras_normopt.factory\n_made\n(ckeras.optimizers\nSGD\n"
+    arguments = f"ckeras_normopt.{module}\n{mixin}\ntR."
+    assert pickle.loads((call + arguments).encode()) is cls
+
+
 def test_a_pickled_model_carries_its_state():
     model = make_model(keras_normopt.NormalizedAdam(norm="max"))
     fit(model, 1)

@@ -10,7 +10,8 @@ from keras import ops
 import by_hand
 import keras_normopt
 import oracle
-from keras_normopt import RunningNorm, WeightNorm, normalized, updates
+from keras_normopt import RunningNorm, WeightNorm, normalized
+from keras_normopt._optimizer import update_capture
 from test_blocks import LAYERS, SHAPES, as_numpy, make_gradients, make_variables
 from test_thresholds import mean_by_hand
 
@@ -449,7 +450,9 @@ def test_all_at_once_is_one_by_one(cls, monkeypatch):
                 c for c in cls.__mro__ if c.__name__ == "TorchParallelOptimizer"
             )
             monkeypatch.delattr(foreach, "_backend_update_step")
-            monkeypatch.setattr(updates.Updates, "_is_foreach", lambda self: False)
+            monkeypatch.setattr(
+                update_capture.Updates, "_is_foreach", lambda self: False
+            )
         results.append(train(optimizer, make_weights(), gradients))
     assert_same(*results, rtol=1e-6, atol=1e-7)
 
@@ -518,7 +521,7 @@ def test_bases_that_update_in_other_ways(base, message):
 def test_a_keras_that_does_not_lead_there(base, monkeypatch):
     # Whatever takes the place of the methods that are private to Keras.
     optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1, apply_to="update")
-    owner, place = updates.Updates, "_distributed_tf_update_step"
+    owner, place = update_capture.Updates, "_distributed_tf_update_step"
     if BACKEND != "tensorflow":
         owner, place = base_of(type(optimizer)), "_backend_update_step"
     monkeypatch.setattr(owner, place, lambda *arguments: None, raising=False)

@@ -19,19 +19,21 @@ except ModuleNotFoundError as error:
         "KERAS_BACKEND to one that is (jax, tensorflow or torch)",
         name=error.name,
     ) from error
+from keras_normopt import _earlier_names  # noqa: F401  (It adds modules.)
+from keras_normopt._optimizer.factory import clipped, normalized
+from keras_normopt._transforms.thresholds import RunningNorm
 from keras_normopt.compat import ClippedOptimizer, NormalizedOptimizer
 from keras_normopt.diagnosis import diagnose
-from keras_normopt.drawing import plot_gradient_norms
-from keras_normopt.factory import clipped, normalized
+from keras_normopt.norms._registry import register_norm
 from keras_normopt.optimizers import *  # noqa: F403  (its __all__ is the list of them)
-from keras_normopt.registry import register_norm
-from keras_normopt.step_sizes import WeightNorm
-from keras_normopt.thresholds import RunningNorm
+from keras_normopt.plotting import plot_gradient_norms
+from keras_normopt.step_sizes import GradientCorrelation, WeightNorm
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ClippedOptimizer",
+    "GradientCorrelation",
     "NormalizedOptimizer",
     "RunningNorm",
     "WeightNorm",

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_normopt import optimizers
-from keras_normopt.monitoring import (
+from keras_normopt._optimizer.factory import spelled
+from keras_normopt._transforms.track import (
     named_optimizers,
     named_trackers,
     tracking_optimizers,
@@ -190,7 +190,7 @@ def _way_out(attribute, optimizer):
         return f"Make it as `{name}(..., track_norms=True)`."
     return (
         f"To watch a plain {name}, make it as `keras_normopt."
-        f"{optimizers.spelled(optimizer)}(..., norm=None, track_norms=True)`."
+        f"{spelled(optimizer)}(..., norm=None, track_norms=True)`."
     )
 
 

@@ -17,10 +17,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt import registry
-from keras_normopt.clipping import Clipping
-from keras_normopt.factory import clipped, normalized
-from keras_normopt.normalization import Normalization
+from keras_normopt._optimizer.clipped import Clipping
+from keras_normopt._optimizer.factory import clipped, normalized
+from keras_normopt._optimizer.normalized import Normalization
+from keras_normopt.norms import _registry
 
 
 class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` only)
@@ -89,9 +89,9 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
                 f"shape {tuple(probe.shape)}: {error}"
             ) from error
         if shape == ():
-            registry.register_norm(name, function)
+            _registry.register_norm(name, function)
         elif shape == tuple(probe.shape):
-            registry.register_normalizer(name, function)
+            _registry.register_normalizer(name, function)
         else:
             raise ValueError(
                 f"The normalization function for name={name!r} must return the norm, a "
@@ -102,7 +102,7 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
     @staticmethod
     def get_normalization_functions() -> list[str]:
         """Lists the names that `normalization` takes, sorted."""
-        return registry.names()
+        return _registry.names()
 
 
 class ClippedOptimizer(abc.ABC):  # noqa: B024

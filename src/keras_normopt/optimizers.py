@@ -6,7 +6,7 @@ Keras knows the strings in each process that imports `keras_normopt`.
 import keras
 from keras import optimizers
 
-from keras_normopt.factory import clipped, normalized
+from keras_normopt._optimizer.factory import clipped, normalized
 
 NormalizedSGD = normalized(optimizers.SGD)
 NormalizedAdam = normalized(optimizers.Adam)
@@ -59,14 +59,6 @@ CLIPPED = {
 ALIASES = NORMALIZED | CLIPPED
 
 __all__ = [cls.__name__ for cls in ALIASES.values()]
-
-
-def spelled(optimizer, factory="normalized"):
-    """How to write the class that normalizes, or clips, what an optimizer does."""
-    cls = type(optimizer)
-    base, _ = getattr(cls, "_made_from", (cls, None))
-    name = f"{factory.capitalize()}{base.__name__}"
-    return name if name in __all__ else f"{factory}({base.__name__})"
 
 
 # What `model.compile(optimizer="normalized_adam")` looks a string up in.

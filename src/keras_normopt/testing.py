@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt.custom import describe
+from keras_normopt.norms._user_norms import describe
 
 __all__ = ["check_norm"]
 

@@ -6,8 +6,8 @@ import pytest
 from keras import ops
 
 import keras_normopt
+from keras_normopt._transforms.track import named_trackers
 from keras_normopt.callbacks import GradientNorms
-from keras_normopt.monitoring import named_trackers
 
 BACKEND = keras.backend.backend()
 RNG = np.random.default_rng(0)

@@ -21,10 +21,10 @@ from typing import Any, Literal, TypeAlias
 
 import keras
 
-from keras_normopt.clipping import Clipping
-from keras_normopt.normalization import Normalization
-from keras_normopt.step_sizes import GradientCorrelation, WeightNorm
-from keras_normopt.thresholds import RunningNorm
+from keras_normopt._optimizer.clipped import Clipping
+from keras_normopt._optimizer.normalized import Normalization
+from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm
+from keras_normopt._transforms.thresholds import RunningNorm
 
 # `str` is a registered name of one's own; the literals are there to be completed.
 Norm: TypeAlias = (
@@ -66,7 +66,7 @@ class {name}({mixin}, keras.optimizers.{base}):
 def make():
     classes = list(optimizers.ALIASES.values())
     text = HEAD.format(
-        names="\n".join(f'        "{name}",' for name in sorted(norms.BUILT_IN)),
+        names="\n".join(f'        "{name}",' for name in sorted(norms.__all__)),
         classes="\n".join(f'    "{name}",' for name in optimizers.__all__),
     )
     for cls in classes:

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from keras_normopt import optimizers
+from keras_normopt._optimizer.factory import spelled
+from keras_normopt._optimizer.normalized import Normalization
 from keras_normopt.diagnosis import setup_findings as setup
 from keras_normopt.diagnosis.finding import Finding, kernels, some, typical
-from keras_normopt.normalization import Normalization
 
 # `docs/diagnosis.md` tells what was measured for these numbers.
 APART = 1000  # Between the rms of kernels.
@@ -126,7 +126,7 @@ def _exploding(diagnosis, optimizer):
             "normalizing bounds the step, and leaves the cause.",
         )
     block = max(recurrent, key=lambda block: block.gain)
-    clipping = optimizers.spelled(optimizer, "clipped") if optimizer else "ClippedAdam"
+    clipping = spelled(optimizer, "clipped") if optimizer else "ClippedAdam"
     return Finding(
         "exploding",
         f"{block.name} multiplies the state by up to {block.gain:.2g} in "
@@ -276,7 +276,7 @@ def _spikes(diagnosis, optimizer):
     median = np.median(totals)
     if totals.max() < SPIKE * median or not median:
         return None
-    clipping = optimizers.spelled(optimizer, "clipped") if optimizer else "clipped(...)"
+    clipping = spelled(optimizer, "clipped") if optimizer else "clipped(...)"
     return Finding(
         "spikes",
         f"The gradient of one batch is {totals.max() / median:.2g} times as long as "
@@ -322,7 +322,7 @@ def _normalized(optimizer):
     """What to write to have the gradients of an optimizer normalized."""
     if optimizer is None:
         return "`NormalizedSGD` or `NormalizedAdam`"
-    return f"`{optimizers.spelled(optimizer)}`"
+    return f"`{spelled(optimizer)}`"
 
 
 def _some(blocks, diagnosis):

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from keras import ops, tree
 
-from keras_normopt import sparse
+from keras_normopt._backend import sparse
 from keras_normopt.diagnosis import baselines
 
 

@@ -14,9 +14,10 @@ import joblib
 import keras
 import numpy as np
 
-from keras_normopt import RunningNorm, WeightNorm
-from keras_normopt.experiments import figures, judging, results, runs, words
+from keras_normopt._transforms.thresholds import RunningNorm
+from keras_normopt.experiments import figures, objective, results, runs, summary
 from keras_normopt.experiments.progress import Progress
+from keras_normopt.step_sizes import WeightNorm
 
 OPTIMIZERS = ("sgd", "normalized_sgd", "adam", "normalized_adam")
 LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
@@ -168,10 +169,10 @@ class Comparison:
         mode, monitor = self.rows["judged_by"].iloc[-1].split(" ", 1)
         if self.monitor not in (None, monitor):
             monitor = self.monitor
-            judging.check_monitor(monitor, results.metrics(self.rows))
+            objective.check_monitor(monitor, results.metrics(self.rows))
             if self.mode == "auto":
-                mode = judging.infer_mode(monitor)
-        return judging.Judge(monitor, mode if self.mode == "auto" else self.mode)
+                mode = objective.infer_mode(monitor)
+        return objective.Judge(monitor, mode if self.mode == "auto" else self.mode)
 
     @property
     def table(self):
@@ -181,7 +182,7 @@ class Comparison:
     @property
     def summary(self):
         """What can be said, a sentence in each line."""
-        return "\n".join(words.sentences(self.rows, self.judge))
+        return "\n".join(summary.sentences(self.rows, self.judge))
 
     def plot(self):
         """Draws the figures, and returns a dictionary of them by name."""
@@ -284,9 +285,9 @@ def _check(learning_rates, seeds, epochs, mode):
                 f"`{name}` must be a whole number of at least 1. "
                 f"Received: {name}={value!r}"
             )
-    if mode not in judging.MODES:
+    if mode not in objective.MODES:
         raise ValueError(
-            f"`mode` must be one of {', '.join(map(repr, judging.MODES))}. "
+            f"`mode` must be one of {', '.join(map(repr, objective.MODES))}. "
             f"Received: mode={mode!r}"
         )
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from keras_normopt.experiments import judging
+from keras_normopt.experiments import objective
 from keras_normopt.experiments.runs import Run
 
 KINDS = {field.name: field.type for field in dataclasses.fields(Run)}
@@ -147,7 +147,7 @@ def groups(rows):
 def reported(rows, judge):
     """What to report: as judged, but of the test data where these were held out."""
     name = judge.monitor.replace("val_", "test_", 1)
-    return judging.Judge(name, judge.mode) if name in metrics(rows) else judge
+    return objective.Judge(name, judge.mode) if name in metrics(rows) else judge
 
 
 def shown(rows, judge):

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 from keras.optimizers import LossScaleOptimizer
 
-import keras_normopt
-from keras_normopt.experiments import judging
+from keras_normopt.experiments import objective
+from keras_normopt.optimizers import ALIASES, NormalizedSGD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def plan(
         )
     for norm, scope in itertools.product(norms, scopes):
         changes = {"norm": norm, "scope": scope}
-        keras_normopt.NormalizedSGD(**_given(changes))  # Fails if one is unknown.
+        NormalizedSGD(**_given(changes))  # Fails if one is unknown.
     runs = {}  # An optimizer without norm would come once for each norm.
     for seed, network, (label, identifier, rate), norm, scope in itertools.product(
         range(seeds), subject.networks, optimizers, norms, scopes
@@ -192,7 +192,7 @@ def _get(name):
     except (ValueError, TypeError) as error:
         raise ValueError(
             "Optimizers must be names that model.compile takes: Keras's, such as sgd "
-            f"or adam, and {', '.join(keras_normopt.optimizers.ALIASES)}. "
+            f"or adam, and {', '.join(ALIASES)}. "
             f"Received: {name!r}"
         ) from error
 
@@ -294,7 +294,7 @@ class Record(keras.callbacks.Callback):
         metrics = {k: float(v) for k, v in logs.items() if np.size(v) == 1}
         metrics.pop("learning_rate", None)
         # After the first epoch there are metrics to ask, and little is lost on errors.
-        self.judge = judging.choose(self.model, list(metrics), **self.choice)
+        self.judge = objective.choose(self.model, list(metrics), **self.choice)
         row = {"epoch": epoch + 1} | metrics
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
         row["seconds"] = round(time.perf_counter() - self.start, 3)

@@ -9,10 +9,11 @@ import math
 import keras
 from keras import ops
 
-from keras_normopt import _range, sparse
-from keras_normopt._devices import device_of
-from keras_normopt.entries import Entries, cast, entries_of
-from keras_normopt.step import Step
+from keras_normopt._backend import sparse
+from keras_normopt._backend.devices import device_of
+from keras_normopt._blocks.gradients import Step
+from keras_normopt.norms import _overflow
+from keras_normopt.norms._reductions import Entries, cast, entries_of
 
 _ON_TORCH = keras.backend.backend() == "torch"
 
@@ -55,7 +56,7 @@ class JoinedStep(GroupedStep):
     def divide(self, divisors):
         stacks = self._stacks or self._entries(self.gradients)
         self._stacks = None
-        parts = self._apart(_range.stopped(divisors, self._moves))
+        parts = self._apart(_overflow.stopped(divisors, self._moves))
         for group, entries, divisor in zip(self._groups, stacks, parts, strict=True):
             for positions in reversed(group.slots):
                 # Each copy is let go before the next is divided.
@@ -66,10 +67,10 @@ class JoinedStep(GroupedStep):
     def _divide_slot(self, positions, tensor, divisor):
         first = self.gradients[positions[0]]
         if len(positions) == 1:
-            self.gradients[positions[0]] = _range.quotient(first, divisor)
+            self.gradients[positions[0]] = _overflow.quotient(first, divisor)
             return
         quotient = cast(
-            _range.quotient(tensor, divisor),
+            _overflow.quotient(tensor, divisor),
             keras.backend.standardize_dtype(first.dtype),
         )
         shape = (len(positions), *first.shape)
@@ -86,7 +87,7 @@ class JoinedStep(GroupedStep):
         return stacks
 
     def _arranged(self, values):
-        return [_range.join(values)]
+        return [_overflow.join(values)]
 
     def arranged(self, values):
         by_group = [[values[n] for n in group.numbers] for group in self._groups]
@@ -97,7 +98,7 @@ class JoinedStep(GroupedStep):
         if not self._groups:
             return []
         (vector,) = norms
-        return _range.apart(vector, [group.shape for group in self._groups])
+        return _overflow.apart(vector, [group.shape for group in self._groups])
 
 
 FastStep = JoinedStep if _ON_TORCH else GroupedStep
@@ -164,7 +165,7 @@ class _Group:
     def _as_one(self, tensors):
         if len(tensors) == 1:
             return tensors[0]
-        stack = ops.stack(_range.Leaf(tensors))
+        stack = ops.stack(_overflow.Leaf(tensors))
         one_each = self.stacked and len(tensors) == len(self.numbers)
         if one_each and len(stack.shape) > len(self.shape):  # There is what to reduce.
             return stack

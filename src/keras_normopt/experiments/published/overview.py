@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 
-from keras_normopt.experiments import figures, judging, results, words
+from keras_normopt.experiments import figures, objective, results, summary
 
 # A method has a column where at least so many tasks have it.
 TASKS = 3
@@ -68,7 +68,7 @@ def _of_task(group):
     told = results.reported(rows, judge).monitor
     entries = results.last_epoch(rows)
     most = max(entry["seeds"] for entry in entries)
-    if most < words.SEEDS:
+    if most < summary.SEEDS:
         return None
     methods = {}
     for entry in entries:
@@ -99,7 +99,7 @@ def _of_task(group):
 
 def _judge(rows):
     mode, monitor = rows["judged_by"].iloc[-1].split(" ", 1)
-    return judging.Judge(monitor, mode)
+    return objective.Judge(monitor, mode)
 
 
 def _as_error(value, mode):

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from keras_normopt import norms
-from keras_normopt.custom import ReturnsGradient, describe
+from keras_normopt.norms import _definitions
+from keras_normopt.norms._user_norms import ReturnsGradient, describe
 
 _Norm = TypeVar("_Norm", bound=Callable[[Any], Any])
 
@@ -17,7 +17,7 @@ _registering = threading.Lock()
 
 def names() -> list[str]:
     """Lists every name that `norm=` takes, built-in and registered, sorted."""
-    return sorted(norms.BUILT_IN | _registered)
+    return sorted(_definitions.BUILT_IN | _registered)
 
 
 @overload
@@ -69,6 +69,9 @@ def register_norm(name, function=None, *, overwrite=False):
     return function
 
 
+register_norm.__module__ = "keras_normopt"  # For pickles.
+
+
 def register_normalizer(name, function):
     """Registers a function that returns the normalized gradient, the 2018 form."""
     _register(name, ReturnsGradient(function), overwrite=False)
@@ -79,10 +82,10 @@ def _register(name, entry, overwrite):
         raise TypeError(f"`name` must be a string. Received: name={reprlib.repr(name)}")
     if not name:
         raise ValueError("`name` must not be empty. Received: name=''")
-    if name in norms.BUILT_IN:
+    if name in _definitions.BUILT_IN:
         raise ValueError(
             f"`name` must not be that of a built-in norm. Received: name={name!r}. "
-            f"Built in are {_listed(norms.BUILT_IN)}; choose another name."
+            f"Built in are {_listed(_definitions.BUILT_IN)}; choose another name."
         )
     with _registering:
         if name in _registered and not (overwrite or _same(_registered[name], entry)):
@@ -132,8 +135,8 @@ def get(identifier):
     if identifier is None or callable(identifier):
         return identifier
     if isinstance(identifier, str):
-        if identifier in norms.BUILT_IN:
-            return norms.BUILT_IN[identifier]
+        if identifier in _definitions.BUILT_IN:
+            return _definitions.BUILT_IN[identifier]
         if identifier in _registered:
             return _registered[identifier]
     raise ValueError(
@@ -152,7 +155,7 @@ def serialize(identifier):
     """
     if not callable(identifier):
         return identifier
-    for name, function in (norms.BUILT_IN | _registered).items():
+    for name, function in (_definitions.BUILT_IN | _registered).items():
         if function == identifier:
             return name
     raise ValueError(

@@ -4,9 +4,11 @@ import functools
 
 from keras import ops
 
-from keras_normopt import _range, custom, norms, sparse
-from keras_normopt._devices import near
-from keras_normopt.entries import entries_of, widened
+from keras_normopt import norms
+from keras_normopt._backend import sparse
+from keras_normopt._backend.devices import near
+from keras_normopt.norms import _overflow, _user_norms
+from keras_normopt.norms._reductions import entries_of, widened
 
 
 class Step:
@@ -50,7 +52,7 @@ class Step:
         values = self.norms(norms.l2) if self.blocks else []
         if outside:
             values = values + self.sizes(outside, norms.l2)
-        return norms.l2(_range.join(values))
+        return norms.l2(_overflow.join(values))
 
     def weight_norms(self, norm):
         """The norms of the blocks' weights, arranged as those of the gradients."""
@@ -70,11 +72,11 @@ class Step:
         Args:
             divisors: A list arranged as norms are.
         """
-        divisors = _range.stopped(divisors, self._moves)
+        divisors = _overflow.stopped(divisors, self._moves)
         for block, divisor in zip(self.blocks, divisors, strict=True):
             for i in block:
                 divide = functools.partial(
-                    _range.quotient, divisor=divisor, moves=self._moves
+                    _overflow.quotient, divisor=divisor, moves=self._moves
                 )
                 self.gradients[i] = sparse.map_values(divide, self.gradients[i])
         self._known.clear()
@@ -124,8 +126,8 @@ class Step:
         return ops.where(self._moves, self.rate, ops.ones_like(self.rate))
 
     def _measured(self, tensors, norm, unit=None):
-        if _range.is_built_in(norm):
-            values = _range.norms_of(norm, self._entries(tensors), self._arranged)
+        if _overflow.is_built_in(norm):
+            values = _overflow.norms_of(norm, self._entries(tensors), self._arranged)
             if unit is not None:
                 # A negative rate turns u around, and the norm of -u is that of u.
                 values = [v / near(ops.cast(ops.abs(unit), v.dtype), v) for v in values]
@@ -133,7 +135,7 @@ class Step:
             blocks = Step._entries(self, [sparse.densify(t) for t in tensors])
             if unit is not None:
                 blocks = [entries.over(unit) for entries in blocks]
-            values = self.arranged([custom.norm_of(norm, b) for b in blocks])
+            values = self.arranged([_user_norms.norm_of(norm, b) for b in blocks])
         if unit is None:
             return values
         return [ops.where(near(self._moves, v), v, ops.zeros_like(v)) for v in values]

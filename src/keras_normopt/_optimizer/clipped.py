@@ -2,11 +2,13 @@
 
 from keras import ops
 
-from keras_normopt import lengths, options, registry
-from keras_normopt.custom import ReturnsGradient
-from keras_normopt.mixin import Rescaling
-from keras_normopt.step_sizes import WeightNorm
-from keras_normopt.thresholds import RunningNorm, RunningNorms
+from keras_normopt._optimizer import options
+from keras_normopt._optimizer.base import Rescaling
+from keras_normopt._transforms import rescale
+from keras_normopt._transforms.step_sizes import WeightNorm
+from keras_normopt._transforms.thresholds import RunningNorm, RunningNorms
+from keras_normopt.norms import _registry
+from keras_normopt.norms._user_norms import ReturnsGradient
 
 
 class Clipping(Rescaling):
@@ -20,7 +22,7 @@ class Clipping(Rescaling):
 
     @classmethod
     def checked_options(cls, values):
-        if isinstance(registry.get(values["norm"]), ReturnsGradient):
+        if isinstance(_registry.get(values["norm"]), ReturnsGradient):
             raise ValueError(
                 f"norm={values['norm']!r} returns the normalized gradient, which has "
                 "no norm to clip by. Pass a function that returns a norm."
@@ -53,6 +55,6 @@ class Clipping(Rescaling):
         else:
             max_norm = self._live_number("max_norm")
             limits = [ops.cast(max_norm, n.dtype) for n in norms]
-        above = lengths.clip(step, norm, limits)
+        above = rescale.clip(step, norm, limits)
         if self.track_norms:
             self._norm_tracker.update_clipped(self._numbers(step), step.by_block(above))

@@ -11,13 +11,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_normopt import step_sizes
-from keras_normopt._branch import choose
-from keras_normopt._devices import near
-from keras_normopt._range import apart, join
-from keras_normopt.entries import cast
-from keras_normopt.lengths import NO_LIMIT
-from keras_normopt.step_sizes import Configured, WeightNorm, checked_float
+from keras_normopt._backend.devices import near
+from keras_normopt._backend.tracing import choose
+from keras_normopt._transforms import step_sizes
+from keras_normopt._transforms.rescale import NO_LIMIT
+from keras_normopt._transforms.step_sizes import Configured, WeightNorm, checked_float
+from keras_normopt.norms._overflow import apart, join
+from keras_normopt.norms._reductions import cast
 
 _BACKEND = keras.backend.backend()
 
@@ -66,6 +66,7 @@ class RunningNorm(Configured):
           percentile of all norms so far
     """
 
+    __module__ = "keras_normopt"  # For pickles.
     name = "running_norm"
 
     def __init__(

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt._devices import near
-from keras_normopt._range import Leaf
-from keras_normopt.entries import cast
-from keras_normopt.scopes import unique
+from keras_normopt._backend.devices import near
+from keras_normopt._blocks.partition import unique
+from keras_normopt.norms._overflow import Leaf
+from keras_normopt.norms._reductions import cast
 
 #: The name of the l2 norm of the whole gradient, beside those of the blocks.
 TOTAL = "total"

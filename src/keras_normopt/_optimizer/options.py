@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_normopt import registry, scopes, step_sizes, thresholds
+from keras_normopt._blocks import partition
+from keras_normopt._transforms import step_sizes, thresholds
+from keras_normopt.norms import _registry
 
 _LARGEST = float(np.finfo("float32").max)
 
@@ -93,14 +95,14 @@ def of_class(cls):
 
 
 def _check_norm(norm):
-    registry.get(norm)
+    _registry.get(norm)
     return norm
 
 
 def _check_scope(scope):
-    if not isinstance(scope, str) or scope not in scopes.SCOPES:
+    if not isinstance(scope, str) or scope not in partition.SCOPES:
         raise ValueError(
-            f"`scope` must be one of {', '.join(map(repr, scopes.SCOPES))}. "
+            f"`scope` must be one of {', '.join(map(repr, partition.SCOPES))}. "
             f"Received: scope={reprlib.repr(scope)}"
         )
     return scope
@@ -180,7 +182,7 @@ norm: Keyword-only. What a gradient is measured by: the name of a norm, built-in
 """,
     annotation="Norm",
     settable=True,
-    serialize=registry.serialize,
+    serialize=_registry.serialize,
 )
 SCOPE = Option(
     default="variable",

@@ -5,10 +5,12 @@ import warnings
 import keras
 from keras import ops
 
-from keras_normopt import lengths, norms, options, step_sizes
-from keras_normopt._devices import near
-from keras_normopt.custom import ReturnsGradient
-from keras_normopt.mixin import Rescaling
+from keras_normopt._backend.devices import near
+from keras_normopt._optimizer import options
+from keras_normopt._optimizer.base import Rescaling
+from keras_normopt._transforms import rescale, step_sizes
+from keras_normopt.norms._overflow import is_built_in
+from keras_normopt.norms._user_norms import ReturnsGradient
 
 
 class Normalization(Rescaling):
@@ -87,7 +89,7 @@ class Normalization(Rescaling):
             step.replace(self._norm_function)
         else:
             epsilon = self._live_number("norm_epsilon")
-            lengths.normalize(step, self._norm_function, epsilon)
+            rescale.normalize(step, self._norm_function, epsilon)
 
     def _set_factors(self, step):
         kept = [self._kept.get(self._get_variable_index(v)) for v in step.weights]
@@ -130,7 +132,8 @@ class Normalization(Rescaling):
         if (
             self.apply_to == "update"
             or any(self._blocks.excluded)
-            or self._norm_function not in norms.BUILT_IN.values()
+            or self._norm_function is None
+            or not is_built_in(self._norm_function)
         ):
             return
         in_vain = ["global_clipnorm"]

@@ -6,8 +6,8 @@ import math
 import keras
 from keras import ops
 
-from keras_normopt import sparse
-from keras_normopt._devices import near
+from keras_normopt._backend import sparse
+from keras_normopt._backend.devices import near
 
 
 class Entries:

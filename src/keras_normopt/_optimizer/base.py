@@ -5,16 +5,19 @@ import reprlib
 import keras
 from keras import ops
 
-from keras_normopt import custom, norms, options, registry, sparse
-from keras_normopt._groups import FastStep
-from keras_normopt._range import is_built_in
-from keras_normopt.centralization import centralized
-from keras_normopt.custom import ReturnsGradient
-from keras_normopt.hook import Hook
-from keras_normopt.monitoring import NormTracker
-from keras_normopt.saving import OwnVariables, Paths
-from keras_normopt.scopes import Blocks
-from keras_normopt.updates import Updates
+from keras_normopt import norms
+from keras_normopt._backend import sparse
+from keras_normopt._blocks.grouped import FastStep
+from keras_normopt._blocks.partition import Blocks
+from keras_normopt._optimizer import options
+from keras_normopt._optimizer.hook import Hook
+from keras_normopt._optimizer.state import OwnVariables, Paths
+from keras_normopt._optimizer.update_capture import Updates
+from keras_normopt._transforms.center import centralized
+from keras_normopt._transforms.track import NormTracker
+from keras_normopt.norms import _registry, _user_norms
+from keras_normopt.norms._overflow import is_built_in
+from keras_normopt.norms._user_norms import ReturnsGradient
 
 
 class Rescaling(Paths, OwnVariables, Updates, Hook):
@@ -53,7 +56,7 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
 
     def on_option_set(self):
         # The function, not the name, which may come to stand for another.
-        self._norm_function = registry.get(self.norm)
+        self._norm_function = _registry.get(self.norm)
 
     @classmethod
     def checked_options(cls, values):
@@ -62,7 +65,7 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
             name: cls.OPTIONS[name].check(value) for name, value in values.items()
         }
         norm, scope = values["norm"], values["scope"]
-        if scope != "variable" and isinstance(registry.get(norm), ReturnsGradient):
+        if scope != "variable" and isinstance(_registry.get(norm), ReturnsGradient):
             raise ValueError(
                 f"norm={norm!r} returns the normalized gradient: there is no norm to "
                 f"share. Received: scope={scope!r}. Pass "
@@ -85,7 +88,7 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
         self._blocks = Blocks(self.scope, self.exclude, variables, self._paths)
         self._check_dtypes(variables)
         if not (self._norm_function is None or is_built_in(self._norm_function)):
-            custom.check(self._norm_function, self._blocks, variables)
+            _user_norms.check(self._norm_function, self._blocks, variables)
         self._build_transforms(variables)
 
     def _check_dtypes(self, variables):

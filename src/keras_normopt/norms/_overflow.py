@@ -13,9 +13,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt._branch import choose, known
-from keras_normopt._devices import near
-from keras_normopt.entries import cast, entries_of, like
+from keras_normopt._backend.devices import near
+from keras_normopt._backend.tracing import choose, known
+from keras_normopt.norms._reductions import cast, entries_of, like
 
 _BACKEND = keras.backend.backend()
 
@@ -40,6 +40,7 @@ def built_in(*, squares=False, leaves_range=True):
         norm.__signature__ = inspect.Signature(
             [inspect.Parameter("gradient", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
         )
+        norm.__module__ = "keras_normopt.norms"
         norm.definition = definition
         norm.squares, norm.leaves_range = squares, leaves_range
         norm.itself = norm

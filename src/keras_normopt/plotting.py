@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from keras_normopt.monitoring import TOTAL
+from keras_normopt._transforms.track import TOTAL
 
 __all__ = ["plot_gradient_norms"]
 

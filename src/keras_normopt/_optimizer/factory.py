@@ -11,11 +11,11 @@ from typing import Any
 
 import keras
 
-from keras_normopt import docstrings
-from keras_normopt.clipping import Clipping
-from keras_normopt.hook import HOOK
-from keras_normopt.mixin import Rescaling
-from keras_normopt.normalization import Normalization
+from keras_normopt._optimizer import docstrings
+from keras_normopt._optimizer.base import Rescaling
+from keras_normopt._optimizer.clipped import Clipping
+from keras_normopt._optimizer.hook import HOOK
+from keras_normopt._optimizer.normalized import Normalization
 
 _making = threading.Lock()
 
@@ -89,6 +89,11 @@ def clipped(optimizer_class: type) -> type[Any]:
           networks](https://arxiv.org/abs/1211.5063)
     """
     return _made(optimizer_class, Clipping)
+
+
+_FACTORIES = {Normalization: normalized, Clipping: clipped}
+for _factory in _FACTORIES.values():
+    _factory.__module__ = "keras_normopt"  # For pickles.
 
 
 def _made(base, mixin):
@@ -253,14 +258,24 @@ def _keywords(cls):
 
 def _of_the_other(optimizer, option):
     """Says which class takes an option that only the other kind of classes has."""
-    from keras_normopt import optimizers  # Which imports this module.
-
     other = Normalization if option in Normalization.OPTIONS else Clipping
-    name = optimizers.spelled(optimizer, other.PREFIX.lower())
+    name = spelled(optimizer, other.PREFIX.lower())
     return (
         f"`{option}` is an argument of `keras_normopt.{name}`, which can "
         f"{other.VERB} gradients."
     )
+
+
+def spelled(optimizer, factory="normalized"):
+    """Returns the code for the class that normalizes, or clips, with the same base.
+
+    This is the class's name if `keras_normopt` exports it, or a call of the factory.
+    """
+    cls = type(optimizer)
+    base, _ = getattr(cls, "_made_from", (cls, None))
+    name = f"{factory.capitalize()}{base.__name__}"
+    is_exported = name in keras.saving.get_custom_objects()
+    return name if is_exported else f"{factory}({base.__name__})"
 
 
 def _registration(public, mixin):
@@ -287,5 +302,6 @@ def _reduce(cls):
     module = sys.modules.get(cls.__module__)
     is_importable = getattr(module, cls.__qualname__, None) is cls
     if "_made_from" in vars(cls) and not is_importable:
-        return _made, cls._made_from
+        base, mixin = cls._made_from
+        return _FACTORIES[mixin], (base,)
     return cls.__qualname__

@@ -8,8 +8,8 @@ of the weights before and after would have lost most of its digits.
 import keras
 from keras import ops
 
-from keras_normopt import sparse
-from keras_normopt.hook import Local
+from keras_normopt._backend import sparse
+from keras_normopt._optimizer.hook import Local
 
 _BACKEND = keras.backend.backend()
 

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt._devices import near
-from keras_normopt.entries import like
+from keras_normopt._backend.devices import near
+from keras_normopt.norms._reductions import like
 
 #: A limit that stands for none. Not infinity: checks for infinities abort at those.
 NO_LIMIT = float(np.finfo("float32").max)

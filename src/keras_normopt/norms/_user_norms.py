@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt._branch import eagerly, known
-from keras_normopt._devices import near
+from keras_normopt._backend.devices import near
+from keras_normopt._backend.tracing import eagerly, known
 
 # Larger gradients are not tried before the training: it would take memory and time.
 _LARGEST = 2**16

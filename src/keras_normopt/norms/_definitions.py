@@ -1,25 +1,11 @@
-"""The norms that a gradient can be divided by.
-
-Every norm maps one tensor of any shape to a scalar tensor. It is computed, and
-returned, in float32 (float64 for a float64 tensor), whatever the dtype of the
-tensor: half precision overflows at 1000 entries of 300. All of them are absolutely
-homogeneous, ``norm(c * g) == abs(c) * norm(g)``, so ``g / norm(g)`` does not depend on
-the gradient's magnitude.
-
-Example:
-    >>> from keras_normopt import norms
-    >>> float(norms.l2([3.0, -4.0]))
-    5.0
-    >>> float(norms.avg_l1([[1.0, -2.0], [3.0, -4.0]]))
-    2.5
-"""
+"""The norms, as the documentation defines them, over the entries of one block."""
 
 import math
 
 import numpy as np
 from keras import ops
 
-from keras_normopt._range import built_in
+from keras_normopt.norms._overflow import built_in
 
 __all__ = [
     "avg_l1",

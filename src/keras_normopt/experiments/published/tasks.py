@@ -9,9 +9,10 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_normopt.experiments import data as datasets
-from keras_normopt.experiments import networks, runs, spikes
-from keras_normopt.experiments.data import CLASSES
+from keras_normopt.experiments import runs
+from keras_normopt.experiments.published import data as datasets
+from keras_normopt.experiments.published import networks, spikes
+from keras_normopt.experiments.published.data import CLASSES
 
 IMAGES = ("digits", "mnist", "cifar10")
 OPTIMIZERS = ("sgd", "normalized_sgd", "adam", "normalized_adam")

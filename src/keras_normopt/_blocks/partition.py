@@ -4,7 +4,7 @@ import re
 import reprlib
 import warnings
 
-from keras_normopt import layers
+from keras_normopt._blocks import layers
 
 SCOPES = ("variable", "unit", "layer", "global")
 

@@ -1,0 +1,1 @@
+"""What differs between JAX, TensorFlow and PyTorch."""

@@ -1,0 +1,25 @@
+"""Loads pickles that were made when all modules were in one folder."""
+
+import sys
+import types
+
+from keras_normopt._optimizer import clipped, factory, normalized
+from keras_normopt._transforms import thresholds
+from keras_normopt.norms import _registry
+
+_MODULES = {
+    "clipping": {"Clipping": clipped.Clipping},
+    "factory": {
+        "_made": factory._made,
+        "clipped": factory.clipped,
+        "normalized": factory.normalized,
+    },
+    "normalization": {"Normalization": normalized.Normalization},
+    "registry": {"register_norm": _registry.register_norm},
+    "thresholds": {"RunningNorm": thresholds.RunningNorm},
+}
+
+for _name, _members in _MODULES.items():
+    _module = types.ModuleType(f"keras_normopt.{_name}")
+    vars(_module).update(_members)
+    sys.modules[_module.__name__] = _module

@@ -1,0 +1,1 @@
+"""Where the package meets Keras: the generated optimizer classes."""

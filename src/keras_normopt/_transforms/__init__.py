@@ -1,0 +1,1 @@
+"""What is done to the gradients of one step, one file for each."""

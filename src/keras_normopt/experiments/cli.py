@@ -1,0 +1,363 @@
+"""The command line of `python -m keras_normopt.experiments`."""
+
+import argparse
+import importlib
+import itertools
+import os
+import pathlib
+import sys
+import textwrap
+
+from keras_normopt import experiments, norms
+from keras_normopt._blocks.partition import SCOPES
+
+with experiments.needing_extra():
+    import matplotlib as mpl
+
+    from keras_normopt.experiments import comparing, objective, runs
+    from keras_normopt.experiments.published import data, overview
+    from keras_normopt.experiments.published.tasks import TASKS
+
+MAP = "map"
+OF_PUBLISHED = ("dataset", "data_dir", "fraction", "networks", "schedule")
+
+
+def main(arguments=None):
+    """Runs the command, and returns its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.task == MAP and options.own is None:
+        return _map(parser, options)
+    if (options.task is None) == (options.own is None) or options.task == MAP:
+        parser.error(f"give either one of {', '.join(TASKS)}, or --task of your own")
+    try:
+        subjects = _own(options) if options.own else _published(options)
+        plan = {}
+        for subject in subjects:
+            plan |= runs.plan(
+                subject,
+                options.optimizers,
+                options.learning_rates,
+                seeds=options.seeds,
+                epochs=options.epochs,
+                norms=options.norms,
+                scopes=options.scopes,
+                momentum=options.momentum,
+            )
+        comparison = comparing.Comparison(
+            plan,
+            options.out,
+            options.monitor,
+            options.mode,
+            arguments=vars(options),
+            epoch=subjects[0].epoch,
+        )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    try:
+        comparison.train()
+        status = 0
+    except KeyboardInterrupt:
+        status = 130  # As a shell has it.
+        comparison.found.read()  # It may have come between writing and reading.
+    if len(comparison.rows):
+        mpl.use("agg")
+        comparison.write()
+        print(comparison, *comparison.paths, sep="\n")
+    if status:
+        print(
+            f"Interrupted with {sum(run in comparison.found for run in plan)} of "
+            f"{len(plan)} runs in {comparison.found.path}. The same command goes on "
+            "from there.",
+            file=sys.stderr,
+        )
+    return status
+
+
+def _map(parser, options):
+    """Draws what is there."""
+    try:
+        overview.write(options.out or pathlib.Path("experiments"))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return 0
+
+
+def _published(options):
+    """Fills in the defaults of a published task, or those of `--quick`."""
+    task = TASKS[options.task]
+    quick = {
+        "epochs": len(task.stages),
+        "learning_rates": task.learning_rates[:1],
+        "seeds": 1,
+        "fraction": 0.1,
+    }
+    defaults = {
+        "dataset": next(iter(task.datasets), None),
+        "networks": list(task.networks),
+        "optimizers": comparing.parse(task.optimizers),
+        "seeds": 3,
+        "fraction": 1.0,
+        "out": pathlib.Path("experiments") / options.task,
+    }
+    _complete(options, vars(task) | defaults | (quick if options.quick else {}))
+    return task.subjects(options)
+
+
+def _own(options):
+    """Loads a task of one's own, and fills in the defaults of `compare`."""
+    given = [name for name in OF_PUBLISHED if getattr(options, name) is not None]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{names} cannot be combined with --task; leave it out")
+    make_model, fit_arguments = load_task(options.own)
+    test_data = fit_arguments.pop("test_data", None)
+    defaults = {
+        "optimizers": comparing.parse(comparing.OPTIMIZERS),
+        "norms": [None],
+        "learning_rates": list(comparing.LEARNING_RATES),
+        "seeds": 3,
+        "epochs": fit_arguments.pop("epochs", 10),
+        "out": pathlib.Path("experiments") / options.own.replace(":", "."),
+    }
+    quick = {"seeds": 1, "epochs": 1, "learning_rates": [0.01]}
+    _complete(options, defaults | (quick if options.quick else {}))
+    return [
+        comparing.subject_of(
+            make_model, fit_arguments | _given(batch_size=size), test_data
+        )
+        for size in options.batch_size or [None]
+    ]
+
+
+def _given(**arguments):
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def load_task(name):
+    """Calls the function that `--task module:function` names.
+
+    Raises:
+        ValueError: If there is none, or it returns something else than a function and
+            the arguments of `fit`.
+    """
+    module, _, function = name.partition(":")
+    form = "--task must be MODULE:FUNCTION, as my_module:my_task for my_module.py here."
+    if not (module and function):
+        raise ValueError(f"{form} Received: {name}")
+    # Python leaves it out under -P, or where a test calls `main`.
+    sys.path.insert(0, os.getcwd())
+    try:
+        task = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name and not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(
+            f"{form} Received: {name}, but there is no module {module} in "
+            f"{os.getcwd()} or among what is installed."
+        ) from error
+    except AttributeError as error:
+        raise ValueError(f"{form} Received: {name}, but {error}.") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    found = task() if callable(task) else task
+    if not (
+        isinstance(found, tuple)
+        and len(found) == 2
+        and callable(found[0])
+        and isinstance(found[1], dict)
+        and "x" in found[1]
+    ):
+        raise ValueError(
+            f"{name} must be a function of no arguments that returns (make_model, "
+            "fit_arguments): a function that makes a model, and a dictionary of "
+            f"arguments of `fit`, with 'x' among them. Received: {found!r}"
+        )
+    return found[0], {"y": None} | found[1]
+
+
+def _complete(options, defaults):
+    for name, value in vars(options).items():
+        if value is None:
+            setattr(options, name, defaults.get(name))
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m keras_normopt.experiments",
+        description=experiments.__doc__ and experiments.__doc__.split("\n\n")[1],
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "task",
+        choices=[*TASKS, MAP],
+        nargs="?",
+        help=f"one of the published tasks, or {MAP}, which trains nothing: it compares "
+        "all results in directories under --out, and writes map.png, map.md, map.csv",
+    )
+    add(
+        "--task",
+        dest="own",
+        metavar="MODULE:FUNCTION",
+        help="one of your own: a function that returns a function that makes a model, "
+        "as `compare` takes it, and a dictionary of arguments of `fit`",
+    )
+    add(
+        "--dataset",
+        choices=data.DATASETS,
+        help="default: one that needs no file",
+    )
+    add(
+        "--data-dir",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="where mnist.npz or cifar10.npz lies, which keras.datasets downloads "
+        "otherwise",
+    )
+    add(
+        "--fraction",
+        type=_number(float, lambda value: 0 < value <= 1, "above 0, at most 1"),
+        metavar="F",
+        help="share of the training images to train on",
+    )
+    add(
+        "--networks",
+        type=_names,
+        metavar="N,...",
+        help="; ".join(
+            f"of {name}: {', '.join(task.networks)}"
+            for name, task in TASKS.items()
+            if len(task.networks) > 1
+        )
+        + "; the others have one",
+    )
+    add(
+        "--optimizers",
+        type=_optimizers,
+        metavar="NAME,...",
+        help="names as model.compile takes them; sgd:0.01 sets a learning rate for "
+        'one, and "adam(beta_1=0.8, global_clipnorm=1)" options',
+    )
+    add(
+        "--norms",
+        type=_names,
+        metavar="NORM,...",
+        help=f"for normalized and clipped ones: {', '.join(norms.__all__)}",
+    )
+    add(
+        "--scopes",
+        type=_names,
+        default=[None],
+        metavar="SCOPE,...",
+        help=f"for these as well: {', '.join(SCOPES)}; default: variable",
+    )
+    add("--learning-rates", type=_rates, metavar="LR,...")
+    add(
+        "--momentum",
+        type=_number(float, lambda value: 0 <= value < 1, "at least 0, below 1"),
+        metavar="M",
+        help="Nesterov momentum of SGD and Muon, normalized, clipped or neither; 0 is "
+        "plain SGD; default: .9, with --task what the optimizer has",
+    )
+    add(
+        "--schedule",
+        choices=["constant", "stages", "cosine", "warmup"],
+        help="stages: as published, a new optimizer with a lower rate for each; "
+        "cosine: decays to zero; warmup: rises over a tenth of the steps before",
+    )
+    positive = _number(int, lambda value: value > 0, "a whole number of at least 1")
+    add("--epochs", type=positive, metavar="N")
+    add(
+        "--batch-size",
+        type=lambda text: [positive(size) for size in _names(text)],
+        metavar="N,...",
+    )
+    add("--seeds", type=positive, metavar="N", help="seeds 0 to N - 1")
+    add("--monitor", metavar="METRIC", help="judge by another metric than the last")
+    add(
+        "--mode",
+        choices=objective.MODES,
+        default="auto",
+        help="whether lower or higher is better, where the metric does not tell",
+    )
+    add(
+        "--out",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="for results.csv, summary.json and figures; results that are there stay",
+    )
+    add(
+        "--quick",
+        action="store_true",
+        help="for minutes at most, other defaults: one seed and learning rate, a tenth "
+        "of the images, an epoch (for each stage)",
+    )
+    return parser
+
+
+def _epilog():
+    lines = [
+        "Lists are separated by commas. KERAS_BACKEND chooses the backend. Defaults "
+        "are --seeds 3, --fraction 1, --out experiments/TASK, every network, and:"
+    ]
+    for name, task in TASKS.items():
+        defaults = {
+            "--optimizers": ",".join(task.optimizers),
+            "--norms": ",".join(task.norms),
+            "--learning-rates": ",".join(map(str, task.learning_rates)),
+            "--epochs": task.epochs,
+            "--batch-size": ",".join(map(str, task.batch_size)),
+            "--schedule": task.schedule,
+        }
+        typed = " ".join(f"{option} {value}" for option, value in defaults.items())
+        lines.append(f"  {name} {typed}")
+    return "\n".join(
+        textwrap.fill(line, 80, subsequent_indent=indent, break_on_hyphens=False)
+        for line, indent in zip(lines, ["", *["      "] * len(TASKS)], strict=True)
+    )
+
+
+def _names(text):
+    # Commas within parentheses are part of a name.
+    depth = itertools.accumulate((c == "(") - (c == ")") for c in text)
+    separated = (
+        "\n" if (c, d) == (",", 0) else c for c, d in zip(text, depth, strict=True)
+    )
+    names = [name.strip() for name in "".join(separated).split("\n") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"must be one or more, not {text!r}")
+    return names
+
+
+def _optimizers(text):
+    try:
+        return comparing.parse(_names(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _rates(text):
+    return [_rate(item) for item in _names(text)]
+
+
+def _number(kind, holds, expected):
+    def parse(text):
+        try:
+            value = kind(text)
+            valid = holds(value)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise argparse.ArgumentTypeError(f"must be {expected}, not {text!r}")
+        return value
+
+    return parse
+
+
+def _rate(text):
+    try:
+        return comparing.check_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
