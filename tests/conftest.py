@@ -36,10 +36,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("plain"):
-        from keras_normopt._blocks import gradients
-        from keras_normopt._optimizer import base
+        from keras_normopt._blocks import grouped
 
-        base.FastStep = gradients.Step
+        grouped.STACK_SIZE, grouped.FastReductions = 1, grouped.Reductions
 
 
 @pytest.fixture(autouse=True)

@@ -3,24 +3,20 @@
 import numpy as np
 from keras import ops
 
-from keras_normopt._optimizer import base
+from keras_normopt._blocks.gradients import Gradients
 from keras_normopt._transforms import rescale
-from keras_normopt.norms._user_norms import ReturnsGradient
+from keras_normopt.norms import _registry
 
 
-def make_step(gradients, blocks=None, per_unit=False, kind=None):
-    gradients = [
-        ops.convert_to_tensor(g) if isinstance(g, np.ndarray) else g for g in gradients
+def make_gradients(tensors, blocks=None, per_unit=False):
+    tensors = [
+        ops.convert_to_tensor(t) if isinstance(t, np.ndarray) else t for t in tensors
     ]
-    blocks = blocks or [[i] for i in range(len(gradients))]
-    kind = kind or base.FastStep  # Another one with `--plain`.
-    return kind(gradients, None, blocks, per_unit)
+    blocks = blocks or [[i] for i in range(len(tensors))]
+    return Gradients(tensors, None, dict(enumerate(blocks)), per_unit)
 
 
-def normalize(gradients, norm, epsilon=0.0, blocks=None, per_unit=False, kind=None):
-    step = make_step(gradients, blocks, per_unit, kind)
-    if isinstance(norm, ReturnsGradient):
-        step.replace(norm)
-    else:
-        rescale.normalize(step, norm, epsilon)
-    return step.gradients
+def normalize(tensors, norm, epsilon=0.0, blocks=None, per_unit=False):
+    gradients = make_gradients(tensors, blocks, per_unit)
+    rescale.normalize(gradients, _registry.get(norm), epsilon)
+    return gradients.tensors

@@ -107,7 +107,7 @@ def test_large_gradients_are_not_tried():
 
 
 def test_built_in_norms_are_not_tried(monkeypatch):
-    monkeypatch.setattr(_user_norms, "check", None)
+    monkeypatch.setattr(_user_norms.UserNorm, "check", None)
     for norm in (*norms.__all__, norms.l2, None):
         build(norm)
     with pytest.raises(TypeError, match="not callable"):

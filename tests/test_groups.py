@@ -14,13 +14,14 @@ from keras import ops
 import keras_normopt
 import oracle
 from keras_normopt import norms
-from keras_normopt._blocks.gradients import Step
-from keras_normopt._blocks.grouped import STACK_ENTRIES, STACK_LENGTH, FastStep
+from keras_normopt._blocks import grouped
+from keras_normopt._blocks.grouped import STACK_ENTRIES, STACK_SIZE
 from keras_normopt._transforms import rescale
-from single import make_step, normalize
+from keras_normopt.norms import _registry
+from single import make_gradients, normalize
 
 BACKEND = keras.backend.backend()
-MANY = 2 * STACK_LENGTH + 3
+MANY = 2 * STACK_SIZE + 3
 
 compilers = {"eager": lambda function: function}
 if BACKEND == "jax":
@@ -127,9 +128,9 @@ def test_half_precision(dtype):
 def test_norms_come_in_the_order_of_the_blocks():
     shapes = [(2,), (3,), (2,), (1, 2), (3,)]
     gradients = [np.full(s, i + 1.0, "float32") for i, s in enumerate(shapes)]
-    step = make_step(gradients)
-    measured = step.by_block(step.norms(norms.max))
-    assert [float(value) for value in measured] == [1, 2, 3, 4, 5]
+    gradients = make_gradients(gradients)
+    measured = gradients.by_block(gradients.norms(norms.max.norm))
+    assert [float(measured[i]) for i in range(5)] == [1, 2, 3, 4, 5]
 
 
 def test_custom_norms_see_each_gradient_alone():
@@ -182,18 +183,21 @@ def test_the_fast_path_is_the_plain_one(norm, scope, drawn):
     def own(gradient):
         return ops.sum(ops.sqrt(ops.abs(gradient)))
 
-    function = getattr(norms, norm, own)
-    tensors = [ops.convert_to_tensor(g) for g in gradients]
-    fast, plain = (
-        make_step(tensors, blocks, scope == "unit", kind) for kind in (FastStep, Step)
-    )
-    for one, other in zip(
-        fast.by_block(fast.norms(function)), plain.norms(function), strict=True
-    ):
+    norm = _registry.get(getattr(norms, norm, own))
+    gradients = [ops.convert_to_tensor(g) for g in gradients]
+    fast = make_gradients(gradients, blocks, scope == "unit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouped, "STACK_SIZE", 1)
+        patch.setattr(grouped, "FastReductions", grouped.Reductions)
+        plain = make_gradients(gradients, blocks, scope == "unit")
+        expected = plain.by_block(plain.norms(norm))
+        rescale.normalize(plain, norm, 1e-30)
+    measured = fast.by_block(fast.norms(norm))
+    for number in range(len(blocks)):
+        one, other = measured[number], expected[number]
         np.testing.assert_allclose(*map(ops.convert_to_numpy, (one, other)), rtol=1e-5)
-    for step in (fast, plain):
-        rescale.normalize(step, function, 1e-30)
-    for one, other in zip(fast.gradients, plain.gradients, strict=True):
+    rescale.normalize(fast, norm, 1e-30)
+    for one, other in zip(fast.tensors, plain.tensors, strict=True):
         one, other = map(ops.convert_to_numpy, (one, other))
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-30)
 
@@ -219,7 +223,7 @@ def test_calls_do_not_grow_with_the_number_of_variables(norm):
             normalize(gradients, getattr(norms, norm))
         return counter.calls
 
-    assert calls(3) == calls(STACK_LENGTH)
+    assert calls(3) == calls(STACK_SIZE)
 
 
 def keras_frees_operands():

@@ -9,7 +9,7 @@ from keras import ops
 
 import oracle
 from keras_normopt import norms
-from keras_normopt.norms._reductions import Entries
+from keras_normopt.norms._reductions import Reductions
 from single import normalize
 
 GRADIENT = [[3.0, -4.0], [0.0, 0.0]]
@@ -199,7 +199,7 @@ def test_only_what_is_out_of_range_is_computed_once_more(monkeypatch):
     def scaled(self, scales):
         raise ArithmeticError("computed at another scale")
 
-    monkeypatch.setattr(Entries, "scaled", scaled)
+    monkeypatch.setattr(Reductions, "scaled", scaled)
     ones = np.ones(3, "float32")
     normalize(
         [ones, np.zeros(4, "float32")], norms.l2

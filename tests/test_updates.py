@@ -443,15 +443,14 @@ def test_all_at_once_is_one_by_one(cls, monkeypatch):
     gradients, results = steps(), []
     for at_once in (True, False):
         optimizer = cls(RATE, apply_to="update")
-        if not hasattr(optimizer, "_parallel_update_step"):
+        names = {c.__name__: c for c in cls.__mro__}
+        if "TorchParallelOptimizer" not in names:
             pytest.skip("goes one by one anyhow")
         if not at_once:
-            foreach = next(
-                c for c in cls.__mro__ if c.__name__ == "TorchParallelOptimizer"
-            )
+            foreach = names["TorchParallelOptimizer"]
             monkeypatch.delattr(foreach, "_backend_update_step")
             monkeypatch.setattr(
-                update_capture.Updates, "_is_foreach", lambda self: False
+                update_capture.UpdateCapture, "_is_foreach", lambda self: False
             )
         results.append(train(optimizer, make_weights(), gradients))
     assert_same(*results, rtol=1e-6, atol=1e-7)
@@ -521,7 +520,7 @@ def test_bases_that_update_in_other_ways(base, message):
 def test_a_keras_that_does_not_lead_there(base, monkeypatch):
     # Whatever takes the place of the methods that are private to Keras.
     optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1, apply_to="update")
-    owner, place = update_capture.Updates, "_distributed_tf_update_step"
+    owner, place = update_capture.UpdateCapture, "_distributed_tf_update_step"
     if BACKEND != "tensorflow":
         owner, place = base_of(type(optimizer)), "_backend_update_step"
     monkeypatch.setattr(owner, place, lambda *arguments: None, raising=False)

@@ -2,19 +2,20 @@
 
 import sys
 import types
+from typing import Any
 
 from keras_normopt._optimizer import clipped, factory, normalized
 from keras_normopt._transforms import thresholds
 from keras_normopt.norms import _registry
 
-_MODULES = {
-    "clipping": {"Clipping": clipped.Clipping},
+_MODULES: dict[str, dict[str, Any]] = {
+    "clipping": {"Clipping": clipped.ClippedMixin},
     "factory": {
         "_made": factory._made,
         "clipped": factory.clipped,
         "normalized": factory.normalized,
     },
-    "normalization": {"Normalization": normalized.Normalization},
+    "normalization": {"Normalization": normalized.NormalizedMixin},
     "registry": {"register_norm": _registry.register_norm},
     "thresholds": {"RunningNorm": thresholds.RunningNorm},
 }

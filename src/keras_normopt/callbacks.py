@@ -9,12 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_normopt._optimizer.factory import spelled
-from keras_normopt._transforms.track import (
+from keras_normopt._optimizer.discovery import (
     named_optimizers,
     named_trackers,
     tracking_optimizers,
 )
+from keras_normopt._optimizer.factory import spelled
 
 __all__ = ["GradientNorms"]
 
@@ -84,7 +84,7 @@ class GradientNorms(keras.callbacks.Callback):
             )
         self.frequency = frequency
         self.progress_bar = progress_bar
-        self._totals = set()
+        self._totals: set[str] = set()
 
     def on_train_begin(self, logs=None):
         held = named_optimizers(self.model)
@@ -141,7 +141,8 @@ class GradientNorms(keras.callbacks.Callback):
 
     def _take(self):
         """Means and largest since the last time, also added to those of the epoch."""
-        means, largest = {}, {}
+        means: dict[str, float] = {}
+        largest: dict[str, float] = {}
         for tracker, names in self._trackers():
             count = tracker.count
             if not count:

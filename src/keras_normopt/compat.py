@@ -17,9 +17,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt._optimizer.clipped import Clipping
+from keras_normopt._optimizer.clipped import ClippedMixin
 from keras_normopt._optimizer.factory import clipped, normalized
-from keras_normopt._optimizer.normalized import Normalization
+from keras_normopt._optimizer.normalized import NormalizedMixin
 from keras_normopt.norms import _registry
 
 
@@ -147,8 +147,8 @@ class ClippedOptimizer(abc.ABC):  # noqa: B024
     get_normalization_functions = NormalizedOptimizer.get_normalization_functions
 
 
-NormalizedOptimizer.register(Normalization)
-ClippedOptimizer.register(Clipping)
+NormalizedOptimizer.register(NormalizedMixin)
+ClippedOptimizer.register(ClippedMixin)
 
 
 def _converted(optimizer, factory, norm, **options):

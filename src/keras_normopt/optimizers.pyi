@@ -1,47 +1,23 @@
 # Made by tests/typing/make_stubs.py.
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import keras
 
-from keras_normopt._optimizer.clipped import Clipping
-from keras_normopt._optimizer.normalized import Normalization
-from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm
-from keras_normopt._transforms.thresholds import RunningNorm
+from keras_normopt._optimizer.clipped import ClippedMixin
+from keras_normopt._optimizer.normalized import NormalizedMixin
+from keras_normopt._optimizer.types import (
+    ApplyTo,
+    MaxNorm,
+    Norm,
+    Patterns,
+    Scope,
+    StepSize,
+)
 
-# `str` is a registered name of one's own; the literals are there to be completed.
-Norm: TypeAlias = (
-    Literal[
-        "avg_l1",
-        "avg_l1_l2",
-        "avg_l2",
-        "l1",
-        "l1_l2",
-        "l2",
-        "linf",
-        "max",
-        "min_max",
-        "std",
-    ]
-    | str
-    | Callable[[Any], Any]
-    | None
-)
-StepSize: TypeAlias = (
-    Literal["weight_norm", "gradient_correlation"]
-    | WeightNorm
-    | GradientCorrelation
-    | None
-)
-MaxNorm: TypeAlias = (
-    float | Literal["weight_norm", "running_norm"] | WeightNorm | RunningNorm
-)
-Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
-
-NORMALIZED: dict[str, type[Normalization]]
-CLIPPED: dict[str, type[Clipping]]
-ALIASES: dict[str, type[Normalization] | type[Clipping]]
+NORMALIZED: dict[str, type[NormalizedMixin]]
+CLIPPED: dict[str, type[ClippedMixin]]
+ALIASES: dict[str, type[NormalizedMixin] | type[ClippedMixin]]
 
 __all__ = [
     "NormalizedSGD",
@@ -64,7 +40,7 @@ __all__ = [
     "ClippedRMSprop",
 ]
 
-class NormalizedSGD(Normalization, keras.optimizers.SGD):
+class NormalizedSGD(NormalizedMixin, keras.optimizers.SGD):
     def __init__(
         self,
         learning_rate: Any = 0.01,
@@ -83,16 +59,16 @@ class NormalizedSGD(Normalization, keras.optimizers.SGD):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedAdam(Normalization, keras.optimizers.Adam):
+class NormalizedAdam(NormalizedMixin, keras.optimizers.Adam):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -113,16 +89,16 @@ class NormalizedAdam(Normalization, keras.optimizers.Adam):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedAdamW(Normalization, keras.optimizers.AdamW):
+class NormalizedAdamW(NormalizedMixin, keras.optimizers.AdamW):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -143,16 +119,16 @@ class NormalizedAdamW(Normalization, keras.optimizers.AdamW):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedRMSprop(Normalization, keras.optimizers.RMSprop):
+class NormalizedRMSprop(NormalizedMixin, keras.optimizers.RMSprop):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -173,16 +149,16 @@ class NormalizedRMSprop(Normalization, keras.optimizers.RMSprop):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedAdagrad(Normalization, keras.optimizers.Adagrad):
+class NormalizedAdagrad(NormalizedMixin, keras.optimizers.Adagrad):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -201,16 +177,16 @@ class NormalizedAdagrad(Normalization, keras.optimizers.Adagrad):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedAdadelta(Normalization, keras.optimizers.Adadelta):
+class NormalizedAdadelta(NormalizedMixin, keras.optimizers.Adadelta):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -229,16 +205,16 @@ class NormalizedAdadelta(Normalization, keras.optimizers.Adadelta):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedAdamax(Normalization, keras.optimizers.Adamax):
+class NormalizedAdamax(NormalizedMixin, keras.optimizers.Adamax):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -258,16 +234,16 @@ class NormalizedAdamax(Normalization, keras.optimizers.Adamax):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedNadam(Normalization, keras.optimizers.Nadam):
+class NormalizedNadam(NormalizedMixin, keras.optimizers.Nadam):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -287,16 +263,16 @@ class NormalizedNadam(Normalization, keras.optimizers.Nadam):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedFtrl(Normalization, keras.optimizers.Ftrl):
+class NormalizedFtrl(NormalizedMixin, keras.optimizers.Ftrl):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -319,16 +295,16 @@ class NormalizedFtrl(Normalization, keras.optimizers.Ftrl):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedLion(Normalization, keras.optimizers.Lion):
+class NormalizedLion(NormalizedMixin, keras.optimizers.Lion):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -347,16 +323,16 @@ class NormalizedLion(Normalization, keras.optimizers.Lion):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedAdafactor(Normalization, keras.optimizers.Adafactor):
+class NormalizedAdafactor(NormalizedMixin, keras.optimizers.Adafactor):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -378,16 +354,16 @@ class NormalizedAdafactor(Normalization, keras.optimizers.Adafactor):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedLamb(Normalization, keras.optimizers.Lamb):
+class NormalizedLamb(NormalizedMixin, keras.optimizers.Lamb):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -407,16 +383,16 @@ class NormalizedLamb(Normalization, keras.optimizers.Lamb):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedMuon(Normalization, keras.optimizers.Muon):
+class NormalizedMuon(NormalizedMixin, keras.optimizers.Muon):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -447,16 +423,16 @@ class NormalizedMuon(Normalization, keras.optimizers.Muon):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class NormalizedScheduleFreeAdamW(Normalization, keras.optimizers.ScheduleFreeAdamW):
+class NormalizedScheduleFreeAdamW(NormalizedMixin, keras.optimizers.ScheduleFreeAdamW):
     def __init__(
         self,
         learning_rate: Any = 0.0025,
@@ -477,16 +453,16 @@ class NormalizedScheduleFreeAdamW(Normalization, keras.optimizers.ScheduleFreeAd
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         norm_epsilon: float = 1e-30,
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None: ...
 
-class ClippedSGD(Clipping, keras.optimizers.SGD):
+class ClippedSGD(ClippedMixin, keras.optimizers.SGD):
     def __init__(
         self,
         learning_rate: Any = 0.01,
@@ -505,15 +481,15 @@ class ClippedSGD(Clipping, keras.optimizers.SGD):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
 
-class ClippedAdam(Clipping, keras.optimizers.Adam):
+class ClippedAdam(ClippedMixin, keras.optimizers.Adam):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -534,15 +510,15 @@ class ClippedAdam(Clipping, keras.optimizers.Adam):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
 
-class ClippedAdamW(Clipping, keras.optimizers.AdamW):
+class ClippedAdamW(ClippedMixin, keras.optimizers.AdamW):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -563,15 +539,15 @@ class ClippedAdamW(Clipping, keras.optimizers.AdamW):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
 
-class ClippedRMSprop(Clipping, keras.optimizers.RMSprop):
+class ClippedRMSprop(ClippedMixin, keras.optimizers.RMSprop):
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -592,9 +568,9 @@ class ClippedRMSprop(Clipping, keras.optimizers.RMSprop):
         *,
         norm: Norm = "l2",
         scope: Scope = "variable",
-        exclude: str | list[str] | tuple[str, ...] = (),
+        exclude: Patterns = (),
         track_norms: bool = False,
-        apply_to: Literal["gradient", "update"] = "gradient",
+        apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,

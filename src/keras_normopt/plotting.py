@@ -14,7 +14,12 @@ __all__ = ["plot_gradient_norms"]
 
 PREFIXES = {"mean": "grad_norm/", "max": "grad_norm_max/"}
 ZERO = "0.8"
-NOT_FINITE = {"hatch": "xxxx", "facecolor": "w", "edgecolor": "tab:red", "linewidth": 0}
+NOT_FINITE: dict[str, Any] = {
+    "hatch": "xxxx",
+    "facecolor": "w",
+    "edgecolor": "tab:red",
+    "linewidth": 0,
+}
 BIASES_AND_SCALES = r"(^|/)(bias|gamma|beta|scale)(_\d+)?$"
 
 
@@ -150,7 +155,8 @@ def _thin(axis, count, label):
     class Locator(MaxNLocator):
         def __call__(self):
             # When it is drawn, as the size of the axes may change until then.
-            self.set_params(nbins=max(1, self.axis.get_tick_space()))
+            axis: Any = self.axis
+            self.set_params(nbins=max(1, axis.get_tick_space()))
             return super().__call__()
 
     axis.set_major_locator(Locator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -210,5 +216,6 @@ def _make_room(ax):
         place = ax.get_position(original=True).get_points()
         return Bbox(place + inches * figure.dpi / figure.bbox.size)
 
-    locate.get_subplotspec = ax.get_subplotspec  # For `tight_layout`.
+    # For `tight_layout`.
+    locate.get_subplotspec = ax.get_subplotspec  # type: ignore[attr-defined]
     ax.set_axes_locator(locate)

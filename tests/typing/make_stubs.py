@@ -9,46 +9,31 @@ import inspect
 import pathlib
 import sys
 
-from keras_normopt import norms, optimizers
+from keras_normopt import optimizers
 
 PATH = pathlib.Path(__file__).parents[2] / "src/keras_normopt/optimizers.pyi"
 
 HEAD = """\
 # Made by tests/typing/make_stubs.py.
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import keras
 
-from keras_normopt._optimizer.clipped import Clipping
-from keras_normopt._optimizer.normalized import Normalization
-from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm
-from keras_normopt._transforms.thresholds import RunningNorm
+from keras_normopt._optimizer.clipped import ClippedMixin
+from keras_normopt._optimizer.normalized import NormalizedMixin
+from keras_normopt._optimizer.types import (
+    ApplyTo,
+    MaxNorm,
+    Norm,
+    Patterns,
+    Scope,
+    StepSize,
+)
 
-# `str` is a registered name of one's own; the literals are there to be completed.
-Norm: TypeAlias = (
-    Literal[
-{names}
-    ]
-    | str
-    | Callable[[Any], Any]
-    | None
-)
-StepSize: TypeAlias = (
-    Literal["weight_norm", "gradient_correlation"]
-    | WeightNorm
-    | GradientCorrelation
-    | None
-)
-MaxNorm: TypeAlias = (
-    float | Literal["weight_norm", "running_norm"] | WeightNorm | RunningNorm
-)
-Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
-
-NORMALIZED: dict[str, type[Normalization]]
-CLIPPED: dict[str, type[Clipping]]
-ALIASES: dict[str, type[Normalization] | type[Clipping]]
+NORMALIZED: dict[str, type[NormalizedMixin]]
+CLIPPED: dict[str, type[ClippedMixin]]
+ALIASES: dict[str, type[NormalizedMixin] | type[ClippedMixin]]
 
 __all__ = [
 {classes}
@@ -66,7 +51,6 @@ class {name}({mixin}, keras.optimizers.{base}):
 def make():
     classes = list(optimizers.ALIASES.values())
     text = HEAD.format(
-        names="\n".join(f'        "{name}",' for name in sorted(norms.__all__)),
         classes="\n".join(f'    "{name}",' for name in optimizers.__all__),
     )
     for cls in classes:

@@ -1,10 +1,12 @@
-"""Where tensors live: variables may lie on several devices, and norms span them.
+"""Moves small tensors between devices. Variables may lie on several devices.
 
-Whole gradients stay where they are. Only what they were reduced to, or is multiplied
-with them, moves. TensorFlow moves tensors by itself.
+Gradients stay on their device. Only the results of reductions move, and the factors
+that multiply gradients. TensorFlow moves tensors by itself.
 """
 
 import keras
+import numpy as np
+from keras import ops
 
 _BACKEND = keras.backend.backend()
 
@@ -12,13 +14,13 @@ if _BACKEND == "jax":
     import jax
 
     def device_of(tensor):
-        """Something hashable that is the same for tensors that live together."""
+        """Returns a hashable value that is equal for tensors on the same device."""
         if isinstance(tensor, jax.core.Tracer):  # The compiler decides.
             return None
         return frozenset(tensor.sharding.device_set)
 
     def near(tensor, other):
-        """A tensor, moved to the device of another one if they are on one each."""
+        """Moves a tensor to the device of another, if each is on one device."""
         if isinstance(tensor, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
             return tensor
         one_each = (
@@ -29,6 +31,7 @@ if _BACKEND == "jax":
         return jax.device_put(tensor, other.sharding)
 
 elif _BACKEND == "torch":
+    import torch
 
     def device_of(tensor):
         return tensor.device
@@ -43,3 +46,11 @@ else:
 
     def near(tensor, other):
         return tensor
+
+
+def constant_near(values, dtype, other):
+    """Converts a list of numbers to a vector on the device of a tensor."""
+    if _BACKEND == "torch":
+        # Keras converts lists slowly, and PyTorch's compiler cannot trace arrays in it.
+        return torch.tensor(values, dtype=getattr(torch, dtype), device=other.device)
+    return near(ops.convert_to_tensor(np.array(values, dtype)), other)

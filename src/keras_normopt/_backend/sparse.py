@@ -1,10 +1,9 @@
-"""What sparse gradients need before they can be normalized as any other tensor.
+"""Prepares sparse gradients, so that they are normalized like any other tensor.
 
-On TensorFlow the gradient of an embedding is a `tf.IndexedSlices`, rows and their
-indices. An index may stand there several times, and its rows are to be summed: a norm
-taken over the repeats apart would be that of another gradient. Norms are reduced over
-these rows alone, since the dense gradient of a large table takes a thousand times as
-long.
+On TensorFlow the gradient of an embedding is a `tf.IndexedSlices`: rows, and their
+indices. Rows of a repeated index are summed first, because the norm of the parts is not
+the norm of their sum. Norms are computed from these rows alone. The dense gradient of a
+large table takes a thousand times as long.
 """
 
 import keras
@@ -16,7 +15,7 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     def prepare(gradient, variable):
-        """Makes every index stand there once and the shape known, the variable's."""
+        """Makes indices unique, and sets the shape to that of the variable."""
         if not isinstance(gradient, tf.IndexedSlices):
             return tf.ensure_shape(gradient, variable.shape)
         indices, positions = tf.unique(gradient.indices)
@@ -32,13 +31,13 @@ if keras.backend.backend() == "tensorflow":
         return isinstance(gradient, tf.IndexedSlices)
 
     def densify(gradient):
-        """Turns a sparse gradient, or a variable, into the tensor it stands for."""
+        """Converts a sparse gradient, or a variable, to a dense tensor."""
         return tf.convert_to_tensor(gradient)
 
     def rows_of(gradient):
-        """The rows that a sparse gradient holds, and how many there are with others.
+        """Returns the rows that a sparse gradient holds, and the number of all rows.
 
-        Of a dense gradient, or a variable, it is the whole tensor, and `None`.
+        For a dense gradient, or a variable, it returns the whole tensor and `None`.
         """
         if is_sparse(gradient):
             return gradient.values, gradient.shape[0]
@@ -55,8 +54,8 @@ if keras.backend.backend() == "tensorflow":
 else:
 
     def prepare(gradient, variable):
-        """Makes a tensor of what Keras takes for one, JAX's sparse arrays included."""
-        if _ON_TORCH and ops.is_tensor(gradient):  # For many, conversion takes long.
+        """Converts a gradient to a tensor, JAX's sparse arrays included."""
+        if _ON_TORCH and ops.is_tensor(gradient):  # Conversion is slow.
             return gradient
         return ops.convert_to_tensor(gradient, sparse=False)
 

@@ -1,6 +1,8 @@
-"""A branch: taken where its condition has a value, traced where it has none yet."""
+"""Runs code eagerly or traced, on each backend."""
 
 import contextlib
+import threading
+from typing import Any
 
 import keras
 from keras import ops
@@ -15,32 +17,35 @@ else:
         return False
 
 
-def choose(condition, if_true, if_false):
+# Several threads may trace one optimizer at once on TensorFlow and JAX. PyTorch's
+# compiler cannot follow thread-local variables.
+Local: Any = object if _BACKEND == "torch" else threading.local
+
+
+def cond(condition, if_true, if_false):
     """Calls one of two functions.
 
     Args:
         condition: Scalar boolean tensor.
-        if_true: Function without arguments that returns a tensor or a list of tensors.
-        if_false: The same. Of a traced branch both are called, once each.
+        if_true: Function without arguments. It returns a list of tensors.
+        if_false: The same. A traced branch calls both functions, once each.
 
     Returns:
         What the function returned.
     """
-    value = known(condition, bool)
+    value = concrete_value(condition, bool)
     if value is not None:
         return if_true() if value else if_false()
     if _BACKEND != "torch":
         return ops.cond(condition, if_true, if_false)
-    # What PyTorch traces (its compiler, its vmap) cannot branch.
-    one, other = if_true(), if_false()
-    if isinstance(one, list):
-        return [ops.where(condition, a, b) for a, b in zip(one, other, strict=True)]
-    return ops.where(condition, one, other)
+    # PyTorch's compiler and its vmap cannot branch.
+    pairs = zip(if_true(), if_false(), strict=True)
+    return [ops.where(condition, one, other) for one, other in pairs]
 
 
-def known(tensor, read=ops.convert_to_numpy):
-    """What a function reads from a tensor, or `None` while a program is traced."""
-    if is_compiling():  # Which reading would interrupt.
+def concrete_value(tensor, read=ops.convert_to_numpy):
+    """Returns `read(tensor)`, or `None` while a program is traced."""
+    if is_compiling():  # Reading a value would break the graph.
         return None
     try:
         return read(tensor)
@@ -49,7 +54,7 @@ def known(tensor, read=ops.convert_to_numpy):
 
 
 def eagerly():
-    """A context in which calls are not traced, within a program that is."""
+    """Returns a context that runs code eagerly inside a program that is traced."""
     if _BACKEND == "jax":
         import jax
 

@@ -1,101 +1,168 @@
-"""The gradients of one step, measured and rescaled block by block."""
+"""The gradients of one step. Transforms measure and rescale them block by block."""
 
-import functools
+import math
+from typing import Any
 
+import keras
 from keras import ops
 
-from keras_normopt import norms
 from keras_normopt._backend import sparse
 from keras_normopt._backend.devices import near
-from keras_normopt.norms import _overflow, _user_norms
-from keras_normopt.norms._reductions import entries_of, widened
+from keras_normopt._backend.tensors import (
+    cast,
+    divide,
+    dtype_of,
+    join,
+    pack,
+    split,
+    stop,
+    unstack,
+    widen,
+)
+from keras_normopt._blocks.grouped import groups_of
+from keras_normopt.norms import l2
+from keras_normopt.norms._norm import Norm
+from keras_normopt.norms._reductions import Reductions, reductions_of
+
+_ON_TORCH = keras.backend.backend() == "torch"
 
 
-class Step:
-    """What is done to the gradients before the base makes its step with them.
+class Gradients:
+    """The gradients, or updates, of one step.
 
-    A block has one norm, or one for each unit if it is taken unit by unit. Norms come
-    as a list of tensors, as many as suits the backend, in an arrangement that is the
-    same for all norms of one step: work on each tensor of the list elementwise, and
-    hand the list back.
+    Norms come packed: as a list of tensors, which all norms of a step share. Compute on
+    each tensor elementwise, and hand the list back. `join` makes one vector of it, and
+    `from_vector` the list again. `by_block` returns the norms of each block.
 
     Args:
-        gradients: List of tensors, or on TensorFlow of `tf.IndexedSlices` in which no
+        tensors: List of tensors, or on TensorFlow of `tf.IndexedSlices` in which no
             index repeats.
-        weights: List of the variables that they are gradients of.
-        blocks: List of blocks, each a non-empty list of positions in
-            `gradients`. A gradient in none of them stays as it is.
-        per_unit: Whether a gradient of more than one axis has a norm for each unit,
-            the last axis. Then a block has one gradient.
-        rate: Scalar tensor, the learning rate, if the tensors are updates lr · u and
-            not gradients. Norms are then those of u. A rate of 0 makes every update 0,
-            even if momentum holds steps of earlier rates, and every norm 0.
+        variables: List of the variables that the gradients belong to.
+        blocks: Dict from the number of each block to a non-empty list of positions in
+            `tensors`. A gradient in no block stays as it is.
+        per_unit: Whether each unit, the last axis of a gradient of several axes, has a
+            norm. Then each block has one gradient.
+        rate: Scalar tensor, the learning rate, if the tensors are updates lr · u. Norms
+            are then norms of u. If the rate is 0, all norms and updates are 0, even if
+            momentum holds steps of earlier rates.
     """
 
-    def __init__(self, gradients, weights, blocks, per_unit=False, rate=None):
-        self.gradients, self.weights = list(gradients), weights
-        self.blocks, self.per_unit, self.rate = blocks, per_unit, rate
+    def __init__(self, tensors, variables, blocks, per_unit=False, rate=None):
+        self.tensors, self.variables = list(tensors), variables
+        self.blocks, self.rate = blocks, rate
         self._moves = None if rate is None else ops.not_equal(rate, 0)
-        self._known = {}
+        self._per_unit = per_unit
+        self._groups = groups_of(self.tensors, blocks, per_unit)
+        self._forget()
+
+    def _forget(self):
+        """Forgets what was computed from gradients that have changed."""
+        self._norms: dict[Norm, Any] = {}
+        self._reductions: list[Reductions] | None = None
+
+    @property
+    def numbers(self):
+        """The numbers of the blocks, in the order of their norms."""
+        return [number for group in self._groups for number in group.numbers]
+
+    @property
+    def block_numbers(self):
+        """List of the number of the block that each norm belongs to."""
+        # Not in NumPy, which PyTorch's compiler traces.
+        return [
+            number
+            for group in self._groups
+            for number in group.numbers
+            for _ in range(math.prod(group.shape) // len(group.numbers))
+        ]
 
     def norms(self, norm):
-        """The norms of the blocks' gradients."""
-        key = id(norm)  # A function of a user's own need not be hashable.
-        if key not in self._known:
-            self._known[key] = self._measured(self.gradients, norm, self._unit())
-        return self._known[key]
-
-    def total(self):
-        """The l2 norm of all gradients together, in blocks or not."""
-        inside = {i for block in self.blocks for i in block}
-        outside = [g for i, g in enumerate(self.gradients) if i not in inside]
-        values = self.norms(norms.l2) if self.blocks else []
-        if outside:
-            values = values + self.sizes(outside, norms.l2)
-        return norms.l2(_overflow.join(values))
-
-    def weight_norms(self, norm):
-        """The norms of the blocks' weights, arranged as those of the gradients."""
-        return self._measured([ops.convert_to_tensor(w) for w in self.weights], norm)
-
-    def by_block(self, norms):
-        """Arranges norms as one tensor for each block."""
-        return norms
-
-    def arranged(self, values):
-        """Arranges one tensor for each block as norms are."""
-        return values
-
-    def divide(self, divisors):
-        """Divides the gradients of each block by its divisor.
+        """Returns the norms of the gradients, packed.
 
         Args:
-            divisors: A list arranged as norms are.
+            norm: The `Norm`.
         """
-        divisors = _overflow.stopped(divisors, self._moves)
-        for block, divisor in zip(self.blocks, divisors, strict=True):
-            for i in block:
-                divide = functools.partial(
-                    _overflow.quotient, divisor=divisor, moves=self._moves
-                )
-                self.gradients[i] = sparse.map_values(divide, self.gradients[i])
-        self._known.clear()
+        if norm not in self._norms:
+            values = self._measure(norm, self.tensors, self._unit())
+            if self.rate is not None:
+                moves = self._moves
+                values = [
+                    ops.where(near(moves, v), v, ops.zeros_like(v)) for v in values
+                ]
+            self._norms[norm] = values
+        return self._norms[norm]
 
-    def replace(self, function):
-        """Puts what a function returns for each gradient in its place."""
-        for i in (i for block in self.blocks for i in block):
-            gradient = self.gradients[i]
-            (tensor,) = widened([sparse.densify(gradient)])
-            if self.rate is None:
-                result = function(tensor)
-            else:
-                unit, rate = (
-                    near(ops.cast(scalar, tensor.dtype), tensor)
-                    for scalar in (self._unit(), self.rate)
-                )
-                result = function(tensor / unit) * rate
-            self.gradients[i] = ops.cast(result, gradient.dtype)
-        self._known.clear()
+    def weight_norms(self, norm):
+        """Returns the norms of the variables, packed as those of the gradients."""
+        return self._measure(norm, [ops.convert_to_tensor(v) for v in self.variables])
+
+    def total(self):
+        """Returns the l2 norm of all gradients together, in blocks or not."""
+        inside = {i for positions in self.blocks.values() for i in positions}
+        outside = [g for i, g in enumerate(self.tensors) if i not in inside]
+        values = self.norms(l2.norm)
+        if outside:
+            values = values + norms_of_each(outside, l2.norm)
+        return l2(join(values))
+
+    def from_vector(self, vector):
+        """Packs what `join` made of packed values."""
+        if _ON_TORCH:
+            return [vector]
+        units = [g.shape[g.stacked :] for g in self._groups for _ in g.numbers]
+        return split(vector, units)
+
+    def by_block(self, packed):
+        """Takes packed values apart.
+
+        Returns:
+            Dict from the number of each block to a scalar, or to a vector of its units.
+        """
+        if _ON_TORCH:
+            parts = split(packed[0], [group.shape for group in self._groups])
+            stacked = [group.stacked for group in self._groups]
+            packed = unstack(parts, stacked)
+        return dict(zip(self.numbers, packed, strict=True))
+
+    def divide(self, divisors):
+        """Divides each block by its divisor.
+
+        Args:
+            divisors: Packed values.
+        """
+        if _ON_TORCH:
+            self._divide_stacks(stop(divisors, self._moves))
+            return
+        self._forget()
+        for number, divisor in self.by_block(divisors).items():
+            for i in self.blocks[number]:
+                self._divide(i, divisor)
+
+    def _divide(self, position, divisor):
+        def quotient(values):
+            return divide(values, divisor, self._moves)
+
+        tensor = self.tensors[position]
+        self.tensors[position] = sparse.map_values(quotient, tensor)
+
+    def _divide_stacks(self, divisors):
+        stacks = self._reductions or self._reduce(self.tensors)
+        self._forget()
+        parts = split(divisors[0], [group.shape for group in self._groups])
+        for group, reductions, part in zip(self._groups, stacks, parts, strict=True):
+            for positions in reversed(group.slots):
+                # Frees each copy before the next one is divided.
+                stack = reductions.tensors.pop()
+                divisor = reductions.broadcast(part, stack)
+                if len(positions) == 1:
+                    self._divide(positions[0], divisor)
+                    continue
+                first = self.tensors[positions[0]]
+                quotients = cast(divide(stack, divisor), dtype_of(first))
+                quotients = ops.reshape(quotients, (len(positions), *first.shape))
+                each = ops.unstack(quotients, len(positions))
+                for position, tensor in zip(positions, each, strict=True):
+                    self.tensors[position] = tensor
 
     def multiply(self, factors):
         """Multiplies gradients by tensors.
@@ -106,46 +173,60 @@ class Step:
         """
         for i, factor in factors.items():
 
-            def scaled(values, factor=factor):
-                wide, factor = widened([values, near(factor, values)])
+            def scale(values, factor=factor):
+                wide, factor = widen([values, near(factor, values)])
                 return ops.cast(wide * factor, values.dtype)
 
-            self.gradients[i] = sparse.map_values(scaled, self.gradients[i])
-        self._known.clear()
+            self.tensors[i] = sparse.map_values(scale, self.tensors[i])
+        self._forget()
 
-    def sizes(self, tensors, norm):
-        """The norm of each of some tensors by itself."""
-        alone = [[i] for i in range(len(tensors))]
-        other = type(self)(tensors, None, alone)
-        return other.by_block(other.norms(norm))
+    def replace(self, function):
+        """Replaces the gradient of each variable in a block.
+
+        Args:
+            function: Callable from a dense gradient, or u, to what replaces it.
+        """
+        for i in (i for positions in self.blocks.values() for i in positions):
+            gradient = self.tensors[i]
+            (tensor,) = widen([sparse.densify(gradient)])
+            if self.rate is None:
+                result = function(tensor)
+            else:
+                unit, rate = (
+                    near(ops.cast(scalar, tensor.dtype), tensor)
+                    for scalar in (self._unit(), self.rate)
+                )
+                result = function(tensor / unit) * rate
+            self.tensors[i] = ops.cast(result, gradient.dtype)
+        self._forget()
 
     def _unit(self):
-        """What updates are divided by to be u, or `None` for gradients."""
+        """Returns what updates are divided by to be u, or `None` for gradients."""
         if self.rate is None:
             return None
         return ops.where(self._moves, self.rate, ops.ones_like(self.rate))
 
-    def _measured(self, tensors, norm, unit=None):
-        if _overflow.is_built_in(norm):
-            values = _overflow.norms_of(norm, self._entries(tensors), self._arranged)
-            if unit is not None:
-                # A negative rate turns u around, and the norm of -u is that of u.
-                values = [v / near(ops.cast(ops.abs(unit), v.dtype), v) for v in values]
+    def _measure(self, norm, tensors, unit=None):
+        if not self._groups:
+            return pack([], [])
+        if norm.takes_stacks:
+            if tensors is not self.tensors:
+                return norm.measure(self._reduce(tensors), unit)
+            reductions = self._reductions = self._reductions or self._reduce(tensors)
         else:
-            blocks = Step._entries(self, [sparse.densify(t) for t in tensors])
-            if unit is not None:
-                blocks = [entries.over(unit) for entries in blocks]
-            values = self.arranged([_user_norms.norm_of(norm, b) for b in blocks])
-        if unit is None:
-            return values
-        return [ops.where(near(self._moves, v), v, ops.zeros_like(v)) for v in values]
+            dense = {
+                number: [sparse.densify(tensors[i]) for i in self.blocks[number]]
+                for number in self.numbers
+            }
+            reductions = [reductions_of(d, self._per_unit) for d in dense.values()]
+        return norm.measure(reductions, unit)
 
-    def _entries(self, tensors):
-        return [
-            entries_of([tensors[i] for i in block], self.per_unit)
-            for block in self.blocks
-        ]
+    def _reduce(self, tensors):
+        return [group.reductions(tensors) for group in self._groups]
 
-    def _arranged(self, values):
-        """Arranges the norms of what `_entries` returns."""
-        return values
+
+def norms_of_each(tensors, norm):
+    """Returns a list with the norm of each of some tensors."""
+    alone = Gradients(tensors, None, {i: [i] for i in range(len(tensors))})
+    found = alone.by_block(alone.norms(norm))
+    return [found[i] for i in range(len(tensors))]

@@ -19,7 +19,7 @@ def around(variables):
         For each a list of the layers and models, of those that are alive, that have it
         among their weights; the innermost first.
     """
-    found = {id(v): [] for v in variables}
+    found: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
     # `type`, as `isinstance` asks the objects, some of which do more than answer.
     alive = [o for o in gc.get_objects() if issubclass(type(o), keras.Layer)]
     weights = [(layer, _weights_of(layer)) for layer in alive]

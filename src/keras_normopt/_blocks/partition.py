@@ -3,6 +3,7 @@
 import re
 import reprlib
 import warnings
+from typing import Any
 
 from keras_normopt._blocks import layers
 
@@ -44,11 +45,11 @@ class Blocks:
                 stacklevel=4,
             )
         paths = [paths[i] for i in included]
-        around = [[] for _ in included]
+        around: list[list[Any]] = [[] for _ in included]
         if scope == "layer" or len(set(paths)) < len(paths):
             around = layers.around([variables[i] for i in included])
         self.names, numbers = partition(scope, paths, around)
-        self.of = [None] * len(variables)
+        self.of: list[int | None] = [None] * len(variables)
         for i, number in zip(included, numbers, strict=True):
             self.of[i] = number
 
@@ -72,13 +73,13 @@ class Blocks:
             indices: The numbers of these variables.
 
         Returns:
-            List of blocks, each a list of positions in `indices`.
+            Dict from the number of each block to a list of positions in `indices`.
         """
-        positions = {}
+        positions: dict[int, list[int]] = {}
         for position, index in enumerate(indices):
             if self.of[index] is not None:
                 positions.setdefault(self.of[index], []).append(position)
-        return list(positions.values())
+        return positions
 
 
 def partition(scope, paths, around):
@@ -111,7 +112,8 @@ def partition(scope, paths, around):
 def _layer_keys(paths, around):
     """For each variable what it has in common with the others of its layer."""
     keys, alone, repeated = [], [], []
-    seen, start = set(), 0
+    seen: set[str] = set()
+    start = 0
     for position, (path, known) in enumerate(zip(paths, around, strict=True)):
         layer, slash, _ = path.rpartition("/")
         if not slash:

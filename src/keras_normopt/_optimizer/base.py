@@ -1,84 +1,152 @@
-"""What normalized and clipping optimizers share: options, blocks, transforms."""
+"""The base class of the generated optimizers: it has the options of both kinds."""
 
+from __future__ import annotations
+
+import functools
+import inspect
 import reprlib
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
 
-from keras_normopt import norms
 from keras_normopt._backend import sparse
-from keras_normopt._blocks.grouped import FastStep
-from keras_normopt._blocks.partition import Blocks
-from keras_normopt._optimizer import options
-from keras_normopt._optimizer.hook import Hook
+from keras_normopt._blocks.gradients import Gradients
+from keras_normopt._blocks.partition import SCOPES, Blocks
+from keras_normopt._optimizer.arguments import (
+    check_choice,
+    check_flag,
+    check_patterns,
+    fixed,
+    refuse_after_build,
+)
+from keras_normopt._optimizer.docstrings import options_of
 from keras_normopt._optimizer.state import OwnVariables, Paths
-from keras_normopt._optimizer.update_capture import Updates
-from keras_normopt._transforms.center import centralized
+from keras_normopt._optimizer.types import ApplyTo, Norm, Patterns, Scope
+from keras_normopt._optimizer.update_capture import UpdateCapture
+from keras_normopt._transforms.center import center
 from keras_normopt._transforms.track import NormTracker
-from keras_normopt.norms import _registry, _user_norms
-from keras_normopt.norms._overflow import is_built_in
-from keras_normopt.norms._user_norms import ReturnsGradient
+from keras_normopt.norms import _registry, l2
+
+#: Changes the `Gradients` of one step.
+Transform: TypeAlias = Callable[[Gradients], None]
 
 
-class Rescaling(Paths, OwnVariables, Updates, Hook):
-    """What normalized and clipping optimizers share. Not for use by itself."""
+class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
+    """Adds options to an optimizer, and the transforms that they ask for.
 
-    norm = options.NORM
-    scope = options.SCOPE
-    exclude = options.EXCLUDE
-    track_norms = options.TRACK_NORMS
-    apply_to = options.APPLY_TO
-    centralize = options.CENTRALIZE
+    A transform is a function of the `Gradients` of one step. `build` makes two tuples
+    of them: one for gradients, before the base optimizer sees them, and one for the
+    updates that it is about to make.
 
+    Args:
+        norm: What measures a gradient: the name of a norm, built-in or registered with
+            `keras_normopt.register_norm`; or a function from a gradient to its norm, a
+            scalar tensor; or `None` to leave gradients alone, which is exactly {base}.
+            Built in are `"l1"`, `"l2"`, `"l1_l2"`, `"avg_l1"`, `"avg_l2"`,
+            `"avg_l1_l2"`, `"max"` (or `"linf"`), `"min_max"` and `"std"`: see
+            `keras_normopt.norms`. Defaults to `"l2"`.
+        scope: What shares a norm: `"variable"`, each variable has its own; `"unit"`,
+            each output unit of a kernel, over all axes but the last (vectors and
+            scalars as a whole); `"layer"`, all variables of a layer, whose paths are
+            the same up to the last `/`, as one long vector; or `"global"`, all
+            variables as one. Defaults to `"variable"`.
+        exclude: Regular expression, or list of them, searched for in the path of a
+            variable, such as `("bias", "gamma", "beta")`. A variable that matches one
+            steps with its raw gradient. Defaults to `()`.
+        track_norms: Boolean, whether to keep the norm of each block's gradient, as it
+            was before this step changed it (l2 if `norm` is `None`), for the property
+            `gradient_norms` and the callback `keras_normopt.callbacks.GradientNorms`.
+            Defaults to `False`.
+        apply_to: What is measured and rescaled: `"gradient"`, which {base} then
+            receives; or `"update"`, the u of the step w ← w + lr · u that {base} is
+            about to make, with momentum and without weight decay. A learning rate of 0
+            makes a step of 0, and a negative one turns the step around. Ftrl and
+            ScheduleFreeAdamW refuse `"update"`, because they recompute weights from
+            slots. Defaults to `"gradient"`.
+        centralize: Boolean, whether to subtract from each gradient of several axes its
+            mean over all axes but the last, that is, of each output unit. The norm is
+            computed after that (arXiv 2004.01461). Only gradients are centralized,
+            never updates. Defaults to `False`.
+    """
+
+    scope = fixed("scope", 'What shares a norm, such as `"variable"`.')
+    exclude = fixed("exclude", "Regular expressions for paths of excluded variables.")
+    track_norms = fixed("track_norms", "Whether the norms of the gradients are kept.")
+    apply_to = fixed("apply_to", 'What is rescaled, `"gradient"` or `"update"`.')
+    centralize = fixed("centralize", "Whether units' means are subtracted first.")
+
+    PREFIX: str
     CLIPS = False
+    #: The keyword-only arguments that are added to those of the base optimizer.
+    OPTIONS: dict[str, inspect.Parameter]
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        # The keyword-only arguments that are added to those of the base.
-        cls.OPTIONS = options.of_class(cls)
+        if "PREFIX" in vars(cls):
+            cls.OPTIONS = options_of(OptimizerMixin) | options_of(cls)
 
-    def __init__(self, *args, **kwargs):
-        values = {
-            name: kwargs.pop(name, option.default)
-            for name, option in self.OPTIONS.items()
-        }
+    def __init__(
+        self,
+        *args: Any,
+        norm: Norm = "l2",
+        scope: Scope = "variable",
+        exclude: Patterns = (),
+        track_norms: bool = False,
+        apply_to: ApplyTo = "gradient",
+        centralize: bool = False,
+        **kwargs: Any,
+    ) -> None:
         # Before Keras's own: a wrong argument should not leave half an optimizer.
-        values = self.checked_options(values)
+        check_choice("scope", scope, SCOPES)
+        resolved_norm = self._resolve(norm, scope)
+        exclude = check_patterns(exclude)
+        check_choice("apply_to", apply_to, ("gradient", "update"))
+        check_flag("track_norms", track_norms)
+        check_flag("centralize", centralize)
         super().__init__(*args, **kwargs)
-        for name, value in values.items():
-            setattr(self, f"_{name}", value)
-        self.on_option_set()
-        if self.apply_to == "update":
-            self._check_base_can_be_caught()
-        self._blocks = None
-        self._norm_tracker = None
-        self._live_numbers = {}
-
-    def on_option_set(self):
-        # The function, not the name, which may come to stand for another.
-        self._norm_function = _registry.get(self.norm)
-
-    @classmethod
-    def checked_options(cls, values):
-        """Checks the values of all options, and whether they go together."""
-        values = {
-            name: cls.OPTIONS[name].check(value) for name, value in values.items()
-        }
-        norm, scope = values["norm"], values["scope"]
-        if scope != "variable" and isinstance(_registry.get(norm), ReturnsGradient):
-            raise ValueError(
-                f"norm={norm!r} returns the normalized gradient: there is no norm to "
-                f"share. Received: scope={scope!r}. Pass "
-                'scope="variable", or a function that returns a norm.'
-            )
-        return values
+        # The function, not the name: another function may get the name later.
+        self._norm, self._resolved_norm = norm, resolved_norm
+        self._scope, self._exclude, self._apply_to = scope, exclude, apply_to
+        self._track_norms, self._centralize = track_norms, centralize
+        if apply_to == "update":
+            self._check_base_can_be_captured()
+        self._blocks: Any = None  # The `Blocks`, from `build` on.
+        self._norm_tracker: NormTracker | None = None
+        self._gradient_transforms = self._update_transforms = ()
 
     def get_config(self):
         config = {
-            name: option.serialize(getattr(self, name))
-            for name, option in self.OPTIONS.items()
+            "norm": _registry.serialize(self.norm),
+            "scope": self.scope,
+            "exclude": list(self.exclude),
+            "track_norms": self.track_norms,
+            "apply_to": self.apply_to,
+            "centralize": self.centralize,
         }
         return self._with_paths(super().get_config() | config)
+
+    @property
+    def norm(self) -> Norm:
+        """A registered name, a function from a gradient to its norm, or `None`."""
+        return self._norm
+
+    @norm.setter
+    def norm(self, norm: Norm) -> None:
+        resolved_norm = self._resolve(norm, self.scope)
+        if self.built and norm != self._norm:
+            refuse_after_build(self, "norm", norm, "")
+        self._norm, self._resolved_norm = norm, resolved_norm
+
+    @classmethod
+    def _resolve(cls, norm, scope):
+        """Returns the `Norm` that the argument `norm` stands for, or `None`."""
+        resolved = _registry.get(norm)
+        if resolved is not None and scope != "variable":
+            reason = f"Received: scope={scope!r}, where variables share a norm"
+            resolved.require_norm(norm, reason)
+        return resolved
 
     def build(self, variables):
         if self.built:
@@ -86,15 +154,43 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
         super().build(variables)
         self._paths = self._paths_of(variables)
         self._blocks = Blocks(self.scope, self.exclude, variables, self._paths)
-        self._check_dtypes(variables)
-        if not (self._norm_function is None or is_built_in(self._norm_function)):
-            _user_norms.check(self._norm_function, self._blocks, variables)
-        self._build_transforms(variables)
+        gradient_transforms, update_transforms = self._make_transforms(variables)
+        if gradient_transforms or update_transforms:
+            self._check_dtypes(variables)
+        if self._resolved_norm is not None:
+            self._resolved_norm.check(self._blocks, variables)
+        self._gradient_transforms = tuple(gradient_transforms)
+        self._update_transforms = tuple(update_transforms)
+
+    def _make_transforms(self, variables):
+        """Makes the transforms, and adds the variables that they keep.
+
+        Returns:
+            A list of functions for gradients, and one for updates.
+        """
+        on_gradients: list[Transform] = []
+        if self.track_norms:
+            self._norm_tracker = NormTracker(
+                self._blocks.names, self._add_own_variable, self.CLIPS
+            )
+            norm = l2.norm if self._resolved_norm is None else self._resolved_norm
+            track = functools.partial(self._norm_tracker.update, norm=norm.tracked)
+            on_gradients.append(track)
+        if self.centralize:
+            on_gradients.append(center)
+        on_updates: list[Transform] = []
+        if self._resolved_norm is not None:
+            rescale = self._make_rescaling(variables)
+            target = on_gradients if self.apply_to == "gradient" else on_updates
+            target.append(rescale)
+        return on_gradients, on_updates
+
+    def _make_rescaling(self, variables):
+        """Makes the transform that normalizes or clips."""
+        raise NotImplementedError
 
     def _check_dtypes(self, variables):
-        if not self._transforms() + self._rescaling():
-            return
-        # The total that is tracked is that of all variables, excluded or not.
+        # The total that is tracked includes excluded variables.
         wrong = [
             path
             for variable, path, number in zip(
@@ -111,85 +207,27 @@ class Rescaling(Paths, OwnVariables, Updates, Hook):
                 "`exclude` and without `track_norms`."
             )
 
-    def _add_live_number(self, name):
-        """Keeps an option in a variable, so that compiled steps see it change.
+    def _transform_gradients(self, grads, variables):
+        return self._transform(self._gradient_transforms, grads, variables)
 
-        Its value is part of the config, and not saved a second time.
-        """
-        self._live_numbers[name] = self._add_own_variable(
-            name,
-            saved=False,
-            shape=(),
-            dtype="float32",
-            initializer=keras.initializers.Constant(getattr(self, name)),
-        )
-
-    def change_live_number(self, name, value):
-        if name in self._live_numbers:  # Not if `norm` is `None`.
-            self._live_numbers[name].assign(value)
-
-    def _live_number(self, name):
-        return ops.convert_to_tensor(self._live_numbers[name])
-
-    def _build_transforms(self, variables):
-        """Adds the variables that the transforms keep."""
-        if self.track_norms:
-            self._norm_tracker = NormTracker(
-                self._blocks.names, self._add_own_variable, self.CLIPS
-            )
-
-    def _rescaled(self, grads, variables):
-        transforms = self._transforms()
-        if self.apply_to == "gradient":
-            transforms += self._rescaling()
-        return self._transformed(grads, variables, transforms)
-
-    def _catches_updates(self):
-        return self.apply_to == "update" and bool(self._rescaling())
-
-    def _rescaled_updates(self, updates, variables, learning_rate):
+    def _transform_updates(self, updates, variables, learning_rate):
         rate = ops.cast(learning_rate, "float32")
-        return self._transformed(updates, variables, self._rescaling(), rate)
+        return self._transform(self._update_transforms, updates, variables, rate)
 
-    def _transformed(self, tensors, variables, transforms, rate=None):
+    def _captures_updates(self):
+        return bool(self._update_transforms)
+
+    def _transform(self, transforms, tensors, variables, rate=None):
         if not transforms:
             return tensors
         blocks = self._blocks.of_step([self._get_variable_index(v) for v in variables])
-        if not blocks:  # There is the total to be tracked still.
-            transforms = [self._track] if self._track in transforms else []
         tensors = [
             sparse.prepare(t, v) for t, v in zip(tensors, variables, strict=True)
         ]
-        step = FastStep(tensors, variables, blocks, self._blocks.per_unit, rate)
+        gradients = Gradients(tensors, variables, blocks, self._blocks.per_unit, rate)
         for transform in transforms:
-            transform(step)
-        return step.gradients
-
-    def _transforms(self):
-        """What is done to the gradients, in this order: functions of their `Step`."""
-        transforms = [self._track] if self.track_norms else []
-        if self.centralize:
-            transforms.append(self._subtract_means)
-        return transforms
-
-    def _rescaling(self):
-        """What is done to the gradients after that, or to the updates instead."""
-        raise NotImplementedError
-
-    def _numbers(self, step):
-        """The numbers of the step's blocks among those of the optimizer."""
-        first = [step.weights[block[0]] for block in step.blocks]
-        return [self._blocks.of[self._get_variable_index(v)] for v in first]
-
-    def _track(self, step):
-        function = self._norm_function
-        has_norm = not (function is None or isinstance(function, ReturnsGradient))
-        function = function if has_norm else norms.l2
-        values = step.by_block(step.norms(function)) if step.blocks else []
-        self._norm_tracker.update(self._numbers(step), values, step.total())
-
-    def _subtract_means(self, step):
-        step.replace(centralized)
+            transform(gradients)
+        return gradients.tensors
 
     @property
     def gradient_norms(self) -> dict[str, float]:

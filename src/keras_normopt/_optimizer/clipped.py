@@ -1,60 +1,94 @@
-"""What a clipping optimizer adds to its base."""
+"""Clipped optimizers: what they add to their base."""
 
-from keras import ops
+from __future__ import annotations
 
-from keras_normopt._optimizer import options
-from keras_normopt._optimizer.base import Rescaling
-from keras_normopt._transforms import rescale
-from keras_normopt._transforms.step_sizes import WeightNorm
-from keras_normopt._transforms.thresholds import RunningNorm, RunningNorms
-from keras_normopt.norms import _registry
-from keras_normopt.norms._user_norms import ReturnsGradient
+from typing import Any
+
+from keras_normopt._optimizer.arguments import refuse_after_build
+from keras_normopt._optimizer.base import OptimizerMixin
+from keras_normopt._optimizer.types import MaxNorm
+from keras_normopt._transforms import thresholds
+from keras_normopt._transforms.rescale import clip
 
 
-class Clipping(Rescaling):
-    """What a clipping optimizer adds to its base. Not for use by itself."""
+class ClippedMixin(OptimizerMixin):
+    """{base} on gradients clipped by any norm.
 
-    max_norm = options.MAX_NORM
+    Before the update of {base}, the gradient g of each variable is scaled down if its
+    norm is above `max_norm`,
+
+        g ← g · min(1, max_norm / norm(g))
+
+    which keeps its direction; with `apply_to="update"`, the update u of {base} instead,
+    in w ← w + lr · u · min(1, max_norm / norm(u)). Gradients are accumulated, and a
+    loss scale is divided out, before they are clipped; Keras's own clipping comes
+    before as well. Weight decay is not clipped. The norm is computed in float32
+    (float64 for float64 gradients), and the clipped gradient has the shape and dtype of
+    the gradient. Files hold the variables of {base} and no others, unless `track_norms`
+    is set or `max_norm` is a `RunningNorm`: saved state loads into either.
+
+    Args:
+        max_norm: The largest norm that a gradient may keep: a float, above 0 and
+            finite; `keras_normopt.WeightNorm(...)`, a fraction of the norm of the
+            block's weights, as in adaptive gradient clipping; or
+            `keras_normopt.RunningNorm(...)`, a multiple of the running mean of the
+            block's own norm, as in AdaGC; or one of them by name, `"weight_norm"` or
+            `"running_norm"`. During training a float may replace a float, as with
+            `learning_rate`. Defaults to `1.0`.
+
+    References:
+        - [Pascanu et al., 2013, On the difficulty of training recurrent neural
+          networks](https://arxiv.org/abs/1211.5063)
+        - [Brock et al., 2021, High-Performance Large-Scale Image Recognition Without
+          Normalization](https://arxiv.org/abs/2102.06171), for `WeightNorm`
+    """
 
     PREFIX = "Clipped"
     VERB = "clip"
     CLIPS = True
 
+    def __init__(self, *args: Any, max_norm: MaxNorm = 1.0, **kwargs: Any) -> None:
+        max_norm = thresholds.get(max_norm)
+        super().__init__(*args, **kwargs)
+        self._max_norm = max_norm
+
+    def get_config(self):
+        return super().get_config() | {"max_norm": thresholds.serialize(self.max_norm)}
+
+    @property
+    def max_norm(self) -> MaxNorm:
+        """The largest norm that a gradient may have, a float or an object."""
+        return self._max_norm
+
+    @max_norm.setter
+    def max_norm(self, value: MaxNorm) -> None:
+        value = thresholds.get(value)
+        are_floats = isinstance(value, float) and isinstance(self._max_norm, float)
+        if are_floats:
+            self._assign_own_variable("max_norm", value)
+        elif self.built and value != self._max_norm:
+            advice = ", unless a float replaces a float"
+            refuse_after_build(self, "max_norm", value, advice)
+        self._max_norm = value
+
     @classmethod
-    def checked_options(cls, values):
-        if isinstance(_registry.get(values["norm"]), ReturnsGradient):
-            raise ValueError(
-                f"norm={values['norm']!r} returns the normalized gradient, which has "
-                "no norm to clip by. Pass a function that returns a norm."
-            )
-        return super().checked_options(values)
+    def _resolve(cls, norm, scope):
+        resolved = super()._resolve(norm, scope)
+        if resolved is not None:
+            reason = f"{cls.__name__} compares a norm with `max_norm`"
+            resolved.require_norm(norm, reason)
+        return resolved
 
-    def _build_transforms(self, variables):
-        super()._build_transforms(variables)
-        self._running = None
-        if isinstance(self.max_norm, RunningNorm):
-            self._running = RunningNorms(
-                self.max_norm,
-                self._blocks.norm_shapes(variables),
-                self._add_own_variable,
-            )
-        elif isinstance(self.max_norm, float) and self._norm_function is not None:
-            self._add_live_number("max_norm")
+    def _make_rescaling(self, variables):
+        norm, tracker = self._resolved_norm, self._norm_tracker
+        threshold = thresholds.threshold_of(self.max_norm)
+        shapes = self._blocks.norm_shapes(variables)
+        kept = threshold.add_limit_variables(self._add_own_variable, shapes)
 
-    def _rescaling(self):
-        return [] if self._norm_function is None else [self._clip]
+        def clip_at_threshold(gradients):
+            limits = threshold.limits(gradients, norm, kept)
+            above = clip(gradients, norm, limits)
+            if tracker is not None:
+                tracker.update_clipped(gradients, above)
 
-    def _clip(self, step):
-        norm = self._norm_function
-        norms = step.norms(norm)
-        if isinstance(self.max_norm, RunningNorm):
-            by_block = step.by_block(norms), self._numbers(step)
-            limits = step.arranged(self._running.limits(*by_block))
-        elif isinstance(self.max_norm, WeightNorm):
-            limits = self.max_norm.limits(norms, step.weight_norms(norm))
-        else:
-            max_norm = self._live_number("max_norm")
-            limits = [ops.cast(max_norm, n.dtype) for n in norms]
-        above = rescale.clip(step, norm, limits)
-        if self.track_norms:
-            self._norm_tracker.update_clipped(self._numbers(step), step.by_block(above))
+        return clip_at_threshold

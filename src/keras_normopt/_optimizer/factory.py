@@ -12,10 +12,10 @@ from typing import Any
 import keras
 
 from keras_normopt._optimizer import docstrings
-from keras_normopt._optimizer.base import Rescaling
-from keras_normopt._optimizer.clipped import Clipping
+from keras_normopt._optimizer.base import OptimizerMixin
+from keras_normopt._optimizer.clipped import ClippedMixin
 from keras_normopt._optimizer.hook import HOOK
-from keras_normopt._optimizer.normalized import Normalization
+from keras_normopt._optimizer.normalized import NormalizedMixin
 
 _making = threading.Lock()
 
@@ -56,7 +56,7 @@ def normalized(optimizer_class: type) -> type[Any]:
         >>> NormalizedMySGD = keras_normopt.normalized(MySGD)
         >>> optimizer = NormalizedMySGD(learning_rate=0.1, norm="max")
     """
-    return _made(optimizer_class, Normalization)
+    return _made(optimizer_class, NormalizedMixin)
 
 
 def clipped(optimizer_class: type) -> type[Any]:
@@ -88,10 +88,10 @@ def clipped(optimizer_class: type) -> type[Any]:
         - [Pascanu et al., 2013, On the difficulty of training recurrent neural
           networks](https://arxiv.org/abs/1211.5063)
     """
-    return _made(optimizer_class, Clipping)
+    return _made(optimizer_class, ClippedMixin)
 
 
-_FACTORIES = {Normalization: normalized, Clipping: clipped}
+_FACTORIES = {NormalizedMixin: normalized, ClippedMixin: clipped}
 for _factory in _FACTORIES.values():
     _factory.__module__ = "keras_normopt"  # For pickles.
 
@@ -127,8 +127,8 @@ def _check_base(base, mixin):
                 f"`optimizer_class` must make steps of its own. {received}{outer} goes "
                 f"around an optimizer: `{outer}(...{mixin.PREFIX}Adam()...)`."
             )
-    if issubclass(base, Rescaling):
-        has = "normalized" if issubclass(base, Normalization) else "clipped"
+    if issubclass(base, OptimizerMixin):
+        has = "normalized" if issubclass(base, NormalizedMixin) else "clipped"
         raise ValueError(
             f"`optimizer_class` is {has} already. {received}Use it as it is, or pass "
             "its base."
@@ -171,13 +171,13 @@ def _check_entries(base, mixin, received):
             )
 
 
-def _is_keras_own(optimizer_class):
+def _is_from_keras(optimizer_class):
     return optimizer_class.__module__.partition(".")[0] == "keras"
 
 
 def _used_by_keras(optimizer_class):
     """The class that Keras instantiates: on PyTorch, a faster subclass of its own."""
-    if not _is_keras_own(optimizer_class):
+    if not _is_from_keras(optimizer_class):
         return optimizer_class
     return type(optimizer_class.__new__(optimizer_class))
 
@@ -185,12 +185,12 @@ def _used_by_keras(optimizer_class):
 @functools.cache
 def _make(base, mixin):
     public = base
-    if _is_keras_own(base):
+    if _is_from_keras(base):
         public = getattr(keras.optimizers, base.__name__, base)
     name = f"{mixin.PREFIX}{public.__name__}"
-    construction = f"keras_normopt.{name}(norm={mixin.norm.default!r})"
+    construction = f"keras_normopt.{name}(norm={mixin.OPTIONS['norm'].default!r})"
     module = "keras_normopt.optimizers"
-    if not _is_keras_own(base):
+    if not _is_from_keras(base):
         factory = mixin.PREFIX.lower()
         construction = f"keras_normopt.{factory}({public.__name__})(...)"
         module = public.__module__
@@ -206,26 +206,26 @@ def _make(base, mixin):
             raise type(error)(f"{text}. {' '.join(hints)}") from error
 
     # On the function: a class-level __signature__ would be that of subclasses as well.
-    __init__.__signature__ = docstrings.signature(base, mixin.OPTIONS)
+    signature = docstrings.signature(base, mixin)
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
     __init__.__qualname__ = f"{name}.__init__"
     __init__.__module__ = module
 
     members = {
         "__init__": __init__,
         "__module__": module,
-        "__doc__": docstrings.docstring(
-            public, mixin, construction, __init__.__signature__
-        ),
+        "__doc__": docstrings.docstring(public, mixin, construction, signature),
         "_made_from": (public, mixin),
     }
-    cls = _metaclass(type(base))(name, (mixin, base), members)
+    metaclass: Any = _metaclass(type(base))  # type: ignore[arg-type]
+    cls = metaclass(name, (mixin, base), members)
     return keras.saving.register_keras_serializable(*_registration(public, mixin))(cls)
 
 
 def _hints(optimizer, given, message):
     """What to write instead of each keyword that a message calls unknown."""
     known = _keywords(type(optimizer))
-    of_all = Normalization.OPTIONS | Clipping.OPTIONS
+    of_all = NormalizedMixin.OPTIONS | ClippedMixin.OPTIONS
     hints = []
     for name in given:
         if name in known or f"'{name}'" not in message:
@@ -258,7 +258,7 @@ def _keywords(cls):
 
 def _of_the_other(optimizer, option):
     """Says which class takes an option that only the other kind of classes has."""
-    other = Normalization if option in Normalization.OPTIONS else Clipping
+    other = NormalizedMixin if option in NormalizedMixin.OPTIONS else ClippedMixin
     name = spelled(optimizer, other.PREFIX.lower())
     return (
         f"`{option}` is an argument of `keras_normopt.{name}`, which can "
@@ -280,7 +280,7 @@ def spelled(optimizer, factory="normalized"):
 
 def _registration(public, mixin):
     """The package and name that the class made from a base is saved under."""
-    if _is_keras_own(public):
+    if _is_from_keras(public):
         return "keras_normopt", f"{mixin.PREFIX}{public.__name__}"
     package, _, name = keras.saving.get_registered_name(public).rpartition(">")
     # Keras's default package is nobody's own: two classes of one name would collide.

@@ -11,18 +11,15 @@ replicas; where there is one only, its gradients are rescaled before it.
 """
 
 import reprlib
-import threading
 
 import keras
+
+from keras_normopt._backend.tracing import Local
+from keras_normopt._optimizer.types import MixinBase
 
 _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 HOOK = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
-
-
-# On TensorFlow and JAX several threads may trace one optimizer at once, as replicas do.
-# PyTorch's compiler cannot follow a thread's own variables.
-Local = object if keras.backend.backend() == "torch" else threading.local
 
 
 class _Guard(Local):
@@ -31,8 +28,8 @@ class _Guard(Local):
     passed = False
 
 
-class Hook:
-    """Calls `_rescaled` at the hook, and raises an error where it was not called."""
+class Hook(MixinBase):
+    """Transforms gradients at the hook. Raises an error if Keras did not reach it."""
 
     VERB = "rescale"
 
@@ -130,23 +127,15 @@ class Hook:
                 "this version of keras_normopt supports, or a newer keras_normopt."
             )
 
-    def _rescaled(self, grads, variables):
-        """The gradients that the base is to make its step with."""
+    def _transform_gradients(self, grads, variables):
+        """Returns the gradients that the base optimizer makes its step with."""
         raise NotImplementedError
 
-    def _at_the_hook(self, grads, variables):
-        self._guard.passed = True
-        return self._rescaled(grads, variables)
-
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        if _ON_TENSORFLOW and not self._has_own_update():
-            super()._backend_update_step(grads, trainable_variables, learning_rate)
-            return
-        grads = self._at_the_hook(grads, trainable_variables)
-        self._update(grads, trainable_variables, learning_rate)
-
-    def _update(self, grads, variables, learning_rate):
-        super()._backend_update_step(grads, variables, learning_rate)
+        if not _ON_TENSORFLOW or self._has_own_update():
+            self._guard.passed = True
+            grads = self._transform_gradients(grads, trainable_variables)
+        super()._backend_update_step(grads, trainable_variables, learning_rate)
 
     if _ON_TENSORFLOW:
 
@@ -155,7 +144,8 @@ class Hook:
             if self._has_own_update():
                 return pairs
             grads, variables = zip(*pairs, strict=True)
-            grads = self._at_the_hook(grads, variables)
+            self._guard.passed = True
+            grads = self._transform_gradients(grads, variables)
             return list(zip(grads, variables, strict=True))
 
         def _has_own_update(self):
@@ -165,15 +155,15 @@ class Hook:
             then only a base will do that comes back to Keras's own way.
             """
             replicas = self._distribution_strategy.num_replicas_in_sync
-            return replicas == 1 and not self._is_keras_own("_backend_update_step")
+            return replicas == 1 and not self._keeps("_backend_update_step")
 
     def _next_in_line(self, name):
         """The class of the base that a call of a method goes to, if there is one."""
         mro = type(self).__mro__
         return next((c for c in mro[mro.index(Hook) + 1 :] if name in vars(c)), None)
 
-    def _is_keras_own(self, name):
-        """Whether no other base than Keras's overrides a method."""
+    def _keeps(self, name):
+        """Whether no base but Keras's own overrides a method."""
         owner = self._next_in_line(name)
         return owner is None or owner.__module__.partition(".")[0] == "keras"
 

@@ -1,32 +1,102 @@
-"""What a normalized optimizer adds to its base."""
+"""Normalized optimizers: what they add to their base."""
 
+from __future__ import annotations
+
+import functools
 import warnings
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_normopt._backend.devices import near
-from keras_normopt._optimizer import options
-from keras_normopt._optimizer.base import Rescaling
-from keras_normopt._transforms import rescale, step_sizes
-from keras_normopt.norms._overflow import is_built_in
-from keras_normopt.norms._user_norms import ReturnsGradient
+from keras_normopt._optimizer.arguments import fixed
+from keras_normopt._optimizer.base import OptimizerMixin
+from keras_normopt._optimizer.types import StepSize
+from keras_normopt._transforms import step_sizes
+from keras_normopt._transforms.config import checked_float, config_of
+from keras_normopt._transforms.rescale import normalize
+from keras_normopt.norms._overflow import BuiltIn
 
 
-class Normalization(Rescaling):
-    """What a normalized optimizer adds to its base. Not for use by itself."""
+class NormalizedMixin(OptimizerMixin):
+    """{base} on normalized gradients.
 
-    norm_epsilon = options.NORM_EPSILON
-    step_size = options.STEP_SIZE
+    Before the update of {base}, the gradient g of each variable is divided by its norm,
+
+        g ← g / max(norm(g), norm_epsilon)
+
+    so that {base} receives a gradient of norm 1, however small or large it was. A
+    gradient that is all zero stays so. Gradients are clipped and accumulated, and a
+    loss scale is divided out, before they are normalized. Weight decay is not
+    normalized. The norm is computed in float32 (float64 for float64 gradients), and the
+    normalized gradient has the shape and dtype of the gradient. Files hold the
+    variables of {base} and no others, unless `track_norms` or `step_size` is set: saved
+    state loads into either.
+
+    With `apply_to="update"` the update u of {base} is divided instead,
+
+        w ← w + lr · u / max(norm(u), norm_epsilon)
+
+    so that the step itself has norm lr, whatever {base} makes of gradients.
+
+    Args:
+        norm_epsilon: Float, at least 0 and finite, the floor of the norm. A gradient
+            whose norm is below it is scaled up to a norm of less than 1. The default is
+            tiny, as true gradients of deep networks are. Raise it, to 1e-7 say, if
+            rounding noise should not make full steps: the gradient of a bias before a
+            batch normalization is such noise. It may be set during training, as
+            `learning_rate` may. Defaults to `1e-30`.
+        step_size: What multiplies the learning rate of each block: `None`;
+            `"weight_norm"`, the norm of the block's weights, as in LARS; or
+            `"gradient_correlation"`, a factor that adapts to how successive gradients
+            agree; or an object of `keras_normopt.step_sizes`, with arguments. Bases
+            that set the size of their steps refuse it (Lamb, Ftrl, Adafactor with
+            `relative_step`). Defaults to `None`.
+
+    References:
+        - [Yu et al., 2017, Block-Normalized Gradient Method: An Empirical Study for
+          Training Deep Neural Network](https://arxiv.org/abs/1707.04822)
+        - [Cutkosky, Mehta, 2020, Momentum Improves Normalized
+          SGD](https://arxiv.org/abs/2002.03305), for `apply_to="update"`
+    """
+
+    step_size = fixed("step_size", "An object of `keras_normopt.step_sizes` or `None`.")
 
     PREFIX = "Normalized"
     VERB = "normalize"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        norm_epsilon: float = 1e-30,
+        step_size: StepSize = None,
+        **kwargs: Any,
+    ) -> None:
+        norm_epsilon = checked_float(norm_epsilon, "norm_epsilon", at_least=0)
+        step_size = step_sizes.get(step_size)
         super().__init__(*args, **kwargs)
-        self._kept = {}
+        self._norm_epsilon, self._step_size = norm_epsilon, step_size
+        self._factors: dict[int, Any] = {}
         if self.step_size is not None and self.apply_to == "gradient":
             self._check_base_takes_factors()
+
+    def get_config(self):
+        config = {
+            "norm_epsilon": self.norm_epsilon,
+            "step_size": config_of(self.step_size),
+        }
+        return super().get_config() | config
+
+    @property
+    def norm_epsilon(self) -> float:
+        """The floor of the norm, a finite float of at least 0."""
+        return self._norm_epsilon
+
+    @norm_epsilon.setter
+    def norm_epsilon(self, value: float) -> None:
+        self._norm_epsilon = checked_float(value, "norm_epsilon", at_least=0)
+        self._assign_own_variable("norm_epsilon", self._norm_epsilon)
 
     def _check_base_takes_factors(self):
         # Ftrl finds its weights anew each time, from sums over all rates so far.
@@ -37,15 +107,15 @@ class Normalization(Rescaling):
             raise ValueError(
                 f"{type(self).__name__} sets the size of its steps by itself: there is "
                 "no learning rate of a step to multiply. Received: "
-                f"step_size={step_sizes.serialize(self.step_size)}. Leave it out, or "
+                f"step_size={config_of(self.step_size)}. Leave it out, or "
                 "take another base (or Adafactor with `relative_step=False`)."
             )
-        if not self._is_keras_own("_backend_update_step"):
+        if not self._keeps("_backend_update_step"):
             owner = self._next_in_line("_backend_update_step")
             raise ValueError(
                 f"{owner.__name__} updates all variables together, in its "
                 "`_backend_update_step`, with one learning rate. Received: "
-                f"step_size={step_sizes.serialize(self.step_size)}. Leave it out, or "
+                f"step_size={config_of(self.step_size)}. Leave it out, or "
                 "move the update to `update_step`."
             )
 
@@ -55,85 +125,77 @@ class Normalization(Rescaling):
         super().build(variables)
         self._warn_of_clipping_in_vain()
 
-    def _build_transforms(self, variables):
-        super()._build_transforms(variables)
-        if self._norm_function is not None:
-            self._add_live_number("norm_epsilon")
-        if self.step_size is None:
-            return
-        # The factors are variables, as TensorFlow hands nothing else on from where
-        # gradients are rescaled to the replicas' updates.
+    def _make_transforms(self, variables):
+        on_gradients, on_updates = super()._make_transforms(variables)
+        if self.step_size is not None:
+            self._add_factors(variables)
+            # From raw gradients, so this comes first.
+            set_factors = functools.partial(
+                step_sizes.set_factors,
+                step_size=self.step_size,
+                kept=self._factor_variables,
+            )
+            on_gradients.insert(0, set_factors)
+            if self.apply_to == "update":
+                on_updates.append(
+                    functools.partial(step_sizes.multiply, kept=self._factor_variables)
+                )
+        return on_gradients, on_updates
+
+    def _make_rescaling(self, variables):
+        epsilon = self._add_own_variable(
+            "norm_epsilon",
+            saved=False,
+            shape=(),
+            dtype="float32",
+            initializer=keras.initializers.Constant(self.norm_epsilon),
+        )
+        return functools.partial(normalize, norm=self._resolved_norm, epsilon=epsilon)
+
+    def _add_factors(self, variables):
+        # Factors are variables: TensorFlow hands nothing else on from the place where
+        # gradients are transformed to the updates of the replicas.
         for i, variable in enumerate(variables):
             if self._blocks.of[i] is not None:
-                self._kept[i] = self.step_size.add_variables(
+                self._factors[i] = self.step_size.add_factor_variables(
                     self._add_own_variable,
                     i,
                     variable,
                     self._blocks.norm_shape(variable),
                 )
 
-    def _transforms(self):
-        transforms = super()._transforms()
-        if self.step_size is not None:  # First, from raw gradients.
-            transforms.insert(0, self._set_factors)
-        return transforms
-
-    def _rescaling(self):
-        transforms = [] if self._norm_function is None else [self._normalize]
-        if self.step_size is not None and self.apply_to == "update":
-            transforms.append(self._multiply)
-        return transforms
-
-    def _normalize(self, step):
-        if isinstance(self._norm_function, ReturnsGradient):
-            step.replace(self._norm_function)
-        else:
-            epsilon = self._live_number("norm_epsilon")
-            rescale.normalize(step, self._norm_function, epsilon)
-
-    def _set_factors(self, step):
-        kept = [self._kept.get(self._get_variable_index(v)) for v in step.weights]
-        for position, factor in self.step_size.factors(step, kept).items():
-            variable, *_ = kept[position]
-            variable.assign(ops.cast(factor, "float32"))
-
-    def _multiply(self, step):
-        numbers = enumerate(self._get_variable_index(v) for v in step.weights)
-        factors = {i: self._kept[n][0] for i, n in numbers if n in self._kept}
-        step.multiply({i: ops.convert_to_tensor(f) for i, f in factors.items()})
+    def _factor_variables(self, variable):
+        """Returns the variables that `step_size` keeps for a weight, or `None`."""
+        return self._factors.get(self._get_variable_index(variable))
 
     def _multiplies_rates(self):
         return self.step_size is not None and self.apply_to == "gradient"
 
     def update_step(self, gradient, variable, learning_rate):
-        if self._multiplies_rates():
-            kept = self._kept.get(self._get_variable_index(variable))
-            if kept:
-                learning_rate = ops.multiply(
-                    ops.cast(learning_rate, variable.dtype),
-                    near(
-                        ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype),
-                        ops.convert_to_tensor(variable),
-                    ),
-                )
+        kept = self._factor_variables(variable) if self._multiplies_rates() else None
+        if kept:
+            factor = ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype)
+            factor = near(factor, ops.convert_to_tensor(variable))
+            learning_rate = ops.cast(learning_rate, variable.dtype) * factor
         super().update_step(gradient, variable, learning_rate)
 
-    def _update(self, grads, variables, learning_rate):
-        if not (self._multiplies_rates() and hasattr(self, "_parallel_update_step")):
-            super()._update(grads, variables, learning_rate)
-            return
-        # Keras's foreach classes for PyTorch know one learning rate only. Past their
-        # override is the base's own, which steps variable by variable.
-        foreach = self._next_in_line("_backend_update_step")
-        super(foreach, self)._backend_update_step(grads, variables, learning_rate)
+    if keras.backend.backend() == "torch":
+
+        def _parallel_update_step(self, grads, variables, learning_rate):
+            # Keras's optimizers for PyTorch update all weights with one learning rate.
+            if not self._multiplies_rates():
+                super()._parallel_update_step(grads, variables, learning_rate)
+                return
+            # Past this class is the method that updates weight by weight.
+            foreach = self._next_in_line("_backend_update_step")
+            super(foreach, self)._backend_update_step(grads, variables, learning_rate)
 
     def _warn_of_clipping_in_vain(self):
         # Known of the built-in norms, all of which are homogeneous.
         if (
             self.apply_to == "update"
             or any(self._blocks.excluded)
-            or self._norm_function is None
-            or not is_built_in(self._norm_function)
+            or not isinstance(self._resolved_norm, BuiltIn)
         ):
             return
         in_vain = ["global_clipnorm"]

@@ -5,15 +5,19 @@ from typing import Any
 
 from keras import ops
 
+from keras_normopt._optimizer.types import MixinBase
 
-class Paths:
+
+class Paths(MixinBase):
     """Keeps the paths under which the variables were first seen.
 
     Patterns to exclude and names of blocks go by them. `load_model` drops the name of
     a model from them, and patterns would come to mean something else.
     """
 
-    _paths = None
+    _paths: Any = None
+    exclude: Any
+    track_norms: Any
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -60,7 +64,7 @@ def _are_one(path, other):
     return path == other or path.endswith(f"/{other}") or other.endswith(f"/{path}")
 
 
-class OwnVariables:
+class OwnVariables(MixinBase):
     """Keeps variables apart from those of the base.
 
     So the slots of the base are loaded from a file that was saved with other options,
@@ -69,11 +73,17 @@ class OwnVariables:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._own_variables = {}
-        self._not_saved = set()
+        self._own_variables: dict[str, Any] = {}
+        self._not_saved: set[str] = set()
 
     def _add_own_variable(self, name, saved=True, **arguments):
-        """Adds a variable beyond those of the base, the same on all replicas."""
+        """Adds a variable, the same on all replicas.
+
+        Args:
+            name: Name of the variable.
+            saved: Whether files hold it. A number that the config holds is not saved.
+            arguments: Arguments of `add_variable`.
+        """
         if not saved:
             self._not_saved.add(name)
         variable = self.add_variable(
@@ -81,6 +91,11 @@ class OwnVariables:
         )
         self._own_variables[name] = variable
         return variable
+
+    def _assign_own_variable(self, name, value):
+        """Assigns a value to a variable, if there is one of this name."""
+        if name in self._own_variables:
+            self._own_variables[name].assign(value)
 
     @property
     def _base_variables(self) -> list[Any]:

@@ -1,15 +1,18 @@
-"""Where the update that a base is about to make is caught, to be rescaled itself.
+"""Captures the update that the base optimizer is about to make, to transform it.
 
-Every optimizer of Keras changes a weight once in an `update_step`, by its method
-`assign_add` or `assign_sub`. What it hands them is the update, exactly; the difference
-of the weights before and after would have lost most of its digits.
+Every optimizer of Keras changes a weight once in `update_step`, by its own method
+`assign_add` or `assign_sub`. The argument is the exact update. The difference of the
+weights before and after has lost most digits.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_normopt._backend import sparse
-from keras_normopt._optimizer.hook import Local
+from keras_normopt._backend.tracing import Local
+from keras_normopt._optimizer.hook import Hook
 
 _BACKEND = keras.backend.backend()
 
@@ -22,26 +25,26 @@ elif _BACKEND == "torch":
 _WITH_INVARIANTS = ("Ftrl", "ScheduleFreeAdamW")
 
 
-class _Caught(Local):
-    """What bases have handed to the methods so far."""
+class _Captured(Local):
+    """The updates of this step so far."""
 
     def __init__(self):
         #: The weight that is being updated.
-        self.variable = None
-        #: What is to be added to each weight, by its number.
-        self.updates = {}
+        self.variable: Any = None
+        #: The update of each weight, by its number.
+        self.updates: dict[int, Any] = {}
 
 
 class _Shared:
     """The updates of all weights, each a tuple with those of the replicas here."""
 
-    updates = ()
+    updates: Any = ()
 
 
 class _Zeros:
-    """Stands for a weight where a base only adds to it: what it becomes is the update.
+    """Replaces a weight by zeros: what a base adds to them is the update.
 
-    Keras's classes for PyTorch do so, and add to all weights in one call.
+    Keras's optimizers for PyTorch add to all weights in one call.
     """
 
     def __init__(self, variable):
@@ -49,14 +52,14 @@ class _Zeros:
         self.value = ops.zeros_like(variable.value)
 
 
-class Updates:
-    """Calls `_rescaled_updates` on what the base would add, where that is asked for."""
+class UpdateCapture(Hook):
+    """Transforms updates instead of gradients if the optimizer asks for it."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._caught, self._shared = _Caught(), _Shared()
+        self._captured, self._shared = _Captured(), _Shared()
 
-    def _check_base_can_be_caught(self):
+    def _check_base_can_be_captured(self):
         name = type(self).__name__
         advice = 'Take another base, or apply_to="gradient".'
         for excluded in _WITH_INVARIANTS:
@@ -66,67 +69,67 @@ class Updates:
                     f'changed update would break. {name} received: apply_to="update". '
                     f"{advice}"
                 )
-        if not self._is_keras_own("_backend_update_step"):
+        if not self._keeps("_backend_update_step"):
             owner = self._next_in_line("_backend_update_step")
             raise ValueError(
                 f"{owner.__name__} updates all variables together, in its "
-                f"`_backend_update_step`, where no update can be caught. {name} "
+                f"`_backend_update_step`, where no update can be captured. {name} "
                 f'received: apply_to="update". {advice}'
             )
 
-    def _catches_updates(self):
-        """Whether anything is done to updates."""
+    def _captures_updates(self):
+        """Whether updates are transformed."""
         raise NotImplementedError
 
-    def _rescaled_updates(self, updates, variables, learning_rate):
-        """What is to be added to the weights instead."""
+    def _transform_updates(self, updates, variables, learning_rate):
+        """Returns what to add to the weights instead."""
         raise NotImplementedError
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        self._caught.updates, self._shared.updates = {}, ()
+        self._captured.updates, self._shared.updates = {}, ()
         super()._backend_update_step(grads, trainable_variables, learning_rate)
-        if self._catches_updates():
+        if self._captures_updates():
             variables = trainable_variables
             updates = self._take_updates(variables)
             if len(updates) < len(variables):
                 raise RuntimeError(
                     f"{type(self).__name__} could not {self.VERB} its updates: Keras "
                     f"{keras.version()} did not call `update_step`, where "
-                    "keras_normopt catches them. Training stops here, after one step "
+                    "keras_normopt captures them. Training stops here, after one step "
                     "of the base optimizer. Install a version of Keras that this "
                     "version of keras_normopt supports, or a newer keras_normopt."
                 )
-            updates = self._rescaled_updates(updates, variables, learning_rate)
+            updates = self._transform_updates(updates, variables, learning_rate)
             self._add_updates(variables, updates)
 
     def update_step(self, gradient, variable, learning_rate):
-        if not self._catches_updates():
+        if not self._captures_updates():
             super().update_step(gradient, variable, learning_rate)
             return
-        self._caught.variable = variable
+        self._captured.variable = variable
         try:
             super().update_step(gradient, variable, learning_rate)
         finally:
-            self._caught.variable = None
-        if self._get_variable_index(variable) not in self._caught.updates:
+            self._captured.variable = None
+        if self._get_variable_index(variable) not in self._captured.updates:
             raise RuntimeError(
                 f"The base of {type(self).__name__} updated a weight in another way "
                 'than by `assign_add` or `assign_sub`: apply_to="update" has nothing '
                 'to rescale. Let it use them, or take apply_to="gradient".'
             )
 
-    def _catch(self, variable, update):
+    def _capture(self, variable, update):
         number = self._get_variable_index(variable)
-        if number in self._caught.updates:
+        if number in self._captured.updates:
             raise RuntimeError(
                 f"The base of {type(self).__name__} updates a weight twice in one "
                 '`update_step`, and apply_to="update" can rescale one update only. Let '
                 'it add up what it assigns, or take apply_to="gradient".'
             )
-        self._caught.updates[number] = update
+        self._captured.updates[number] = update
 
     def assign(self, variable, value):
-        if variable is self._caught.variable:
+        if variable is self._captured.variable:
             raise RuntimeError(
                 f"The base of {type(self).__name__} assigns a weight anew, from which "
                 "its update can only be told with few digits. Let it use `assign_add` "
@@ -135,14 +138,14 @@ class Updates:
         super().assign(variable, value)
 
     def assign_add(self, variable, value):
-        if variable is self._caught.variable:
-            self._catch(variable, value)
+        if variable is self._captured.variable:
+            self._capture(variable, value)
         else:
             super().assign_add(variable, value)
 
     def assign_sub(self, variable, value):
-        if variable is self._caught.variable:
-            self._catch(variable, sparse.map_values(ops.negative, value))
+        if variable is self._captured.variable:
+            self._capture(variable, sparse.map_values(ops.negative, value))
         else:
             super().assign_sub(variable, value)
 
@@ -150,13 +153,13 @@ class Updates:
         # Weight by weight, one thread updates the copies that all replicas have of it.
 
         def _distributed_tf_update_step(self, distribution, grads_and_vars, rate):
-            if not self._catches_updates():
+            if not self._captures_updates():
                 super()._distributed_tf_update_step(distribution, grads_and_vars, rate)
                 return
 
             def caught(variable, gradient, rate):
                 self.update_step(gradient, variable, rate)
-                update = self._caught.updates.pop(self._get_variable_index(variable))
+                update = self._captured.updates.pop(self._get_variable_index(variable))
                 is_alone = distribution.num_replicas_in_sync == 1
                 return update if is_alone else sparse.densify(update)
 
@@ -191,15 +194,6 @@ class Updates:
 
     else:
 
-        def _update(self, grads, variables, learning_rate):
-            if not (self._catches_updates() and self._is_foreach()):
-                super()._update(grads, variables, learning_rate)
-                return
-            zeros = [_Zeros(variable) for variable in variables]
-            super()._update(grads, zeros, learning_rate)
-            for zero in zeros:
-                self._caught.updates[self._get_variable_index(zero)] = zero.value
-
         def _get_variable_index(self, variable):
             if isinstance(variable, _Zeros):
                 variable = variable.variable
@@ -207,12 +201,21 @@ class Updates:
 
         def _is_foreach(self):
             """Whether the base is one of Keras's that update all weights at once."""
-            name = "_parallel_update_step"
-            return hasattr(self, name) and self._is_keras_own(name)
+            owner = self._next_in_line("_parallel_update_step")
+            return owner is not None and self._keeps("_parallel_update_step")
+
+        def _parallel_update_step(self, grads, variables, learning_rate):
+            if not (self._captures_updates() and self._is_foreach()):
+                super()._parallel_update_step(grads, variables, learning_rate)
+                return
+            zeros = [_Zeros(variable) for variable in variables]
+            super()._parallel_update_step(grads, zeros, learning_rate)
+            for zero in zeros:
+                self._captured.updates[self._get_variable_index(zero)] = zero.value
 
         def _take_updates(self, variables):
             numbers = [self._get_variable_index(variable) for variable in variables]
-            caught, self._caught.updates = self._caught.updates, {}
+            caught, self._captured.updates = self._captured.updates, {}
             return [caught[number] for number in numbers if number in caught]
 
         def _add_updates(self, variables, updates):

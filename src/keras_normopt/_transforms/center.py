@@ -1,12 +1,16 @@
-"""Gradients without their mean over each output unit (arXiv 2004.01461)."""
+"""Subtracts from gradients their mean over each output unit (arXiv 2004.01461)."""
 
 import math
 
 from keras import ops
 
 
-def centralized(gradient):
-    """A gradient less the mean over each unit, where it has more than one axis."""
+def center(gradients):
+    """Centers each gradient of several axes."""
+    gradients.replace(_centered)
+
+
+def _centered(gradient):
     axes = tuple(range(len(gradient.shape) - 1))
     if not axes or not math.prod(gradient.shape):
         return gradient

@@ -1,59 +1,55 @@
-"""The length that each block of gradients gets: u ← u · length(‖u‖) / ‖u‖.
+"""Divides each block of gradients by its norm, or by how far the norm is too large."""
 
-A gradient is divided by ‖u‖ / length, which is written out for each, as the quotient
-itself would lose what it is there for where ‖u‖ is 0, tiny or huge.
-"""
-
-import keras
 import numpy as np
 from keras import ops
 
 from keras_normopt._backend.devices import near
-from keras_normopt.norms._reductions import like
+from keras_normopt._backend.tensors import constant_like, dtype_of
 
-#: A limit that stands for none. Not infinity: checks for infinities abort at those.
+#: The limit of a block that has no limit. It is not infinite, because checks for
+#: infinities would abort.
 NO_LIMIT = float(np.finfo("float32").max)
 
 
-def normalize(step, norm, epsilon):
-    """Length 1, or ‖u‖ / ε of a block whose norm is below ε: u ← u / max(‖u‖, ε).
+def normalize(gradients, norm, epsilon):
+    """Normalizes each block: u ← u / max(‖u‖, ε).
 
     Args:
-        step: The `Step`.
-        norm: The norm.
-        epsilon: Scalar tensor or float, ε.
+        gradients: The `Gradients`.
+        norm: The `Norm`.
+        epsilon: Scalar tensor, variable or float, ε.
     """
-    step.divide([_at_least(epsilon, n) for n in step.norms(norm)])
+    norm.normalize(gradients, lambda norms: [_at_least(epsilon, n) for n in norms])
 
 
-def clip(step, norm, limits):
-    """Length min(‖u‖, limit): u ← u / max(1, ‖u‖ / limit).
+def clip(gradients, norm, limits):
+    """Clips each block: u ← u / max(1, ‖u‖ / limit).
 
     Args:
-        step: The `Step`.
-        norm: The norm.
-        limits: A list arranged as norms are, `NO_LIMIT` where there is no limit.
+        gradients: The `Gradients`.
+        norm: The `Norm`.
+        limits: Packed limits of the norms, `NO_LIMIT` for a block without limit.
 
     Returns:
-        A list arranged as norms are: whether each was above its limit.
+        Packed booleans: which norms were above their limit.
     """
     above, divisors = [], []
-    for n, limit in zip(step.norms(norm), limits, strict=True):
-        limit = near(limit, n)
+    for n, limit in zip(gradients.norms(norm), limits, strict=True):
+        limit = near(ops.cast(limit, dtype_of(n)), n)
         has_limit = limit < NO_LIMIT
         above.append((n > limit) & has_limit)
-        # Comparisons let NaN through: a NaN in a gradient must reach the user.
+        # A NaN is neither above nor below its limit. It must reach the user.
         is_free = (n <= limit) | ops.logical_not(has_limit)
         divisors.append(ops.where(is_free, ops.ones_like(n), n / limit))
-    step.divide(divisors)
+    gradients.divide(divisors)
     return above
 
 
 def _at_least(floor, norm):
-    """max(floor, norm), above 0."""
-    dtype = keras.backend.standardize_dtype(norm.dtype)
-    # A gradient of zeros has the norm 0, and is to stay zero, not NaN. Below the
-    # smallest normal number compilers take numbers for 0.
-    floor, smallest = ops.cast(floor, dtype), np.finfo(dtype).tiny
-    floor = near(ops.where(floor < smallest, like(floor, smallest), floor), norm)
-    return ops.where(norm < floor, floor, norm)  # Which is false of NaN.
+    """Returns the larger of a norm and a floor above 0."""
+    # The norm of a zero gradient is 0, and 0 / 0 is NaN. Compilers flush numbers below
+    # the smallest normal number to 0.
+    floor, smallest = ops.cast(floor, dtype_of(norm)), np.finfo(dtype_of(norm)).tiny
+    floor = ops.where(floor < smallest, constant_like(floor, smallest), floor)
+    floor = near(floor, norm)
+    return ops.where(norm < floor, floor, norm)  # False for NaN, which stays.

@@ -1,59 +1,36 @@
 """Multiplies the learning rate of each block, or variable, by a factor."""
 
-import numbers
 import reprlib
 from typing import Any
 
 from keras import ops
 
-from keras_normopt import norms
 from keras_normopt._backend import sparse
+from keras_normopt._backend.tensors import constant_like, divide
+from keras_normopt._blocks.gradients import norms_of_each
+from keras_normopt._transforms.config import Configured, checked_float, find
 from keras_normopt._transforms.rescale import NO_LIMIT
-from keras_normopt.norms._overflow import quotient
-from keras_normopt.norms._reductions import like
-
-
-class Configured:
-    """An object that shows the arguments that it was made with, and keeps them."""
-
-    def __setattr__(self, name, value):
-        # Compiled steps would not see the change.
-        if name in vars(self):
-            raise AttributeError(
-                f"`{name}` of {type(self).__name__} is fixed when it is made. "
-                f"Received: {name}={reprlib.repr(value)}. Make a new object, and a new "
-                "optimizer with it."
-            )
-        super().__setattr__(name, value)
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
-        return f"{type(self).__name__}({arguments})"
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments, by name."""
-        raise NotImplementedError
+from keras_normopt.norms import l2
 
 
 class WeightNorm(Configured):
-    """A length that follows the weights: coefficient · max(‖w‖, minimum) of each block.
+    """Scales with the weights of each block: coefficient · max(‖w‖, minimum).
 
     The blocks are those of the optimizer's `scope`.
 
-    As `step_size` of a normalized optimizer it multiplies the step, with the l2 norm of
-    the weights. With `NormalizedSGD`, `norm="l2"` and no momentum a step has the length
-    lr · coefficient · ‖w‖, a fraction of the weights' size; with `scope="layer"` that
-    is LARS. Adam's step on N entries has a length of about √N itself, so that the
-    fraction grows with N, unless it is the update that is normalized: with
-    `NormalizedAdam(apply_to="update")` it is LAMB.
+    As `step_size` of a normalized optimizer it multiplies the step, and ‖w‖ is the l2
+    norm. With `NormalizedSGD`, `norm="l2"` and no momentum, a step has the l2 norm
+    lr · coefficient · ‖w‖, a fraction of the weights' norm. With `scope="layer"` this
+    is LARS. Adam's own step on N entries has a norm of about √N, so the fraction grows
+    with N. `NormalizedAdam(apply_to="update")` avoids this, and is LAMB.
 
     As `max_norm` of a clipping optimizer it is the largest norm that a gradient may
-    keep, with the optimizer's norm of the weights. With `scope="unit"` that is adaptive
-    gradient clipping (AGC).
+    keep, and ‖w‖ is the optimizer's norm. With `scope="unit"` this is adaptive gradient
+    clipping (AGC).
 
-    Where the length is 0 there is none to go by: the step is multiplied by 1, the
-    gradient is not clipped. Weights that start at 0 are small next, and would be held
-    back from then on: a `minimum` lets them go.
+    If the product is 0, the step is multiplied by 1, or the gradient is not clipped.
+    Weights that start at 0 are small after one step, and then hold themselves back. Set
+    `minimum` to prevent this.
 
     Args:
         coefficient: Float, above 0 and finite. Defaults to 1.0.
@@ -93,36 +70,14 @@ class WeightNorm(Configured):
         """The arguments, by name."""
         return {"coefficient": self.coefficient, "minimum": self.minimum}
 
-    def lengths(self, sizes):
-        """The length that goes with each norm of weights."""
-        if self.minimum:  # Not `ops.maximum`, which on PyTorch computes in float32.
-            at_least = [like(size, self.minimum) for size in sizes]
-            sizes = [
-                ops.where(size < floor, floor, size)
-                for size, floor in zip(sizes, at_least, strict=True)
-            ]
-        return [ops.multiply(size, like(size, self.coefficient)) for size in sizes]
-
-    def limits(self, norms, sizes):
-        """What norms of gradients may be at most, `NO_LIMIT` if there is no length.
-
-        Args:
-            norms: List of the norms.
-            sizes: List of the norms of the weights, arranged alike.
-        """
-        return [
-            ops.cast(ops.where(v == 0, like(v, NO_LIMIT), v), n.dtype)
-            for v, n in zip(self.lengths(sizes), norms, strict=True)
-        ]
-
-    def add_variables(self, add_variable, index, variable, shape):
-        """Adds the variables for one weight, the first of which is for its factor.
+    def add_factor_variables(self, add_variable, index, variable, shape):
+        """Adds the variables for one weight. The first of them holds its factor.
 
         Args:
             add_variable: Callable like `add_variable` of an optimizer.
             index: Number of the weight.
             variable: The weight.
-            shape: Shape of the weight's norm, where each unit may have one.
+            shape: Shape of the weight's norm. It has one axis if units have norms.
         """
         return [
             add_variable(
@@ -130,19 +85,46 @@ class WeightNorm(Configured):
             )
         ]
 
-    def factors(self, step, kept):
-        """The factor of each weight in a block, by its position.
+    def factors(self, gradients, kept):
+        """Returns the factor of each weight in a block, by its position.
 
         Args:
-            step: The `Step`, with raw gradients.
-            kept: List of what `add_variables` returned for each weight.
+            gradients: The raw `Gradients`.
+            kept: List of what `add_factor_variables` returned for each weight.
         """
-        lengths = step.by_block(self.lengths(step.weight_norms(norms.l2)))
-        result = {}
-        for block, length in zip(step.blocks, lengths, strict=True):
-            factor = ops.where(ops.equal(length, 0), ops.ones_like(length), length)
-            result |= dict.fromkeys(block, factor)
-        return result
+        sizes = self._sizes(gradients.weight_norms(l2.norm))
+        factors = [ops.where(ops.equal(s, 0), ops.ones_like(s), s) for s in sizes]
+        by_block = gradients.by_block(factors)
+        return {
+            position: by_block[number]
+            for number, positions in gradients.blocks.items()
+            for position in positions
+        }
+
+    def add_limit_variables(self, add_variable, shapes):
+        """Adds no variables: limits follow the weights."""
+
+    def limits(self, gradients, norm, kept):
+        """Returns the limits of the norms of one step, packed.
+
+        Args:
+            gradients: The `Gradients`.
+            norm: The `Norm`.
+            kept: What `add_limit_variables` returned.
+        """
+        sizes = self._sizes(gradients.weight_norms(norm))
+        return [
+            ops.where(ops.equal(s, 0), constant_like(s, NO_LIMIT), s) for s in sizes
+        ]
+
+    def _sizes(self, norms):
+        if self.minimum:  # Not `ops.maximum`, which computes in float32 on PyTorch.
+            floors = [constant_like(n, self.minimum) for n in norms]
+            norms = [
+                ops.where(n < floor, floor, n)
+                for n, floor in zip(norms, floors, strict=True)
+            ]
+        return [ops.multiply(n, constant_like(n, self.coefficient)) for n in norms]
 
 
 class GradientCorrelation(Configured):
@@ -189,7 +171,7 @@ class GradientCorrelation(Configured):
         """The arguments, by name."""
         return {"rate": self.rate, "minimum": self.minimum, "maximum": self.maximum}
 
-    def add_variables(self, add_variable, index, variable, shape):
+    def add_factor_variables(self, add_variable, index, variable, shape):
         """Adds the variables for one weight: see `WeightNorm`."""
         return [
             add_variable(
@@ -203,38 +185,68 @@ class GradientCorrelation(Configured):
             ),
         ]
 
-    def factors(self, step, kept):
-        """The factor of each weight in a block, by its position: see `WeightNorm`."""
-        positions = [position for block in step.blocks for position in block]
-        raw = [sparse.densify(step.gradients[i]) for i in positions]
-        before = [ops.convert_to_tensor(kept[i][1]) for i in positions]
-        # By their norms first: the product of two gradients may overflow or vanish.
-        sizes = step.sizes(raw, norms.l2)
-        sizes_before = step.sizes(before, norms.l2)
+    def factors(self, gradients, kept):
+        """Returns the factor of each weight in a block, by its position."""
+        positions = [i for block in gradients.blocks.values() for i in block]
+        raw = [sparse.densify(gradients.tensors[i]) for i in positions]
+        previous = [ops.convert_to_tensor(kept[i][1]) for i in positions]
+        # Each is divided by its norm first. A product of gradients may overflow.
+        units, previous_units = _unit_vectors(raw), _unit_vectors(previous)
         result = {}
-        for i, new, old, size, size_before in zip(
-            positions, raw, before, sizes, sizes_before, strict=True
+        for i, new, unit, previous_unit in zip(
+            positions, raw, units, previous_units, strict=True
         ):
-            unit, unit_before = _unit(new, size), _unit(old, size_before)
-            cosine = ops.cast(ops.sum(ops.multiply(unit, unit_before)), "float32")
-            factor, previous = kept[i]
+            cosine = ops.cast(ops.sum(ops.multiply(unit, previous_unit)), "float32")
+            factor, previous_gradient = kept[i]
             factor = ops.multiply(factor, 1 + self.rate * cosine)
-            factor = ops.clip(factor, self.minimum, self.maximum)
-            previous.assign(ops.cast(new, previous.dtype))
-            result[i] = factor
+            result[i] = ops.clip(factor, self.minimum, self.maximum)
+            previous_gradient.assign(ops.cast(new, previous_gradient.dtype))
         return result
 
 
-def _unit(tensor, size):
-    wide = ops.cast(tensor, size.dtype)
-    return quotient(wide, ops.where(ops.equal(size, 0), ops.ones_like(size), size))
+def _unit_vectors(tensors):
+    """Returns the tensors divided by their l2 norms. Zeros stay zeros."""
+    return [
+        divide(
+            ops.cast(tensor, norm.dtype),
+            ops.where(ops.equal(norm, 0), ops.ones_like(norm), norm),
+        )
+        for tensor, norm in zip(tensors, norms_of_each(tensors, l2.norm), strict=True)
+    ]
+
+
+def set_factors(gradients, step_size, kept):
+    """Assigns to the variables the factor of each weight that has a gradient.
+
+    Args:
+        gradients: The raw `Gradients`.
+        step_size: The object that computes the factors.
+        kept: Function from a variable to what `add_factor_variables` returned for it.
+    """
+    of_step = [kept(variable) for variable in gradients.variables]
+    for position, factor in step_size.factors(gradients, of_step).items():
+        variable, *_ = of_step[position]
+        variable.assign(ops.cast(factor, "float32"))
+
+
+def multiply(gradients, kept):
+    """Multiplies each update by the factor of its weight.
+
+    Args:
+        gradients: The `Gradients`, which are updates.
+        kept: As for `set_factors`.
+    """
+    of_step = [kept(variable) for variable in gradients.variables]
+    gradients.multiply(
+        {i: ops.convert_to_tensor(k[0]) for i, k in enumerate(of_step) if k}
+    )
 
 
 _CLASSES = {cls.name: cls for cls in (WeightNorm, GradientCorrelation)}
 
 
 def get(identifier: Any) -> Any:
-    """Finds what `step_size=` stands for.
+    """Returns what `step_size=` stands for.
 
     Args:
         identifier: `None`, a name, an instance, or what `serialize` made of one.
@@ -250,56 +262,3 @@ def get(identifier: Any) -> Any:
             f"Received: step_size={reprlib.repr(identifier)}"
         )
     return found
-
-
-def find(identifier, argument, classes):
-    """The object that an argument stands for, or `None` if it stands for none.
-
-    Args:
-        identifier: An object, a name, or what `serialize` made of an object.
-        argument: Name of the argument.
-        classes: Dict of the classes that it may be of, by name.
-    """
-    if isinstance(identifier, tuple(classes.values())):
-        return identifier
-    name, arguments = identifier, {}
-    if isinstance(identifier, dict) and set(identifier) == {"name", "config"}:
-        name, arguments = identifier["name"], identifier["config"]
-    if not (isinstance(name, str) and name in classes and isinstance(arguments, dict)):
-        return None
-    try:
-        return classes[name](**arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Wrong {argument}={name!r}: {error}") from error
-
-
-def serialize(step_size: Any) -> dict[str, Any] | None:
-    """What `get` makes the same step size of, in types that JSON has."""
-    if step_size is None:
-        return None
-    return {"name": step_size.name, "config": step_size.get_config()}
-
-
-def checked_float(value, name, *, above=None, below=None, at_least=None, up_to=None):
-    wrong = (
-        not isinstance(value, numbers.Real)
-        or isinstance(value, bool)
-        or not abs(value) < 1e30
-        or (above is not None and not value > above)
-        or (below is not None and not value < below)
-        or (at_least is not None and not value >= at_least)
-        or (up_to is not None and not value <= up_to)
-    )
-    if wrong:
-        limits = {
-            "above": above,
-            "below": below,
-            "of at least": at_least,
-            "of at most": up_to,
-        }
-        text = " and ".join(f"{k} {v}" for k, v in limits.items() if v is not None)
-        raise ValueError(
-            f"`{name}` must be a finite float {text}. "
-            f"Received: {name}={reprlib.repr(value)}"
-        )
-    return float(value)

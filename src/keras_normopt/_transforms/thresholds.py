@@ -1,7 +1,4 @@
-"""What a clipping optimizer clips at: a constant, or a length that follows something.
-
-A block without a length to go by is left alone: its limit is `NO_LIMIT`.
-"""
+"""Computes the limits that a clipping optimizer clips norms at."""
 
 import math
 import numbers
@@ -11,15 +8,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_normopt._backend.devices import near
-from keras_normopt._backend.tracing import choose
-from keras_normopt._transforms import step_sizes
+from keras_normopt._backend.devices import constant_near, near
+from keras_normopt._backend.tensors import cast, join
+from keras_normopt._transforms import config
+from keras_normopt._transforms.config import Configured, checked_float, is_real
 from keras_normopt._transforms.rescale import NO_LIMIT
-from keras_normopt._transforms.step_sizes import Configured, WeightNorm, checked_float
-from keras_normopt.norms._overflow import apart, join
-from keras_normopt.norms._reductions import cast
-
-_BACKEND = keras.backend.backend()
+from keras_normopt._transforms.step_sizes import WeightNorm
 
 
 class RunningNorm(Configured):
@@ -68,6 +62,7 @@ class RunningNorm(Configured):
 
     __module__ = "keras_normopt"  # For pickles.
     name = "running_norm"
+    warmup: int
 
     def __init__(
         self, factor: float = 1.05, decay: float = 0.98, warmup: int = 100
@@ -89,74 +84,82 @@ class RunningNorm(Configured):
         """The arguments, by name."""
         return {"factor": self.factor, "decay": self.decay, "warmup": self.warmup}
 
-
-class RunningNorms:
-    """The running means of all blocks, as variables of an optimizer.
-
-    Args:
-        threshold: The `RunningNorm`.
-        shapes: List of the shapes of the blocks' norms.
-        add_variable: Callable like `add_variable` of an optimizer.
-    """
-
-    def __init__(self, threshold, shapes, add_variable):
-        self._threshold, self._shapes = threshold, shapes
-        length = (sum(math.prod(shape) for shape in shapes),)
-        self._means = add_variable("running_norm", shape=length, dtype="float32")
-        self._counts = add_variable("running_norm_count", shape=length, dtype="float32")
-
-    def limits(self, norms, numbers):
-        """Takes in the norms of one step.
+    def add_limit_variables(self, add_variable, shapes):
+        """Adds the running means of all blocks, and how many norms they are of.
 
         Args:
-            norms: List of the norms of blocks.
-            numbers: List of the numbers of these blocks.
+            add_variable: Callable like `add_variable` of an optimizer.
+            shapes: List of the shapes of the blocks' norms.
 
         Returns:
-            List of what the norms may be at most.
+            The two variables, and the places of each block in them by its number.
         """
-        # In one vector: on PyTorch each call takes long, however small its tensor is. A
-        # block that has no gradient in this step counts as little as one of norm 0.
-        given = dict(zip(numbers, norms, strict=True))
-        values = [
-            given[i] if i in given else ops.zeros(shape)
-            for i, shape in enumerate(self._shapes)
-        ]
-        vector = join(values)
-        means, counts = map(ops.convert_to_tensor, (self._means, self._counts))
-        limits = self._take_in(near(cast(vector, "float32"), means), means, counts)
-        limits = cast(limits, keras.backend.standardize_dtype(vector.dtype))
-        every = self._apart(limits)
-        return [every[number] for number in numbers]
+        places: dict[int, Any] = {}
+        start = 0
+        # As `pack` packs them: saved files have this order.
+        for number in sorted(range(len(shapes)), key=lambda i: bool(shapes[i])):
+            end = start + math.prod(shapes[number])
+            places[number], start = range(start, end), end
+        shape = (start,)
+        means = add_variable("running_norm", shape=shape, dtype="float32")
+        counts = add_variable("running_norm_count", shape=shape, dtype="float32")
+        return means, counts, places
 
-    def _apart(self, limits):
-        if _BACKEND == "torch":
-            return apart(limits, self._shapes)
-        # Compilers are quick over what leaves a branch, and slow over the same taken
-        # apart in the midst of a program: that takes them twice as long.
-        return choose(
-            ops.any(limits < NO_LIMIT),
-            lambda: apart(limits, self._shapes),
-            lambda: [ops.full(shape, NO_LIMIT, limits.dtype) for shape in self._shapes],
+    def limits(self, gradients, norm, kept):
+        """Takes in the norms of one step, and returns their limits, packed.
+
+        Args:
+            gradients: The `Gradients`.
+            norm: The `Norm`.
+            kept: What `add_limit_variables` returned.
+        """
+        *variables, places = kept
+        means, counts = map(ops.convert_to_tensor, variables)
+        of_step = [place for number in gradients.numbers for place in places[number]]
+        values = near(cast(join(gradients.norms(norm)), "float32"), means)
+        # A block without a gradient in this step counts as little as one of norm 0.
+        found = {place: index for index, place in enumerate(of_step)}
+        indices = [found.get(place, len(of_step)) for place in range(means.shape[0])]
+        padded = ops.append(values, ops.zeros_like(means[:1]))
+        every = ops.take(padded, constant_near(indices, "int32", means))
+        is_warm = counts >= self.warmup
+        limits = ops.where(is_warm, means * self.factor, NO_LIMIT)
+        counted = (every > 0) & (every <= NO_LIMIT)  # False for NaN.
+        weight = ops.where(is_warm, 1.0 - self.decay, 1.0 / (counts + 1.0))
+        clipped = ops.minimum(every, limits)
+        change = (ops.where(counted, clipped, means) - means) * weight
+        variables[0].assign(means + change)
+        variables[1].assign(counts + ops.cast(counted, "float32"))
+        limits = ops.take(limits, constant_near(of_step, "int32", means))
+        return gradients.from_vector(limits)
+
+
+class _Constant:
+    """The same limit for all norms, for a float in `max_norm`."""
+
+    def __init__(self, value):
+        self._value = value
+
+    def add_limit_variables(self, add_variable, shapes):
+        """Adds a variable, so that compiled steps see the limit change."""
+        return add_variable(
+            "max_norm",
+            saved=False,
+            shape=(),
+            dtype="float32",
+            initializer=keras.initializers.Constant(self._value),
         )
 
-    def _take_in(self, norms, means, counts):
-        is_warm = counts >= self._threshold.warmup
-        limits = ops.where(is_warm, means * self._threshold.factor, NO_LIMIT)
-        counted = (norms > 0) & (norms <= NO_LIMIT)  # False of NaN.
-        clipped = ops.minimum(norms, limits)
-        weight = ops.where(is_warm, 1.0 - self._threshold.decay, 1.0 / (counts + 1.0))
-        change = (ops.where(counted, clipped, means) - means) * weight
-        self._means.assign(means + change)
-        self._counts.assign(counts + ops.cast(counted, "float32"))
-        return limits
+    def limits(self, gradients, norm, kept):
+        """Returns the limits of the norms of one step, packed."""
+        return [ops.convert_to_tensor(kept)] * len(gradients.norms(norm))
 
 
 _CLASSES = {cls.name: cls for cls in (WeightNorm, RunningNorm)}
 
 
 def get(identifier: Any) -> Any:
-    """Finds what `max_norm=` stands for.
+    """Returns what `max_norm=` stands for.
 
     Args:
         identifier: A float above 0, a name, an object, or what `serialize` made of one.
@@ -164,20 +167,24 @@ def get(identifier: Any) -> Any:
     Raises:
         ValueError: If it is none of these, or its arguments are wrong.
     """
-    if isinstance(identifier, numbers.Real) and not isinstance(identifier, bool):
-        if 0 < float(identifier) <= NO_LIMIT:
-            return float(identifier)
-    elif identifier is not None:
-        found = step_sizes.find(identifier, "max_norm", _CLASSES)
-        if found is not None:
-            return found
-    raise ValueError(
-        "`max_norm` must be a finite float above 0, within float32, "
-        f"{', '.join(map(repr, _CLASSES))}, or an object of `keras_normopt.WeightNorm` "
-        f"or `keras_normopt.RunningNorm`. Received: max_norm={reprlib.repr(identifier)}"
-    )
+    if is_real(identifier):
+        return checked_float(identifier, "max_norm", above=0)
+    found = config.find(identifier, "max_norm", _CLASSES)
+    if found is None:
+        choices = ", ".join(map(repr, _CLASSES))
+        raise ValueError(
+            f"`max_norm` must be a finite float above 0, within float32, {choices}, or "
+            "an object of `keras_normopt.WeightNorm` or `keras_normopt.RunningNorm`. "
+            f"Received: max_norm={reprlib.repr(identifier)}"
+        )
+    return found
 
 
 def serialize(max_norm: Any) -> Any:
-    """What `get` makes the same threshold of, in types that JSON has."""
-    return max_norm if isinstance(max_norm, float) else step_sizes.serialize(max_norm)
+    """Returns what `get` makes the same threshold of, in types that JSON has."""
+    return max_norm if isinstance(max_norm, float) else config.config_of(max_norm)
+
+
+def threshold_of(max_norm):
+    """Returns the object that computes the limits for what `get` returned."""
+    return _Constant(max_norm) if isinstance(max_norm, float) else max_norm

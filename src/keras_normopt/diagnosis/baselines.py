@@ -145,8 +145,8 @@ def constants(model, batches):
         raise NotCheckedError("the outputs are masked")
     kind, loss = _kind(model)
     best = _best(kind, loss, batches)
-    zero = {"sparse": 1 / best.size, "categorical": 1 / best.size, "binary": 0.5}
-    zero = np.full(best.shape, zero.get(kind, 0.0))
+    zeros = {"sparse": 1 / best.size, "categorical": 1 / best.size, "binary": 0.5}
+    zero = np.full(best.shape, zeros.get(kind, 0.0))
     return Constants(
         best=_loss(model, batches, _outputs(best, kind, loss)),
         zero=_loss(model, batches, _outputs(zero, kind, loss)),

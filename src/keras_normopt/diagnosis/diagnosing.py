@@ -174,7 +174,7 @@ def _measured(model, records, logs, y, compiled):
     targets = check("targets", baselines.of_model, model, records.batches, all_targets)
     constants = check("first loss", baselines.constants, model, records.batches)
     inputs = check("range of the inputs", first_layer.range_of_inputs, model, records.x)
-    updates = {}
+    updates: dict[str, float] = {}
     for optimizer, pairs in records.first.values():
         first = check("first update", first_update.measure, optimizer, pairs)
         updates |= first or {}

@@ -1,11 +1,12 @@
 """What follows from measured gradients, in words."""
 
 import math
+from typing import Any
 
 import numpy as np
 
 from keras_normopt._optimizer.factory import spelled
-from keras_normopt._optimizer.normalized import Normalization
+from keras_normopt._optimizer.normalized import NormalizedMixin
 from keras_normopt.diagnosis import setup_findings as setup
 from keras_normopt.diagnosis.finding import Finding, kernels, some, typical
 
@@ -139,7 +140,7 @@ def _exploding(diagnosis, optimizer):
 
 def _exploding_cells(diagnosis):
     """The recurrent kernels that are too large, of cells with an exploding gradient."""
-    sizes = {}
+    sizes: dict[Any, float] = {}
     for block in kernels(diagnosis.blocks):
         cell = _layer_of(block)
         sizes[cell] = max(sizes.get(cell, 0), block.relative)
@@ -315,7 +316,7 @@ def _trend(diagnosis):
 
 
 def _normalizes(optimizer):
-    return isinstance(optimizer, Normalization) and optimizer.norm is not None
+    return isinstance(optimizer, NormalizedMixin) and optimizer.norm is not None
 
 
 def _normalized(optimizer):

@@ -203,11 +203,11 @@ def _measure(gradient, dtype, scale):
     """What a `Block` tells of one gradient."""
     entries = np.abs(gradient, dtype="float64")
     tiny = float(ml_dtypes.finfo(dtype).smallest_normal)
-    some = np.count_nonzero(entries)
+    some = int(np.count_nonzero(entries))
     return {
         "norms": float(np.linalg.norm(entries)) / scale,
         "zeros": 1 - some / max(entries.size, 1),
-        "underflow": np.count_nonzero((entries > 0) & (entries < tiny)) / max(some, 1),
+        "underflow": int(np.sum((entries > 0) & (entries < tiny))) / max(some, 1),
         "not_finite": 1 - np.isfinite(entries).mean(),
     }
 

@@ -32,7 +32,7 @@ def main(arguments=None):
         parser.error(f"give either one of {', '.join(TASKS)}, or --task of your own")
     try:
         subjects = _own(options) if options.own else _published(options)
-        plan = {}
+        plan: dict[runs.Run, object] = {}
         for subject in subjects:
             plan |= runs.plan(
                 subject,

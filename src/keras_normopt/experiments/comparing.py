@@ -9,6 +9,7 @@ import operator
 import pathlib
 import re
 import warnings
+from typing import Any
 
 import joblib
 import keras
@@ -238,7 +239,7 @@ def _called(text):
         r"=\s*(?!True\b|False\b|None\b)([a-zA-Z_]\w*)\s*(?=[,)])", r"='\1'", text
     )
     try:
-        call = ast.parse(quoted, mode="eval").body
+        call: Any = ast.parse(quoted, mode="eval").body
         options = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
         if call.args or None in options:
             raise ValueError("it has arguments without names")
@@ -252,13 +253,14 @@ def _called(text):
         ) from error
 
 
-def _value(node):
+def _value(node: Any) -> Any:
     """A literal, or an object of the package."""
     if isinstance(node, ast.Call):
-        named = {keyword.arg: _value(keyword.value) for keyword in node.keywords}
-        cls = {"RunningNorm": RunningNorm, "WeightNorm": WeightNorm}.get(node.func.id)
+        named = {str(k.arg): _value(k.value) for k in node.keywords}
+        name: str = getattr(node.func, "id", "")
+        cls: Any = {"RunningNorm": RunningNorm, "WeightNorm": WeightNorm}.get(name)
         if cls is None:
-            raise ValueError(f"unknown: {node.func.id}")
+            raise ValueError(f"unknown: {name}")
         return cls(*map(_value, node.args), **named)
     return ast.literal_eval(node)
 

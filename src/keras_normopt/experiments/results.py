@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import tempfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -179,7 +180,7 @@ def last_epoch(rows):
 
 def best(rows, judge):
     """Of the entries of `last_epoch` those with the best learning rate."""
-    chosen = {}
+    chosen: dict[tuple[Any, ...], Any] = {}
     for entry in last_epoch(rows):
         key = tuple(entry[column] for column in SERIES[:-1])
         if key not in chosen or score(entry, judge) > score(chosen[key], judge):
@@ -237,8 +238,8 @@ def name_of(row):
         name, _, options = name.removesuffix(")").partition("(")
     # What a column tells is not said twice.
     told = [o for o in options.split(", ") if o and not o.startswith("scope=")]
-    details = ", ".join([*told, *details])
-    return name.strip() + (f" ({details})" if details else "")
+    text = ", ".join([*told, *details])
+    return name.strip() + (f" ({text})" if text else "")
 
 
 def range_of(entry, metric):

@@ -43,7 +43,7 @@ def of(labels):
         is left, in their order.
     """
     labels = list(dict.fromkeys(labels))
-    numbers = {}
+    numbers: dict[str, int | None] = {}
     for label in labels:
         name = label.replace(",", " ").replace("(", " ").split()[0]
         number = _NUMBERS.get(_ALIAS_OF.get(name, name.lower()))

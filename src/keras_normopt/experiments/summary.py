@@ -1,6 +1,7 @@
 """What a comparison says, in sentences."""
 
 import itertools
+from typing import Any
 
 from keras_normopt.experiments import results
 
@@ -127,7 +128,7 @@ def _divergences(entries, judge):
 
 
 def _rates_of(entries):
-    rates = {}
+    rates: dict[Any, list[float]] = {}
     for entry in entries:
         rates.setdefault(_names([entry]), []).append(entry[RATE])
     return rates

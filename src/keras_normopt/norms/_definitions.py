@@ -30,13 +30,13 @@ def l1(g):
 @built_in(squares=True)
 def l2(g):
     """Euclidean norm, √Σg²."""
-    return g.length()
+    return g.l2()
 
 
 @built_in(squares=True)
 def l1_l2(g):
     """Mean of the l1 and the l2 norm, (l1 + l2) / 2."""
-    return (g.sum(ops.abs) + g.length()) / 2
+    return (g.sum(ops.abs) + g.l2()) / 2
 
 
 @built_in()
@@ -48,19 +48,19 @@ def avg_l1(g):
 @built_in(squares=True)
 def avg_l2(g):
     """Root mean square, √mean(g²), which is l2 / √N for N entries."""
-    return g.length() / math.sqrt(g.size)
+    return g.l2() / math.sqrt(g.size)
 
 
 @built_in(squares=True)
 def avg_l1_l2(g):
     """Mean of the averaged norms, (avg_l1 + avg_l2) / 2."""
-    return (g.sum(ops.abs) / g.size + g.length() / math.sqrt(g.size)) / 2
+    return (g.sum(ops.abs) / g.size + g.l2() / math.sqrt(g.size)) / 2
 
 
 @built_in(leaves_range=False)
 def max(g):
     """Largest absolute value, max|g|. `linf` is the same norm."""
-    return g.largest()
+    return g.max_abs()
 
 
 linf = max
@@ -69,7 +69,7 @@ linf = max
 @built_in()
 def min_max(g):
     """Mean of the largest and the smallest absolute value, (max|g| + min|g|) / 2."""
-    return (g.largest() + g.smallest()) / 2
+    return (g.max_abs() + g.min_abs()) / 2
 
 
 @built_in(squares=True)
@@ -81,11 +81,11 @@ def std(g):
     There the deviation is zero or rounding noise, and dividing by it would blow up the
     gradient of, say, the bias of ``Dense(1)`` a million times.
     """
-    deviation = g.deviation()
-    root_mean_square = g.length() / math.sqrt(g.size)
+    std = g.std()
+    root_mean_square = g.l2() / math.sqrt(g.size)
     root_eps = float(np.sqrt(np.finfo(g.dtype).eps))
-    is_constant = ops.less(deviation, root_eps * root_mean_square)
-    return ops.where(is_constant, root_mean_square, deviation)
+    is_constant = ops.less(std, root_eps * root_mean_square)
+    return ops.where(is_constant, root_mean_square, std)
 
 
 BUILT_IN = {

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from keras_normopt.norms import _definitions
-from keras_normopt.norms._user_norms import ReturnsGradient, describe
+from keras_normopt.norms._overflow import BuiltIn
+from keras_normopt.norms._user_norms import UserNorm, UserNormalizer, describe
 
 _Norm = TypeVar("_Norm", bound=Callable[[Any], Any])
 
-_registered = {}
+_registered: dict[str, UserNorm] = {}
 _registering = threading.Lock()
 
 
@@ -65,7 +66,7 @@ def register_norm(name, function=None, *, overwrite=False):
             "`function` must be a callable from a gradient to its norm. "
             f"Received: function={reprlib.repr(function)}"
         )
-    _register(name, function, overwrite)
+    _register(name, UserNorm(function), overwrite)
     return function
 
 
@@ -73,11 +74,11 @@ register_norm.__module__ = "keras_normopt"  # For pickles.
 
 
 def register_normalizer(name, function):
-    """Registers a function that returns the normalized gradient, the 2018 form."""
-    _register(name, ReturnsGradient(function), overwrite=False)
+    """Registers a function that returns the normalized gradient, as in 2018."""
+    _register(name, UserNormalizer(function), overwrite=False)
 
 
-def _register(name, entry, overwrite):
+def _register(name, norm, overwrite):
     if not isinstance(name, str):
         raise TypeError(f"`name` must be a string. Received: name={reprlib.repr(name)}")
     if not name:
@@ -88,22 +89,22 @@ def _register(name, entry, overwrite):
             f"Built in are {_listed(_definitions.BUILT_IN)}; choose another name."
         )
     with _registering:
-        if name in _registered and not (overwrite or _same(_registered[name], entry)):
+        if name in _registered and not (overwrite or _same(_registered[name], norm)):
             raise ValueError(
                 f"Another function is registered under name={name!r} already. Pass "
                 "`overwrite=True` to replace it, or choose another name."
             )
-        _registered[name] = entry
+        _registered[name] = norm
 
 
 def _same(one, other):
-    """Whether two functions are one definition, run twice."""
-    if isinstance(one, ReturnsGradient) and isinstance(other, ReturnsGradient):
-        return _same(one.function, other.function)
-    if one is other:
+    """Whether two norms have the same function, or one definition that ran twice."""
+    if type(one) is not type(other):
+        return False
+    if one.function is other.function:
         return True
     try:
-        return _definition_of(one) == _definition_of(other)
+        return _definition_of(one.function) == _definition_of(other.function)
     except (AttributeError, ValueError):  # No plain function, or an empty closure cell.
         return False
 
@@ -121,24 +122,26 @@ def _definition_of(function):
 
 
 def get(identifier):
-    """Finds what `norm=` stands for.
+    """Returns the `Norm` that `norm=` stands for, or `None` for `None`.
 
     Args:
         identifier: A registered name, a callable, or `None`.
 
-    Returns:
-        A callable, a `ReturnsGradient`, or `None`.
-
     Raises:
         ValueError: If it is none of these, or a name that is not registered.
     """
-    if identifier is None or callable(identifier):
-        return identifier
+    if identifier is None:
+        return None
     if isinstance(identifier, str):
         if identifier in _definitions.BUILT_IN:
-            return _definitions.BUILT_IN[identifier]
+            return _definitions.BUILT_IN[identifier].norm
         if identifier in _registered:
             return _registered[identifier]
+    elif callable(identifier):
+        norm = getattr(identifier, "norm", None)
+        # `functools.wraps` copies the attribute to a function that does something else.
+        is_built_in = isinstance(norm, BuiltIn) and norm.function is identifier
+        return norm if is_built_in else UserNorm(identifier)
     raise ValueError(
         f"Unknown norm. Received: norm={reprlib.repr(identifier)}. Choose one of "
         f"{_listed(names())}, None for no normalization, or a function from a gradient "
@@ -148,15 +151,18 @@ def get(identifier):
 
 
 def serialize(identifier):
-    """Finds the name under which `norm=` can be saved.
+    """Returns the name under which `norm=` can be saved.
 
     Raises:
         ValueError: If it is a function that is not registered.
     """
     if not callable(identifier):
         return identifier
-    for name, function in (_definitions.BUILT_IN | _registered).items():
+    for name, function in _definitions.BUILT_IN.items():
         if function == identifier:
+            return name
+    for name, norm in _registered.items():
+        if norm.stands_for(identifier):
             return name
     raise ValueError(
         f"Cannot save norm={describe(identifier)}: only the name of a norm is "

@@ -1,28 +1,140 @@
 """Calls the functions that users wrote, and checks what they return."""
 
-import functools
 import math
 import reprlib
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_normopt._backend.devices import near
-from keras_normopt._backend.tracing import eagerly, known
+from keras_normopt._backend.tensors import dtype_of, pack
+from keras_normopt._backend.tracing import concrete_value, eagerly
+from keras_normopt.norms._definitions import l2
+from keras_normopt.norms._norm import Norm
 
-# Larger gradients are not tried before the training: it would take memory and time.
+# A larger gradient is not tried before training. That would take memory and time.
 _LARGEST = 2**16
 
 
-class ReturnsGradient:
-    """A registered function that returns the normalized gradient instead of a norm."""
+class UserNorm(Norm):
+    """A user's function from a gradient to its norm."""
 
-    def __init__(self, function):
-        self.function = function
+    expected = "A norm must be a finite number of at least 0"
 
-    def __call__(self, gradient):
-        result = ops.convert_to_tensor(_called(self.function, gradient))
+    def measure(self, blocks, unit=None):
+        # A user's function need not be homogeneous, so the entries are divided.
+        if unit is not None:
+            blocks = [block.divided(unit) for block in blocks]
+        return pack([self._of_block(block) for block in blocks], [False] * len(blocks))
+
+    def _of_block(self, block):
+        tensors = block.tensors
+        if len(tensors) > 1:
+            flat = [near(ops.reshape(t, (-1,)), tensors[0]) for t in tensors]
+            tensors = [ops.concatenate(flat)]
+        (tensor,) = tensors
+        if not block.per_unit:
+            return self._scalar(tensor)
+        return ops.vectorized_map(self._scalar, ops.moveaxis(tensor, -1, 0))
+
+    def _scalar(self, gradient):
+        result = _call(self.function, gradient)
+        expected = "A norm must return one scalar tensor per gradient. "
+        name = describe(self.function)
+        try:
+            value = ops.convert_to_tensor(result)
+            if "complex" in dtype_of(value):
+                raise TypeError(
+                    "A complex number cannot be compared with `norm_epsilon`."
+                )
+            value = ops.cast(value, gradient.dtype)
+        except Exception as error:
+            raise TypeError(
+                f"{expected}norm={name} returned {reprlib.repr(result)}, which is no "
+                "real number."
+            ) from error
+        if len(value.shape):
+            raise ValueError(
+                f"{expected}norm={name} returned a tensor of shape "
+                f"{tuple(value.shape)} for a gradient of shape "
+                f"{tuple(gradient.shape)}. Reduce over all axes."
+            )
+        return value
+
+    def stands_for(self, function):
+        """Whether a saved optimizer may name this norm in place of a function."""
+        return self.function == function
+
+    def check(self, blocks, variables):
+        """Calls the function on made-up gradients, to see what it returns.
+
+        A NaN or a negative norm would make weights NaN without an error. Only the
+        smallest gradient of each rank is tried: a function that works for the shapes
+        of the model need not work for others.
+
+        Args:
+            blocks: The `Blocks` of the variables.
+            variables: List of the variables.
+
+        Raises:
+            ValueError: If the result is not finite, or is a negative norm.
+        """
+        smallest: dict[int, Any] = {}
+        arguments = _arguments(blocks, variables)
+        for shape, dtype in sorted(arguments, key=lambda a: math.prod(a[0])):
+            smallest.setdefault(len(shape), (shape, dtype))
+        for shape, dtype in smallest.values():
+            count = np.arange(math.prod(shape)).reshape(shape)
+            # Of both signs with a negative sum, and without a positive entry.
+            mixed = -(np.sin(1 + count) + 0.25)
+            for gradient in (mixed, -np.abs(mixed)):
+                with eagerly():
+                    self._check_on(gradient.astype(dtype))
+
+    def _check_on(self, gradient):
+        tensor = ops.convert_to_tensor(gradient)
+        if concrete_value(tensor) is None:  # A program is being traced.
+            return
+        result = concrete_value(self._result(tensor))
+        if result is not None and not self._is_right(result):
+            raise ValueError(
+                f"{self.expected}, or weights become NaN. norm="
+                f"{describe(self.function)} returned {reprlib.repr(result.tolist())} "
+                f"for a gradient of shape {gradient.shape} with entries from "
+                f"{gradient.min():.2g} to {gradient.max():.2g}. Take magnitudes first, "
+                "as `ops.abs(gradient)` or `ops.square(gradient)` do. "
+                "`keras_normopt.testing.check_norm` looks for other faults."
+            )
+
+    def _result(self, gradient):
+        return self._scalar(gradient)
+
+    def _is_right(self, result):
+        return 0 <= result < math.inf
+
+
+class UserNormalizer(UserNorm):
+    """A registered function that returns the normalized gradient, as in 2018."""
+
+    expected = "A normalized gradient must be finite"
+    tracked = l2.norm
+
+    def normalize(self, gradients, divisors):
+        gradients.replace(self._result)
+
+    def stands_for(self, function):
+        return False
+
+    def require_norm(self, norm, reason):
+        raise ValueError(
+            f"norm={norm!r} returns the normalized gradient and not its norm. "
+            f"{reason}. Pass the name of a norm, or a function that returns one."
+        )
+
+    def _result(self, gradient):
+        result = ops.convert_to_tensor(_call(self.function, gradient))
         if tuple(result.shape) != tuple(gradient.shape):
             raise ValueError(
                 f"{describe(self.function)} was registered as a function that "
@@ -32,43 +144,11 @@ class ReturnsGradient:
             )
         return result
 
-
-def norm_of(function, entries):
-    """Calls a norm on the entries of one block, as one tensor or unit by unit."""
-    tensors = entries.tensors
-    if len(tensors) > 1:
-        flat = [near(ops.reshape(t, (-1,)), tensors[0]) for t in tensors]
-        tensors = [ops.concatenate(flat)]
-    (tensor,) = tensors
-    if not entries.per_unit:
-        return _scalar(function, tensor)
-    units = ops.moveaxis(tensor, -1, 0)
-    return ops.vectorized_map(functools.partial(_scalar, function), units)
+    def _is_right(self, result):
+        return np.isfinite(result).all()
 
 
-def _scalar(norm, gradient):
-    result = _called(norm, gradient)
-    expected = "A norm must return one scalar tensor per gradient. "
-    try:
-        value = ops.convert_to_tensor(result)
-        if "complex" in keras.backend.standardize_dtype(value.dtype):
-            raise TypeError("A complex number cannot be compared with `norm_epsilon`.")
-        value = ops.cast(value, gradient.dtype)
-    except Exception as error:
-        raise TypeError(
-            f"{expected}norm={describe(norm)} returned {reprlib.repr(result)}, which "
-            "is no real number."
-        ) from error
-    if len(value.shape):
-        raise ValueError(
-            f"{expected}norm={describe(norm)} returned a tensor of shape "
-            f"{tuple(value.shape)} for a gradient of shape {tuple(gradient.shape)}. "
-            "Reduce over all axes."
-        )
-    return value
-
-
-def _called(function, gradient):
+def _call(function, gradient):
     try:
         return function(gradient)
     except Exception as error:
@@ -84,50 +164,22 @@ def _called(function, gradient):
 
 
 def _works_on_values(function, gradient):
-    """Whether a function that failed on a gradient succeeds on values in its place."""
+    """Whether a function that failed on a gradient works on values in its place."""
     shape = [size or 1 for size in gradient.shape]  # Unknown sizes are `None`.
-    array = np.ones(shape, keras.backend.standardize_dtype(gradient.dtype))
+    array = np.ones(shape, dtype_of(gradient))
     with eagerly():
         for convert in (ops.convert_to_tensor, np.asarray):
             try:
                 function(convert(array))
-            except Exception:  # It has an error of its own, which the caller raises.
+            except Exception:  # The caller raises the function's own error.
                 continue
             return True
     return False
 
 
-def check(function, blocks, variables):
-    """Calls a user's function on made-up gradients, to see what it returns.
-
-    A NaN or a negative norm would make weights NaN without an error. Of each rank the
-    smallest gradient of the model is tried: what holds for its shape need not hold for
-    others.
-
-    Args:
-        function: A norm or a `ReturnsGradient`.
-        blocks: The `Blocks` of the variables.
-        variables: List of the variables.
-
-    Raises:
-        ValueError: If what it returns is not finite, or is a negative norm.
-    """
-    smallest = {}
-    arguments = _arguments(blocks, variables)
-    for shape, dtype in sorted(arguments, key=lambda a: math.prod(a[0])):
-        smallest.setdefault(len(shape), (shape, dtype))
-    for shape, dtype in smallest.values():
-        count = np.arange(math.prod(shape)).reshape(shape)
-        # Of both signs with a negative sum, and without a positive entry.
-        mixed = -(np.sin(1 + count) + 0.25)
-        for gradient in (mixed, -np.abs(mixed)):
-            with eagerly():
-                _check_on(function, gradient.astype(dtype))
-
-
 def _arguments(blocks, variables):
-    """The shapes and dtypes that a function is called with, but for large ones."""
-    members = {}
+    """Yields shape and dtype of what a step calls the function with, if small."""
+    members: dict[int | None, list[Any]] = {}
     for number, variable in zip(blocks.of, variables, strict=True):
         members.setdefault(number, []).append(variable)
     members.pop(None, None)
@@ -143,28 +195,6 @@ def _arguments(blocks, variables):
             yield shape, "float64" if "float64" in dtypes else "float32"
 
 
-def _check_on(function, gradient):
-    tensor = ops.convert_to_tensor(gradient)
-    if known(tensor) is None:  # A program is being traced.
-        return
-    if isinstance(function, ReturnsGradient):
-        expected = "A normalized gradient must be finite"
-        result, name = known(function(tensor)), describe(function.function)
-        is_right = result is None or np.isfinite(result).all()
-    else:
-        expected = "A norm must be a finite number of at least 0"
-        result, name = known(_scalar(function, tensor)), describe(function)
-        is_right = result is None or 0 <= result < math.inf
-    if not is_right:
-        raise ValueError(
-            f"{expected}, or weights become NaN. norm={name} returned "
-            f"{reprlib.repr(result.tolist())} for a gradient of shape {gradient.shape} "
-            f"with entries from {gradient.min():.2g} to {gradient.max():.2g}. Take "
-            "magnitudes first, as `ops.abs(gradient)` or `ops.square(gradient)` do. "
-            "`keras_normopt.testing.check_norm` looks for other faults."
-        )
-
-
 def describe(function):
-    """What to call a function in a message."""
+    """Returns what to call a function in a message."""
     return getattr(function, "__qualname__", None) or reprlib.repr(function)

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import pydoc_data.topics
 import zipfile
+from typing import Any
 
 import keras
 import numpy as np
@@ -51,14 +52,16 @@ def load(name, directory=None, fraction=1.0, holds_out=False):
     Raises:
         DataError: If the file is missing, damaged, or holds something else.
     """
-    x, y, *others, classes = _NEED_NO_FILE.get(name, _images)(name, directory)
+    load: Any = _NEED_NO_FILE.get(name, _images)
+    x, y, *others, classes = load(name, directory)
     # Always the same rows, so that seeds and optimizers compare.
     order = np.random.default_rng(0).permutation(len(x))
     if holds_out:
         order, held_out = np.split(order, [len(x) - len(others[0])])
         others = [x[held_out], y[held_out], *others]
     chosen = order[: max(1, round(fraction * len(order)))]
-    return Data(x[chosen], y[chosen], *others, classes=classes)
+    parts = [x[chosen], y[chosen], *others]
+    return dataclasses.replace(Data(*parts), classes=classes)
 
 
 def _images(name, directory):

@@ -1,5 +1,7 @@
 """All results at once: how far each method was from the best one, on each task."""
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -70,7 +72,7 @@ def _of_task(group):
     most = max(entry["seeds"] for entry in entries)
     if most < summary.SEEDS:
         return None
-    methods = {}
+    methods: dict[str, list[Any]] = {}
     for entry in entries:
         methods.setdefault(results.name_of(entry | {"norm": ""}), []).append(entry)
     if len({method.partition(" ")[0] for method in methods}) < 2:

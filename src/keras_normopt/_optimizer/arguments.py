@@ -1,0 +1,81 @@
+"""Checks the keyword arguments that the package adds."""
+
+import re
+import reprlib
+from typing import Any
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises a `ValueError` if a value is not one of some strings."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, choices))}. "
+            f"Received: {name}={reprlib.repr(value)}"
+        )
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises a `ValueError` if a value is not a boolean."""
+    if not isinstance(value, bool):
+        raise ValueError(
+            f"`{name}` must be True or False. Received: {name}={reprlib.repr(value)}"
+        )
+
+
+def check_patterns(exclude: Any) -> tuple[str, ...]:
+    """Returns regular expressions as a tuple.
+
+    Raises:
+        TypeError: If one is not a string.
+        ValueError: If one is empty, or is not a regular expression.
+    """
+    patterns = (exclude,) if isinstance(exclude, str) else exclude
+    problem = "`exclude` must be a regular expression, or a list or tuple of them. "
+    received = f"Received: exclude={reprlib.repr(exclude)}"
+    if not isinstance(patterns, list | tuple):
+        raise TypeError(problem + received)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(problem + received)
+        if not pattern:
+            raise ValueError(
+                f"`exclude` must not contain an empty pattern. {received}. It matches "
+                "every path, and nothing would be normalized. Pass exclude=() to "
+                "exclude nothing, or norm=None to normalize nothing."
+            )
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{problem}{received}: {error}") from error
+    return tuple(patterns)
+
+
+def fixed(name: str, about: str) -> Any:
+    """Returns a property for an argument that cannot change.
+
+    Args:
+        name: Name of the argument.
+        about: Docstring of the property. It has no colon, or Sphinx takes what is
+            before the colon for a type.
+    """
+
+    def get(optimizer: Any) -> Any:
+        return getattr(optimizer, f"_{name}")
+
+    def refuse(optimizer: Any, value: Any) -> None:
+        raise AttributeError(
+            f"`{name}` of {type(optimizer).__name__} is fixed when it is made. "
+            f"Received: {name}={reprlib.repr(value)}. Make a new one."
+        )
+
+    return property(get, refuse, doc=about)
+
+
+def refuse_after_build(optimizer: Any, name: str, value: Any, advice: str) -> None:
+    """Raises the error for an argument that cannot change after `build`."""
+    raise ValueError(
+        f"`{name}` of {type(optimizer).__name__} is fixed once it is built{advice}. "
+        f"Received: {name}={reprlib.repr(value)}, while it is "
+        f"{reprlib.repr(getattr(optimizer, name))}. Make a new optimizer, and compile "
+        "the model with it."
+    )

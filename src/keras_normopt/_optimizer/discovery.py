@@ -1,0 +1,70 @@
+"""Finds the optimizers that a model holds."""
+
+from typing import Any
+
+import keras
+
+from keras_normopt._blocks.partition import unique
+
+
+def tracking_optimizers(optimizer):
+    """Finds the optimizers that keep norms, in what may be wrapped around them."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return tracking_optimizers(optimizer.inner_optimizer)
+    if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
+        return [o for inner in optimizer.optimizers for o in tracking_optimizers(inner)]
+    return [optimizer] if getattr(optimizer, "track_norms", False) else []
+
+
+def optimizers_of(model):
+    """Finds the optimizers that a training step of the model may call."""
+    return list(named_optimizers(model).values())
+
+
+def named_optimizers(model):
+    """Finds the optimizers that a model holds, by the name of the attribute.
+
+    Those of a list or dictionary have their index or key behind the name.
+    """
+    held = {"optimizer": getattr(model, "optimizer", None)} | vars(model)
+    found = {}
+    for attribute, value in held.items():
+        if attribute.startswith("_self_"):  # What TensorFlow notes of the others.
+            continue
+        # Not by `keras.tree`, which sorts dictionaries.
+        items: Any = value.items() if isinstance(value, dict) else ()
+        items = enumerate(value) if isinstance(value, list | tuple) else items
+        inner = [(f"{attribute}_{key}", item) for key, item in items]
+        for name, item in [(attribute, value), *inner]:
+            if isinstance(item, keras.optimizers.Optimizer):
+                # Under its own name, if `model.optimizer` is one of the others.
+                found[id(item)] = name, item
+    return dict(found.values())
+
+
+def named_trackers(model):
+    """Finds what keeps the norms of a model's gradients.
+
+    Returns:
+        A list of pairs: a `NormTracker`, and a dictionary from the names of its blocks
+        to what the logs call them. If several attributes of the model hold optimizers
+        that keep norms, the name of the attribute comes first.
+    """
+    held: dict[str, list[Any]] = {}
+    seen: list[int] = []
+    for attribute, optimizer in named_optimizers(model).items():
+        # One may be held as it is, and in a `LossScaleOptimizer` as well.
+        found = [o for o in tracking_optimizers(optimizer) if id(o) not in seen]
+        seen += map(id, found)
+        if found:
+            held[attribute] = found
+    trackers: list[Any] = []
+    taken: list[str] = []
+    for attribute, found in held.items():
+        prefix = f"{attribute}/" if len(held) > 1 else ""
+        for tracker in (o.norm_tracker for o in found if o.norm_tracker):
+            # The optimizers of a `MultiOptimizer` may each have a block `global`.
+            names = unique([prefix + name for name in tracker.names], taken)
+            taken += names
+            trackers.append((tracker, dict(zip(tracker.names, names, strict=True))))
+    return trackers

@@ -1,0 +1,48 @@
+"""The types of arguments, and the type that mixins see as their base class."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import keras
+
+from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm
+from keras_normopt._transforms.thresholds import RunningNorm
+
+# `str` is a name that the user registered. Editors complete the literals.
+Norm: TypeAlias = (
+    Literal[
+        "avg_l1",
+        "avg_l1_l2",
+        "avg_l2",
+        "l1",
+        "l1_l2",
+        "l2",
+        "linf",
+        "max",
+        "min_max",
+        "std",
+    ]
+    | str
+    | Callable[[Any], Any]
+    | None
+)
+Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
+Patterns: TypeAlias = str | list[str] | tuple[str, ...]
+ApplyTo: TypeAlias = Literal["gradient", "update"]
+StepSize: TypeAlias = (
+    Literal["weight_norm", "gradient_correlation"]
+    | WeightNorm
+    | GradientCorrelation
+    | None
+)
+MaxNorm: TypeAlias = (
+    float | Literal["weight_norm", "running_norm"] | WeightNorm | RunningNorm
+)
+
+# A mixin calls methods of the optimizer class that comes after it.
+if TYPE_CHECKING:
+
+    class MixinBase(keras.optimizers.Optimizer):
+        """Only for type checkers."""
+else:
+    MixinBase = object
