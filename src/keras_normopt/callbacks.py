@@ -86,7 +86,7 @@ class GradientNorms(keras.callbacks.Callback):
         self.progress_bar = progress_bar
         self._totals: set[str] = set()
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Any = None) -> None:
         held = named_optimizers(self.model)
         if not any(map(tracking_optimizers, held.values())):
             found = [f"model.{name} = {_described(o)}" for name, o in held.items()]
@@ -115,18 +115,20 @@ class GradientNorms(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._sums, self._largest, self._counts = {}, {}, {}
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._sums: dict[str, float] = {}
+        self._largest: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
         for tracker, _ in self._trackers():
             tracker.reset()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.frequency != "epoch" and (batch + 1) % self.frequency == 0:
             means, largest = self._take()
             if logs is not None:
                 logs.update(means | largest)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._take()
         means = {key: s / self._counts[key] for key, s in self._sums.items()}
         if logs is not None:

@@ -37,6 +37,7 @@ keras_normopt.testing.check_norm(norms.l2, max_examples=10)
 keras_normopt.callbacks.GradientNorms(frequency=10, progress_bar=True)
 keras_normopt.plot_gradient_norms({"grad_norm/a": [1.0]}, statistic="max", exclude=())
 keras_normopt.plot_gradient_norms({}, statistic="median")  # type: ignore[arg-type]
+keras_normopt.NormalizedSGD(step_size=keras_normopt.GradientCorrelation(rate=0.1))
 
 optimizer = keras_normopt.NormalizedMuon()
 floor: float = optimizer.norm_epsilon

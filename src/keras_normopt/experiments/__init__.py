@@ -9,6 +9,10 @@ writes tables and figures. Goes on where it was cut off.
 """
 
 import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_normopt.experiments.comparing import compare
 
 __all__ = ["compare"]
 

@@ -6,10 +6,12 @@ import functools
 import json
 import math
 import operator
+import os
 import pathlib
 import re
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import joblib
 import keras
@@ -25,20 +27,20 @@ LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 def compare(
-    make_model,
-    x,
-    y=None,
+    make_model: Callable[[], Any],
+    x: Any,
+    y: Any = None,
     *,
-    optimizers=OPTIMIZERS,
-    learning_rates=LEARNING_RATES,
-    seeds=3,
-    epochs=10,
-    monitor=None,
-    mode="auto",
-    test_data=None,
-    out=None,
-    **fit_arguments,
-):
+    optimizers: Iterable[Any] = OPTIMIZERS,
+    learning_rates: Iterable[float] = LEARNING_RATES,
+    seeds: int = 3,
+    epochs: int = 10,
+    monitor: str | None = None,
+    mode: Literal["auto", "min", "max"] = "auto",
+    test_data: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    **fit_arguments: Any,
+) -> "Comparison":
     """Trains a model of yours with several optimizers, and says which does best.
 
     Each optimizer has its learning rate chosen among the same ones, by the mean over
@@ -137,7 +139,7 @@ class Comparison:
         self.monitor, self.mode = monitor, mode
         self.arguments = arguments or {}
         self.found = results.Results(out)
-        self.paths = []
+        self.paths: list[Any] = []
 
     def train(self):
         """Trains what has not been trained yet."""
@@ -160,7 +162,7 @@ class Comparison:
             self.paths = figures.draw(self.rows, self.judge, self.out, self.epoch)
 
     @property
-    def rows(self):
+    def rows(self) -> Any:
         """DataFrame with a row for each run that has finished, and each epoch."""
         return self.found.of(self.plan)
 
@@ -176,20 +178,20 @@ class Comparison:
         return objective.Judge(monitor, mode if self.mode == "auto" else self.mode)
 
     @property
-    def table(self):
+    def table(self) -> str:
         """The best learning rate of each optimizer and what it led to, as text."""
         return results.table(self.rows, self.judge)
 
     @property
-    def summary(self):
+    def summary(self) -> str:
         """What can be said, a sentence in each line."""
         return "\n".join(summary.sentences(self.rows, self.judge))
 
-    def plot(self):
+    def plot(self) -> dict[str, Any]:
         """Draws the figures, and returns a dictionary of them by name."""
         return dict(figures.figures(self.rows, self.judge, self.epoch))
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.table}\n\n{self.summary}"
 
     __repr__ = __str__
