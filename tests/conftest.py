@@ -36,9 +36,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("plain"):
-        from keras_normopt._blocks import grouped
+        from keras_normopt._blocks import stacking
 
-        grouped.STACK_SIZE, grouped.FastReductions = 1, grouped.Reductions
+        stacking.STACK_SIZE, stacking.FastReductions = 1, stacking.Reductions
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "src/keras_normopt"
 # The folders that a gradient goes through, and files in them that it does not.
 CORE = ["_backend", "norms", "_blocks", "_transforms", "_optimizer"]
-NOT_CORE = ["docstrings", "options", "track"]
+NOT_CORE = ["docstrings", "arguments", "track_norms", "types"]
 # `x | y` is of types here, and nothing shifts bits.
 NOT_NUMERIC = r"core/ReplaceBinaryOperator_.*(Bit|Shift|MatMul)"
 # Those of other modules, or of processes in which the package is the one installed.

@@ -13,7 +13,7 @@ def make_gradients(tensors, blocks=None, per_unit=False):
         ops.convert_to_tensor(t) if isinstance(t, np.ndarray) else t for t in tensors
     ]
     blocks = blocks or [[i] for i in range(len(tensors))]
-    return Gradients(tensors, None, dict(enumerate(blocks)), per_unit)
+    return Gradients(tensors, dict(enumerate(blocks)), per_unit)
 
 
 def normalize(tensors, norm, epsilon=0.0, blocks=None, per_unit=False):

@@ -55,6 +55,31 @@ def test_fit_raises_it_before_weights_change(apply_to):
     by_hand.assert_same(model.get_weights(), by_hand.START)
 
 
+@pytest.mark.parametrize("cls", ["NormalizedSGD", "ClippedSGD"])
+@pytest.mark.parametrize("apply_to", ["gradient", "update"])
+def test_weights_do_not_change_after_build_has_failed(cls, apply_to):
+    optimizer = getattr(keras_normopt, cls)(norm=ops.sum, apply_to=apply_to)
+    model = by_hand.make_model(optimizer)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"norm=sum returned -"):
+            by_hand.fit(model)
+    by_hand.assert_same(model.get_weights(), by_hand.START)
+
+
+@pytest.mark.parametrize("apply_to", ["gradient", "update"])
+def test_a_step_without_a_complete_build_raises_an_error(apply_to):
+    class Incomplete(keras_normopt.NormalizedSGD):
+        def _make_transforms(self, variables):
+            raise MemoryError
+
+    optimizer = Incomplete(apply_to=apply_to)
+    variable = keras.Variable(np.ones(2, "float32"))
+    for error in (MemoryError, RuntimeError):
+        with pytest.raises(error):
+            optimizer.apply([ops.ones(2)], [variable])
+    np.testing.assert_array_equal(ops.convert_to_numpy(variable), 1.0)
+
+
 def test_a_function_that_returns_the_gradient(custom_norms):
     def theirs(gradient):
         return gradient / ops.sqrt(ops.sum(gradient))

@@ -14,8 +14,8 @@ from keras import ops
 import keras_normopt
 import oracle
 from keras_normopt import norms
-from keras_normopt._blocks import grouped
-from keras_normopt._blocks.grouped import STACK_ENTRIES, STACK_SIZE
+from keras_normopt._blocks import stacking
+from keras_normopt._blocks.stacking import STACK_ENTRIES, STACK_SIZE
 from keras_normopt._transforms import rescale
 from keras_normopt.norms import _registry
 from single import make_gradients, normalize
@@ -187,8 +187,8 @@ def test_the_fast_path_is_the_plain_one(norm, scope, drawn):
     gradients = [ops.convert_to_tensor(g) for g in gradients]
     fast = make_gradients(gradients, blocks, scope == "unit")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grouped, "STACK_SIZE", 1)
-        patch.setattr(grouped, "FastReductions", grouped.Reductions)
+        patch.setattr(stacking, "STACK_SIZE", 1)
+        patch.setattr(stacking, "FastReductions", stacking.Reductions)
         plain = make_gradients(gradients, blocks, scope == "unit")
         expected = plain.by_block(plain.norms(norm))
         rescale.normalize(plain, norm, 1e-30)

@@ -105,6 +105,18 @@ def test_missing_and_excluded_gradients():
     assert kept["a/bias"] == pytest.approx(2)
 
 
+@pytest.mark.parametrize("cls", ["NormalizedSGD", "ClippedSGD"])
+@pytest.mark.filterwarnings("ignore:exclude=.* excludes every variable")
+def test_only_the_total_is_tracked_if_every_variable_is_excluded(cls):
+    optimizer = getattr(keras_normopt, cls)(0.1, exclude=".", track_norms=True)
+    gradients = make_gradients()
+    tensors = [ops.convert_to_tensor(g, "float32") for g in gradients.values()]
+    optimizer.apply(tensors, make_variables())
+    assert optimizer.gradient_norms == {
+        "total": pytest.approx(total(gradients), rel=1e-5)
+    }
+
+
 def test_without_tracking_there_are_none():
     with pytest.raises(AttributeError, match="track_norms=True"):
         _ = keras_normopt.NormalizedSGD().gradient_norms

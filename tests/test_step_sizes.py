@@ -152,6 +152,20 @@ def test_gradient_correlation():
         np.testing.assert_allclose(moved[path], w, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("step_size", ["gradient_correlation", "weight_norm"])
+def test_variables_of_equal_shapes_in_fit(step_size):
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(4, use_bias=False) for _ in range(2)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    x = np.ones((1, 4), "float32")
+    before = [w.copy() for w in model.get_weights()]
+    model.compile(keras_normopt.NormalizedSGD(0.1, step_size=step_size), loss="mse")
+    model.fit(x, np.full((1, 4), 100.0), verbose=0)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        expected = 0.1 * (size(old) if step_size == "weight_norm" else 1.0)
+        assert size(new - old) == pytest.approx(expected, rel=1e-4)
+
+
 # The rule is asked of all backends above. On the others eager steps take ten times as
 # long.
 @pytest.mark.skipif(BACKEND != "torch", reason="a thousand steps of one rule")

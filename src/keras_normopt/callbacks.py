@@ -9,12 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_normopt._optimizer.discovery import (
+from keras_normopt._optimizer.factory import spelled
+from keras_normopt._optimizer.model_optimizers import (
     named_optimizers,
     named_trackers,
     tracking_optimizers,
 )
-from keras_normopt._optimizer.factory import spelled
 
 __all__ = ["GradientNorms"]
 

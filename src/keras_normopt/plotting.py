@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from keras_normopt._transforms.track import TOTAL
+from keras_normopt._transforms.track_norms import TOTAL
 
 __all__ = ["plot_gradient_norms"]
 

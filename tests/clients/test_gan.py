@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_normopt
-from keras_normopt._optimizer.discovery import named_trackers
+from keras_normopt._optimizer.model_optimizers import named_trackers
 from keras_normopt.callbacks import GradientNorms
 
 BACKEND = keras.backend.backend()

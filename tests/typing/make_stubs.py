@@ -25,7 +25,7 @@ from keras_normopt._optimizer.normalized import NormalizedMixin
 from keras_normopt._optimizer.types import (
     ApplyTo,
     MaxNorm,
-    Norm,
+    NormLike,
     Patterns,
     Scope,
     StepSize,

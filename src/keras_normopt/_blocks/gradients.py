@@ -1,6 +1,5 @@
 """The gradients of one step. Transforms measure and rescale them block by block."""
 
-import math
 from typing import Any
 
 import keras
@@ -19,7 +18,7 @@ from keras_normopt._backend.tensors import (
     unstack,
     widen,
 )
-from keras_normopt._blocks.grouped import groups_of
+from keras_normopt._blocks.stacking import groups_of
 from keras_normopt.norms import l2
 from keras_normopt.norms._norm import Norm
 from keras_normopt.norms._reductions import Reductions, reductions_of
@@ -37,19 +36,28 @@ class Gradients:
     Args:
         tensors: List of tensors, or on TensorFlow of `tf.IndexedSlices` in which no
             index repeats.
-        variables: List of the variables that the gradients belong to.
         blocks: Dict from the number of each block to a non-empty list of positions in
             `tensors`. A gradient in no block stays as it is.
         per_unit: Whether each unit, the last axis of a gradient of several axes, has a
             norm. Then each block has one gradient.
+        variables: List of the variables that the gradients belong to.
+        indices: List of the numbers of these variables in the optimizer.
         rate: Scalar tensor, the learning rate, if the tensors are updates lr · u. Norms
             are then norms of u. If the rate is 0, all norms and updates are 0, even if
             momentum holds steps of earlier rates.
     """
 
-    def __init__(self, tensors, variables, blocks, per_unit=False, rate=None):
-        self.tensors, self.variables = list(tensors), variables
-        self.blocks, self.rate = blocks, rate
+    def __init__(
+        self,
+        tensors,
+        blocks,
+        per_unit=False,
+        variables=(),
+        indices=(),
+        rate=None,
+    ):
+        self.tensors, self.blocks = list(tensors), blocks
+        self.variables, self.indices, self.rate = variables, indices, rate
         self._moves = None if rate is None else ops.not_equal(rate, 0)
         self._per_unit = per_unit
         self._groups = groups_of(self.tensors, blocks, per_unit)
@@ -64,17 +72,6 @@ class Gradients:
     def numbers(self):
         """The numbers of the blocks, in the order of their norms."""
         return [number for group in self._groups for number in group.numbers]
-
-    @property
-    def block_numbers(self):
-        """List of the number of the block that each norm belongs to."""
-        # Not in NumPy, which PyTorch's compiler traces.
-        return [
-            number
-            for group in self._groups
-            for number in group.numbers
-            for _ in range(math.prod(group.shape) // len(group.numbers))
-        ]
 
     def norms(self, norm):
         """Returns the norms of the gradients, packed.
@@ -94,7 +91,8 @@ class Gradients:
 
     def weight_norms(self, norm):
         """Returns the norms of the variables, packed as those of the gradients."""
-        return self._measure(norm, [ops.convert_to_tensor(v) for v in self.variables])
+        weights = [sparse.densify(ops.convert_to_tensor(v)) for v in self.variables]
+        return self._measure(norm, weights)
 
     def total(self):
         """Returns the l2 norm of all gradients together, in blocks or not."""
@@ -123,6 +121,24 @@ class Gradients:
             stacked = [group.stacked for group in self._groups]
             packed = unstack(parts, stacked)
         return dict(zip(self.numbers, packed, strict=True))
+
+    def block_means(self, packed):
+        """Returns a vector with the mean of packed values over each block.
+
+        The blocks are in the order of `numbers`.
+        """
+        parts = packed
+        if _ON_TORCH:
+            parts = split(packed[0], [group.shape for group in self._groups])
+            has_units = [group.has_units for group in self._groups]
+        else:
+            has_units = [len(part.shape) > 0 for part in parts]
+        return join(
+            [
+                ops.mean(part, axis=-1) if units else part
+                for part, units in zip(parts, has_units, strict=True)
+            ]
+        )
 
     def divide(self, divisors):
         """Divides each block by its divisor.
@@ -227,6 +243,6 @@ class Gradients:
 
 def norms_of_each(tensors, norm):
     """Returns a list with the norm of each of some tensors."""
-    alone = Gradients(tensors, None, {i: [i] for i in range(len(tensors))})
+    alone = Gradients(tensors, {i: [i] for i in range(len(tensors))})
     found = alone.by_block(alone.norms(norm))
     return [found[i] for i in range(len(tensors))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from keras_normopt._optimizer.arguments import refuse_after_build
-from keras_normopt._optimizer.base import OptimizerMixin
+from keras_normopt._optimizer.mixin import OptimizerMixin
 from keras_normopt._optimizer.types import MaxNorm
 from keras_normopt._transforms import thresholds
 from keras_normopt._transforms.rescale import clip

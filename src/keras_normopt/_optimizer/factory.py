@@ -12,9 +12,9 @@ from typing import Any
 import keras
 
 from keras_normopt._optimizer import docstrings
-from keras_normopt._optimizer.base import OptimizerMixin
 from keras_normopt._optimizer.clipped import ClippedMixin
 from keras_normopt._optimizer.hook import HOOK
+from keras_normopt._optimizer.mixin import OptimizerMixin
 from keras_normopt._optimizer.normalized import NormalizedMixin
 
 _making = threading.Lock()

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_normopt._backend.devices import near
 from keras_normopt._optimizer.arguments import fixed
-from keras_normopt._optimizer.base import OptimizerMixin
+from keras_normopt._optimizer.mixin import OptimizerMixin
 from keras_normopt._optimizer.types import StepSize
 from keras_normopt._transforms import step_sizes
 from keras_normopt._transforms.config import checked_float, config_of
@@ -131,14 +131,12 @@ class NormalizedMixin(OptimizerMixin):
             self._add_factors(variables)
             # From raw gradients, so this comes first.
             set_factors = functools.partial(
-                step_sizes.set_factors,
-                step_size=self.step_size,
-                kept=self._factor_variables,
+                step_sizes.set_factors, step_size=self.step_size, kept=self._factors
             )
             on_gradients.insert(0, set_factors)
             if self.apply_to == "update":
                 on_updates.append(
-                    functools.partial(step_sizes.multiply, kept=self._factor_variables)
+                    functools.partial(step_sizes.multiply, kept=self._factors)
                 )
         return on_gradients, on_updates
 
@@ -164,15 +162,13 @@ class NormalizedMixin(OptimizerMixin):
                     self._blocks.norm_shape(variable),
                 )
 
-    def _factor_variables(self, variable):
-        """Returns the variables that `step_size` keeps for a weight, or `None`."""
-        return self._factors.get(self._get_variable_index(variable))
-
     def _multiplies_rates(self):
         return self.step_size is not None and self.apply_to == "gradient"
 
     def update_step(self, gradient, variable, learning_rate):
-        kept = self._factor_variables(variable) if self._multiplies_rates() else None
+        kept = None
+        if self._multiplies_rates():
+            kept = self._factors.get(self._get_variable_index(variable))
         if kept:
             factor = ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype)
             factor = near(factor, ops.convert_to_tensor(variable))

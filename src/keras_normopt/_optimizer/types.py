@@ -9,7 +9,7 @@ from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm
 from keras_normopt._transforms.thresholds import RunningNorm
 
 # `str` is a name that the user registered. Editors complete the literals.
-Norm: TypeAlias = (
+NormLike: TypeAlias = (
     Literal[
         "avg_l1",
         "avg_l1_l2",

@@ -157,14 +157,14 @@ class UpdateCapture(Hook):
                 super()._distributed_tf_update_step(distribution, grads_and_vars, rate)
                 return
 
-            def caught(variable, gradient, rate):
+            def capture(variable, gradient, rate):
                 self.update_step(gradient, variable, rate)
                 update = self._captured.updates.pop(self._get_variable_index(variable))
                 is_alone = distribution.num_replicas_in_sync == 1
                 return update if is_alone else sparse.densify(update)
 
             self._shared.updates = [
-                distribution.extended.update(v, caught, args=(g, rate), group=False)
+                distribution.extended.update(v, capture, args=(g, rate), group=False)
                 for g, v in grads_and_vars
             ]
 
@@ -215,8 +215,8 @@ class UpdateCapture(Hook):
 
         def _take_updates(self, variables):
             numbers = [self._get_variable_index(variable) for variable in variables]
-            caught, self._captured.updates = self._captured.updates, {}
-            return [caught[number] for number in numbers if number in caught]
+            captured, self._captured.updates = self._captured.updates, {}
+            return [captured[number] for number in numbers if number in captured]
 
         def _add_updates(self, variables, updates):
             if self._is_foreach():

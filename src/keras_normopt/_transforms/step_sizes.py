@@ -189,7 +189,9 @@ class GradientCorrelation(Configured):
         """Returns the factor of each weight in a block, by its position."""
         positions = [i for block in gradients.blocks.values() for i in block]
         raw = [sparse.densify(gradients.tensors[i]) for i in positions]
-        previous = [ops.convert_to_tensor(kept[i][1]) for i in positions]
+        previous = [
+            sparse.densify(ops.convert_to_tensor(kept[i][1])) for i in positions
+        ]
         # Each is divided by its norm first. A product of gradients may overflow.
         units, previous_units = _unit_vectors(raw), _unit_vectors(previous)
         result = {}
@@ -221,9 +223,9 @@ def set_factors(gradients, step_size, kept):
     Args:
         gradients: The raw `Gradients`.
         step_size: The object that computes the factors.
-        kept: Function from a variable to what `add_factor_variables` returned for it.
+        kept: Dict from the numbers of weights to what `add_factor_variables` returned.
     """
-    of_step = [kept(variable) for variable in gradients.variables]
+    of_step = [kept.get(index) for index in gradients.indices]
     for position, factor in step_size.factors(gradients, of_step).items():
         variable, *_ = of_step[position]
         variable.assign(ops.cast(factor, "float32"))
@@ -236,7 +238,7 @@ def multiply(gradients, kept):
         gradients: The `Gradients`, which are updates.
         kept: As for `set_factors`.
     """
-    of_step = [kept(variable) for variable in gradients.variables]
+    of_step = [kept.get(index) for index in gradients.indices]
     gradients.multiply(
         {i: ops.convert_to_tensor(k[0]) for i, k in enumerate(of_step) if k}
     )
@@ -249,7 +251,7 @@ def get(identifier: Any) -> Any:
     """Returns what `step_size=` stands for.
 
     Args:
-        identifier: `None`, a name, an instance, or what `serialize` made of one.
+        identifier: `None`, a name, an instance, or what `config_of` made of one.
 
     Raises:
         ValueError: If it is none of these, or its arguments are wrong.

@@ -92,18 +92,16 @@ class RunningNorm(Configured):
             shapes: List of the shapes of the blocks' norms.
 
         Returns:
-            The two variables, and the places of each block in them by its number.
+            The two variables, the places of each block in them, and the shapes.
         """
-        places: dict[int, Any] = {}
-        start = 0
-        # As `pack` packs them: saved files have this order.
-        for number in sorted(range(len(shapes)), key=lambda i: bool(shapes[i])):
-            end = start + math.prod(shapes[number])
-            places[number], start = range(start, end), end
-        shape = (start,)
+        numbers = range(len(shapes))
+        # As `join` joins them: saved files have this order.
+        order = sorted(numbers, key=lambda number: bool(shapes[number]))
+        places = _places(order, shapes)
+        shape = (sum(map(math.prod, shapes)),)
         means = add_variable("running_norm", shape=shape, dtype="float32")
         counts = add_variable("running_norm_count", shape=shape, dtype="float32")
-        return means, counts, places
+        return means, counts, places, shapes
 
     def limits(self, gradients, norm, kept):
         """Takes in the norms of one step, and returns their limits, packed.
@@ -113,15 +111,16 @@ class RunningNorm(Configured):
             norm: The `Norm`.
             kept: What `add_limit_variables` returned.
         """
-        *variables, places = kept
+        *variables, places, shapes = kept
         means, counts = map(ops.convert_to_tensor, variables)
-        of_step = [place for number in gradients.numbers for place in places[number]]
         values = near(cast(join(gradients.norms(norm)), "float32"), means)
         # A block without a gradient in this step counts as little as one of norm 0.
-        found = {place: index for index, place in enumerate(of_step)}
-        indices = [found.get(place, len(of_step)) for place in range(means.shape[0])]
         padded = ops.append(values, ops.zeros_like(means[:1]))
-        every = ops.take(padded, constant_near(indices, "int32", means))
+        absent = values.shape[0]
+        places_of_step = _places(gradients.numbers, shapes)
+        sources = {number: places_of_step.get(number, absent) for number in places}
+        indices = ops.minimum(_indices(sources, shapes, means), absent)
+        every = ops.take(padded, indices)
         is_warm = counts >= self.warmup
         limits = ops.where(is_warm, means * self.factor, NO_LIMIT)
         counted = (every > 0) & (every <= NO_LIMIT)  # False for NaN.
@@ -130,8 +129,39 @@ class RunningNorm(Configured):
         change = (ops.where(counted, clipped, means) - means) * weight
         variables[0].assign(means + change)
         variables[1].assign(counts + ops.cast(counted, "float32"))
-        limits = ops.take(limits, constant_near(of_step, "int32", means))
+        targets = {number: places[number] for number in gradients.numbers}
+        limits = ops.take(limits, _indices(targets, shapes, means))
         return gradients.from_vector(limits)
+
+
+def _places(numbers, shapes):
+    """Returns where the norms of each block begin, if they are joined in this order."""
+    places: dict[int, int] = {}
+    start = 0
+    for number in numbers:
+        places[number] = start
+        start += math.prod(shapes[number])
+    return places
+
+
+def _indices(places, shapes, other):
+    """Returns the indices of all norms of some blocks, near a tensor.
+
+    Args:
+        places: Dict from the numbers of blocks to where their norms begin. Blocks with
+            a scalar norm come first.
+        shapes: List of the shapes of the blocks' norms.
+        other: The tensor.
+    """
+    scalars = [place for number, place in places.items() if not shapes[number]]
+    parts = [constant_near(scalars, "int32", other)]
+    # Not as a list, which would have as many entries as there are units.
+    parts += [
+        constant_near([place], "int32", other) + ops.arange(shapes[number][0])
+        for number, place in places.items()
+        if shapes[number]
+    ]
+    return ops.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 class _Constant:

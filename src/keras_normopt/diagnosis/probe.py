@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt._optimizer.discovery import optimizers_of
+from keras_normopt._optimizer.model_optimizers import optimizers_of
 
 _ON_TORCH = keras.backend.backend() == "torch"
 

@@ -23,10 +23,10 @@ from keras_normopt._optimizer.arguments import (
 )
 from keras_normopt._optimizer.docstrings import options_of
 from keras_normopt._optimizer.state import OwnVariables, Paths
-from keras_normopt._optimizer.types import ApplyTo, Norm, Patterns, Scope
+from keras_normopt._optimizer.types import ApplyTo, NormLike, Patterns, Scope
 from keras_normopt._optimizer.update_capture import UpdateCapture
 from keras_normopt._transforms.center import center
-from keras_normopt._transforms.track import NormTracker
+from keras_normopt._transforms.track_norms import NormTracker
 from keras_normopt.norms import _registry, l2
 
 #: Changes the `Gradients` of one step.
@@ -90,7 +90,7 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
     def __init__(
         self,
         *args: Any,
-        norm: Norm = "l2",
+        norm: NormLike = "l2",
         scope: Scope = "variable",
         exclude: Patterns = (),
         track_norms: bool = False,
@@ -114,7 +114,8 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             self._check_base_can_be_captured()
         self._blocks: Any = None  # The `Blocks`, from `build` on.
         self._norm_tracker: NormTracker | None = None
-        self._gradient_transforms = self._update_transforms = ()
+        self._gradient_transforms: tuple[Transform, ...] | None = None
+        self._update_transforms: tuple[Transform, ...] | None = None
 
     def get_config(self):
         config = {
@@ -128,12 +129,12 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
         return self._with_paths(super().get_config() | config)
 
     @property
-    def norm(self) -> Norm:
+    def norm(self) -> NormLike:
         """A registered name, a function from a gradient to its norm, or `None`."""
         return self._norm
 
     @norm.setter
-    def norm(self, norm: Norm) -> None:
+    def norm(self, norm: NormLike) -> None:
         resolved_norm = self._resolve(norm, self.scope)
         if self.built and norm != self._norm:
             refuse_after_build(self, "norm", norm, "")
@@ -151,14 +152,15 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
     def build(self, variables):
         if self.built:
             return
-        super().build(variables)
+        # This may raise an error. After Keras's `build` the optimizer counts as built.
         self._paths = self._paths_of(variables)
         self._blocks = Blocks(self.scope, self.exclude, variables, self._paths)
+        if self._resolved_norm is not None:
+            self._resolved_norm.check(self._blocks, variables)
+        super().build(variables)
         gradient_transforms, update_transforms = self._make_transforms(variables)
         if gradient_transforms or update_transforms:
             self._check_dtypes(variables)
-        if self._resolved_norm is not None:
-            self._resolved_norm.check(self._blocks, variables)
         self._gradient_transforms = tuple(gradient_transforms)
         self._update_transforms = tuple(update_transforms)
 
@@ -208,6 +210,12 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             )
 
     def _transform_gradients(self, grads, variables):
+        if self._gradient_transforms is None:
+            raise RuntimeError(
+                f"{type(self).__name__} is not built, because its `build` failed or "
+                "was not called, and its gradients would not be changed. Make a new "
+                "optimizer, and compile the model with it."
+            )
         return self._transform(self._gradient_transforms, grads, variables)
 
     def _transform_updates(self, updates, variables, learning_rate):
@@ -220,11 +228,14 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
     def _transform(self, transforms, tensors, variables, rate=None):
         if not transforms:
             return tensors
-        blocks = self._blocks.of_step([self._get_variable_index(v) for v in variables])
+        indices = [self._get_variable_index(v) for v in variables]
+        blocks = self._blocks.of_step(indices)
         tensors = [
             sparse.prepare(t, v) for t, v in zip(tensors, variables, strict=True)
         ]
-        gradients = Gradients(tensors, variables, blocks, self._blocks.per_unit, rate)
+        gradients = Gradients(
+            tensors, blocks, self._blocks.per_unit, variables, indices, rate
+        )
         for transform in transforms:
             transform(gradients)
         return gradients.tensors

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_normopt._backend.devices import constant_near, near
-from keras_normopt._backend.tensors import cast, join
+from keras_normopt._backend.tensors import cast
 from keras_normopt._blocks.partition import unique
 
 #: The name of the l2 norm of the whole gradient, beside those of the blocks.
@@ -66,18 +66,15 @@ class NormTracker:
         change = self._means(gradients, above) - self._clipped
         self._clipped.assign(self._clipped + change / self._count)
 
-    def _means(self, gradients, values):
+    def _means(self, gradients, packed):
         """Returns the mean of packed values over each block, 0 if it has none."""
-        values = near(cast(join(values), "float32"), ops.convert_to_tensor(self._last))
-        number = len(self.blocks)
-        of_block = gradients.block_numbers
-        counts = [0.0] * number
-        for i in of_block:
-            counts[i] += 1.0
-        ids = constant_near(of_block, "int32", values)
-        sums = ops.segment_sum(values, ids, number)
-        divisors = [max(count, 1.0) for count in counts]
-        return sums / constant_near(divisors, "float32", values)
+        values = [cast(value, "float32") for value in packed]
+        means = near(gradients.block_means(values), ops.convert_to_tensor(self._last))
+        place = {number: i for i, number in enumerate(gradients.numbers)}
+        absent = len(place)
+        indices = [place.get(number, absent) for number in range(len(self.blocks))]
+        padded = ops.append(means, near(ops.zeros((1,)), means))
+        return ops.take(padded, constant_near(indices, "int32", means))
 
     @property
     def last(self):
