@@ -114,23 +114,26 @@ class RunningNorm(Configured):
         *variables, places, shapes = kept
         means, counts = map(ops.convert_to_tensor, variables)
         values = near(cast(join(gradients.norms(norm)), "float32"), means)
-        # A block without a gradient in this step counts as little as one of norm 0.
-        padded = ops.append(values, ops.zeros_like(means[:1]))
-        absent = values.shape[0]
         places_of_step = _places(gradients.numbers, shapes)
-        sources = {number: places_of_step.get(number, absent) for number in places}
-        indices = ops.minimum(_indices(sources, shapes, means), absent)
-        every = ops.take(padded, indices)
+        is_same = places_of_step == places  # Spares two copies of many norms.
+        if not is_same:
+            # A block without a gradient counts as little as one of norm 0.
+            padded = ops.append(values, ops.zeros_like(means[:1]))
+            absent = values.shape[0]
+            sources = {number: places_of_step.get(number, absent) for number in places}
+            indices = ops.minimum(_indices(sources, shapes, means), absent)
+            values = ops.take(padded, indices)
         is_warm = counts >= self.warmup
         limits = ops.where(is_warm, means * self.factor, NO_LIMIT)
-        counted = (every > 0) & (every <= NO_LIMIT)  # False for NaN.
+        counted = (values > 0) & (values <= NO_LIMIT)  # False for NaN.
         weight = ops.where(is_warm, 1.0 - self.decay, 1.0 / (counts + 1.0))
-        clipped = ops.minimum(every, limits)
+        clipped = ops.minimum(values, limits)
         change = (ops.where(counted, clipped, means) - means) * weight
         variables[0].assign(means + change)
         variables[1].assign(counts + ops.cast(counted, "float32"))
-        targets = {number: places[number] for number in gradients.numbers}
-        limits = ops.take(limits, _indices(targets, shapes, means))
+        if not is_same:
+            targets = {number: places[number] for number in gradients.numbers}
+            limits = ops.take(limits, _indices(targets, shapes, means))
         return gradients.from_vector(limits)
 
 
