@@ -152,14 +152,7 @@ class Gradients:
         self._forget()
         for number, divisor in self.by_block(divisors).items():
             for i in self.blocks[number]:
-                self._divide(i, divisor)
-
-    def _divide(self, position, divisor):
-        def quotient(values):
-            return divide(values, divisor, self._moves)
-
-        tensor = self.tensors[position]
-        self.tensors[position] = sparse.map_values(quotient, tensor)
+                self._divide([i], None, divisor)
 
     def _divide_stacks(self, divisors):
         stacks = self._reductions or self._reduce(self.tensors)
@@ -169,16 +162,26 @@ class Gradients:
             for positions in reversed(group.slots):
                 # Frees each copy before the next one is divided.
                 stack = reductions.tensors.pop()
-                divisor = reductions.broadcast(part, stack)
-                if len(positions) == 1:
-                    self._divide(positions[0], divisor)
-                    continue
-                first = self.tensors[positions[0]]
-                quotients = cast(divide(stack, divisor), dtype_of(first))
-                quotients = ops.reshape(quotients, (len(positions), *first.shape))
-                each = ops.unstack(quotients, len(positions))
-                for position, tensor in zip(positions, each, strict=True):
-                    self.tensors[position] = tensor
+                self._divide(positions, stack, reductions.broadcast(part, stack))
+
+    def _divide(self, positions, stack, divisor):
+        """Divides one gradient, or the gradients that were stacked.
+
+        This is a function, so that its copies are freed before the next call.
+        """
+        first = self.tensors[positions[0]]
+        if len(positions) == 1:
+            self.tensors[positions[0]] = sparse.map_values(
+                lambda values: divide(values, divisor, self._moves), first
+            )
+            return
+        quotients = cast(divide(stack, divisor), dtype_of(first))
+        shape = (len(positions), *first.shape)
+        if tuple(quotients.shape) != shape:
+            quotients = ops.reshape(quotients, shape)
+        each = ops.unstack(quotients, len(positions))
+        for position, tensor in zip(positions, each, strict=True):
+            self.tensors[position] = tensor
 
     def multiply(self, factors):
         """Multiplies gradients by tensors.
