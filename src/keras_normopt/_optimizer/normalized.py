@@ -202,7 +202,7 @@ class NormalizedMixin(OptimizerMixin):
                 warnings.warn(
                     f"{name}={getattr(self, name)} has no effect on "
                     f"{type(self).__name__} with norm={self.norm!r}: it clips the raw "
-                    "gradient, which keeps its direction, and its length is divided "
+                    "gradient, which keeps its direction, and its norm is divided "
                     f"out after that. Leave `{name}` out, or use `clipvalue`, which "
                     "bounds each entry.",
                     stacklevel=3,
