@@ -6,6 +6,7 @@ import math
 import pickle
 import sys
 import types
+import typing
 
 import keras
 import numpy as np
@@ -14,6 +15,8 @@ from keras import ops
 
 import keras_normopt
 from keras_normopt import normalized
+from keras_normopt._blocks import partition
+from keras_normopt._optimizer.types import NormLike, Scope
 from processes import finish, start
 
 BACKEND = keras.backend.backend()
@@ -337,3 +340,9 @@ def test_a_subclass_is_an_ordinary_class():
     np.testing.assert_allclose(step(Mine()), [0.75, 1.0], rtol=1e-6)
     with pytest.raises((pickle.PicklingError, AttributeError), match="Mine"):
         pickle.dumps(Mine)
+
+
+def test_types_name_every_norm_and_scope():
+    literal, *_ = typing.get_args(NormLike)
+    assert sorted(typing.get_args(literal)) == sorted(keras_normopt.norms.__all__)
+    assert typing.get_args(Scope) == partition.SCOPES

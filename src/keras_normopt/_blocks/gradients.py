@@ -110,6 +110,10 @@ class Gradients:
         units = [g.shape[g.stacked :] for g in self._groups for _ in g.numbers]
         return split(vector, units)
 
+    def _by_group(self, packed):
+        """Returns one tensor for each group, from the vector that PyTorch has."""
+        return split(packed[0], [group.shape for group in self._groups])
+
     def by_block(self, packed):
         """Takes packed values apart.
 
@@ -117,9 +121,8 @@ class Gradients:
             Dict from the number of each block to a scalar, or to a vector of its units.
         """
         if _ON_TORCH:
-            parts = split(packed[0], [group.shape for group in self._groups])
             stacked = [group.stacked for group in self._groups]
-            packed = unstack(parts, stacked)
+            packed = unstack(self._by_group(packed), stacked)
         return dict(zip(self.numbers, packed, strict=True))
 
     def block_means(self, packed):
@@ -129,7 +132,7 @@ class Gradients:
         """
         parts = packed
         if _ON_TORCH:
-            parts = split(packed[0], [group.shape for group in self._groups])
+            parts = self._by_group(packed)
             has_units = [group.has_units for group in self._groups]
         else:
             has_units = [len(part.shape) > 0 for part in parts]
@@ -157,7 +160,7 @@ class Gradients:
     def _divide_stacks(self, divisors):
         stacks = self._reductions or self._reduce(self.tensors)
         self._forget()
-        parts = split(divisors[0], [group.shape for group in self._groups])
+        parts = self._by_group(divisors)
         for group, reductions, part in zip(self._groups, stacks, parts, strict=True):
             for positions in reversed(group.slots):
                 # Frees each copy before the next one is divided.

@@ -141,13 +141,7 @@ class NormalizedMixin(OptimizerMixin):
         return on_gradients, on_updates
 
     def _make_rescaling(self, variables):
-        epsilon = self._add_own_variable(
-            "norm_epsilon",
-            saved=False,
-            shape=(),
-            dtype="float32",
-            initializer=keras.initializers.Constant(self.norm_epsilon),
-        )
+        epsilon = self._add_own_variable("norm_epsilon", value=self.norm_epsilon)
         return functools.partial(normalize, norm=self._resolved_norm, epsilon=epsilon)
 
     def _add_factors(self, variables):

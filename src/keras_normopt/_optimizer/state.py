@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_normopt._optimizer.types import MixinBase
@@ -76,16 +77,19 @@ class OwnVariables(MixinBase):
         self._own_variables: dict[str, Any] = {}
         self._not_saved: set[str] = set()
 
-    def _add_own_variable(self, name, saved=True, **arguments):
+    def _add_own_variable(self, name, value=None, **arguments):
         """Adds a variable, the same on all replicas.
 
         Args:
             name: Name of the variable.
-            saved: Whether files hold it. A number that the config holds is not saved.
+            value: Float or `None`. A float makes a scalar of this value, which is not
+                saved, because the config holds the number.
             arguments: Arguments of `add_variable`.
         """
-        if not saved:
+        if value is not None:
             self._not_saved.add(name)
+            initializer = keras.initializers.Constant(value)
+            arguments = {"shape": (), "dtype": "float32", "initializer": initializer}
         variable = self.add_variable(
             name=name, aggregation="only_first_replica", **arguments
         )

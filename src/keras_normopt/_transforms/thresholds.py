@@ -185,13 +185,7 @@ class _Constant:
 
     def add_limit_variables(self, add_variable, shapes):
         """Adds a variable, so that compiled steps see the limit change."""
-        return add_variable(
-            "max_norm",
-            saved=False,
-            shape=(),
-            dtype="float32",
-            initializer=keras.initializers.Constant(self._value),
-        )
+        return add_variable("max_norm", value=self._value)
 
     def limits(self, gradients, norm, kept):
         """Returns the limits of the norms of one step, packed."""
