@@ -3,6 +3,7 @@
 import numpy as np
 from keras import ops
 
+from keras_normopt._blocks.axes import last
 from keras_normopt._blocks.gradients import Gradients
 from keras_normopt._transforms import rescale
 from keras_normopt.norms import _registry
@@ -13,7 +14,8 @@ def make_gradients(tensors, blocks=None, per_unit=False):
         ops.convert_to_tensor(t) if isinstance(t, np.ndarray) else t for t in tensors
     ]
     blocks = blocks or [[i] for i in range(len(tensors))]
-    return Gradients(tensors, dict(enumerate(blocks)), per_unit)
+    units = [last(tuple(t.shape)) for t in tensors] if per_unit else None
+    return Gradients(tensors, dict(enumerate(blocks)), units)
 
 
 def normalize(tensors, norm, epsilon=0.0, blocks=None, per_unit=False):

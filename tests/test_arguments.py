@@ -174,7 +174,7 @@ HOSTILE = {
         7,
         True,
     ],
-    "norm_epsilon": ["1e-7", "x" * 10_000_000, None, [], {}, 10**400, -1, "nan"],
+    "norm_epsilon": ["1e-7", "x" * 10_000_000, [], {}, 10**400, -1, "nan"],
     "scope_of_theirs": [1, "eval"],
 }
 

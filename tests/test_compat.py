@@ -80,7 +80,7 @@ def test_hyperparameters_are_the_same():
     )
     config = NormalizedOptimizer(original).get_config()
     ours = {"norm", "norm_epsilon", "scope", "exclude", "step_size", "track_norms"}
-    ours |= {"apply_to", "centralize"}
+    ours |= {"apply_to", "centralize", "axes", "direction"}
     assert ours <= set(config)
     config = {key: value for key, value in config.items() if key not in ours}
     assert config == original.get_config()

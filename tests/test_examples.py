@@ -24,6 +24,7 @@ WITH_EXAMPLES = {
     "keras_normopt.callbacks",
     "keras_normopt.compat",
     "keras_normopt.diagnosis.diagnosing",
+    "keras_normopt.directions",
     "keras_normopt.experiments.comparing",
     "keras_normopt.norms",
     "keras_normopt.optimizers",

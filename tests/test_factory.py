@@ -74,8 +74,10 @@ def test_third_party():
         "track_norms",
         "apply_to",
         "centralize",
+        "axes",
         "norm_epsilon",
         "step_size",
+        "direction",
         "kwargs",
     ]
     assert "warmth: Float. How warm it is." in cls.__doc__
@@ -209,7 +211,7 @@ def test_a_wrong_norm_lists_the_choices(norm):
 
 @pytest.mark.parametrize(
     "norm_epsilon",
-    [-1e-9, math.nan, math.inf, -math.inf, 1e39, "1e-7", None, True, [0]],
+    [-1e-9, math.nan, math.inf, -math.inf, 1e39, "1e-7", True, [0]],
 )
 def test_a_wrong_norm_epsilon_is_named(norm_epsilon):
     message = "`norm_epsilon` must be a finite float of at least 0.*Received: norm_ep"
@@ -258,14 +260,14 @@ PYTHON_ERROR = r"__init__\(\) got an unexpected keyword argument '\w+'.* "
         ("NormalizedLion", "max_norm", "of `keras_normopt.clipped(Lion)`, which can c"),
         ("ClippedAdam", "norm_epsilon", "`keras_normopt.NormalizedAdam`, which can no"),
         ("ClippedAdam", "step_size", "argument of `keras_normopt.NormalizedAdam`, "),
-        ("NormalizedSGD", "betas", "NormalizedSGD takes apply_to, centralize, clipn"),
+        ("NormalizedSGD", "betas", "NormalizedSGD takes apply_to, axes, centralize"),
         (normalized(MySGD), "wramth", "Did you mean `warmth`?"),
         (normalized(MySGD), "momentun", "Did you mean `momentum`?"),
         (Warm, "wramth", "Did you mean `warmth`?"),
         (Warm, "nrom", "Did you mean `norm`?"),
         (Warm, "max_norm", "argument of `keras_normopt.ClippedSGD`, "),
         (normalized(NoMore), "nrom", "Did you mean `norm`?"),
-        (normalized(NoMore), "mmentum", "NormalizedNoMore takes apply_to, centra"),
+        (normalized(NoMore), "mmentum", "NormalizedNoMore takes apply_to, axes"),
         (normalized(NoMore), "max_norm", "of `keras_normopt.clipped(NoMore)`, "),
     ],
 )

@@ -95,9 +95,12 @@ def test_arguments_are_those_of_the_base_and_ours(cls):
     assert parameters.pop("track_norms").default is False
     assert parameters.pop("apply_to").default == "gradient"
     assert parameters.pop("centralize").default is False
-    assert parameters.pop("norm_epsilon").default == 1e-30
+    assert parameters.pop("norm_epsilon").default is None
+    assert parameters.pop("axes").default is None
+    assert parameters.pop("direction").default is None
     assert parameters == dict(inspect.signature(base_of(cls)).parameters)
     assert cls().norm == "l2"
+    assert cls().norm_epsilon == 1e-30
 
 
 @pytest.mark.parametrize("cls", CLASSES)

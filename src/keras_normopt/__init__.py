@@ -4,6 +4,7 @@ try:
     # Imports Keras, which imports its backend.
     from keras_normopt import (
         callbacks,
+        directions,
         experiments,
         norms,
         optimizers,
@@ -40,6 +41,7 @@ __all__ = [
     "callbacks",
     "clipped",
     "diagnose",
+    "directions",
     "experiments",
     "normalized",
     "norms",

@@ -6,7 +6,7 @@ Keras knows the strings in each process that imports `keras_normopt`.
 import keras
 from keras import optimizers
 
-from keras_normopt._optimizer.factory import clipped, normalized
+from keras_normopt._optimizer.factory import clipped, normalized, with_defaults
 
 NormalizedSGD = normalized(optimizers.SGD)
 NormalizedAdam = normalized(optimizers.Adam)
@@ -21,6 +21,37 @@ NormalizedLion = normalized(optimizers.Lion)
 NormalizedAdafactor = normalized(optimizers.Adafactor)
 NormalizedLamb = normalized(optimizers.Lamb)
 NormalizedMuon = normalized(optimizers.Muon)
+
+OrthogonalSGD = with_defaults(
+    NormalizedSGD,
+    "OrthogonalSGD",
+    """\
+SGD whose steps are orthogonal matrices.
+
+It is `NormalizedSGD` with other defaults. The momentum M of each kernel, seen as a
+matrix (inputs | outputs), is replaced by its orthogonal factor,
+
+    w ← w − lr · scale · U Vᵀ, where M = U S Vᵀ
+
+so that every direction in the matrix gets a step of the same length, however small
+its gradients are. Kernels of attention, convolutions and recurrent layers are
+matrices too: see `keras_normopt.directions.Orthogonal`. All other variables step with
+their momentum. It keeps one slot for each variable, as SGD with momentum does.
+""",
+    """\
+    - [Jordan et al., 2024, Muon: An optimizer for hidden layers in neural
+      networks](https://kellerjordan.github.io/posts/muon/)
+    - [Pethick et al., 2025, Training Deep Learning Models with Norm-Constrained
+      LMOs](https://arxiv.org/abs/2502.07529)
+    - [Liu et al., 2025, Muon is Scalable for LLM
+      Training](https://arxiv.org/abs/2502.16982), for the scale""",
+    momentum=0.9,
+    nesterov=True,
+    norm=None,
+    apply_to="update",
+    norm_epsilon=1e-20,
+    direction="orthogonal",
+)
 
 ClippedSGD = clipped(optimizers.SGD)
 ClippedAdam = clipped(optimizers.Adam)
@@ -48,6 +79,8 @@ if hasattr(optimizers, "ScheduleFreeAdamW"):  # Not in the oldest supported Kera
     NormalizedScheduleFreeAdamW = normalized(optimizers.ScheduleFreeAdamW)
     NORMALIZED["normalized_schedule_free_adamw"] = NormalizedScheduleFreeAdamW
 
+ORTHOGONAL = {"orthogonal_sgd": OrthogonalSGD}
+
 CLIPPED = {
     "clipped_sgd": ClippedSGD,
     "clipped_adam": ClippedAdam,
@@ -56,7 +89,7 @@ CLIPPED = {
 }
 
 #: The strings for `model.compile`, and the classes that they stand for.
-ALIASES = NORMALIZED | CLIPPED
+ALIASES = NORMALIZED | ORTHOGONAL | CLIPPED
 
 __all__ = [cls.__name__ for cls in ALIASES.values()]
 

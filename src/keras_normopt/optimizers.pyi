@@ -8,6 +8,8 @@ from keras_normopt._optimizer.clipped import ClippedMixin
 from keras_normopt._optimizer.normalized import NormalizedMixin
 from keras_normopt._optimizer.types import (
     ApplyTo,
+    AxesByPattern,
+    DirectionLike,
     MaxNorm,
     NormLike,
     Patterns,
@@ -16,6 +18,7 @@ from keras_normopt._optimizer.types import (
 )
 
 NORMALIZED: dict[str, type[NormalizedMixin]]
+ORTHOGONAL: dict[str, type[NormalizedMixin]]
 CLIPPED: dict[str, type[ClippedMixin]]
 ALIASES: dict[str, type[NormalizedMixin] | type[ClippedMixin]]
 
@@ -34,6 +37,7 @@ __all__ = [
     "NormalizedLamb",
     "NormalizedMuon",
     "NormalizedScheduleFreeAdamW",
+    "OrthogonalSGD",
     "ClippedSGD",
     "ClippedAdam",
     "ClippedAdamW",
@@ -63,8 +67,10 @@ class NormalizedSGD(NormalizedMixin, keras.optimizers.SGD):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -93,8 +99,10 @@ class NormalizedAdam(NormalizedMixin, keras.optimizers.Adam):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -123,8 +131,10 @@ class NormalizedAdamW(NormalizedMixin, keras.optimizers.AdamW):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -153,8 +163,10 @@ class NormalizedRMSprop(NormalizedMixin, keras.optimizers.RMSprop):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -181,8 +193,10 @@ class NormalizedAdagrad(NormalizedMixin, keras.optimizers.Adagrad):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -209,8 +223,10 @@ class NormalizedAdadelta(NormalizedMixin, keras.optimizers.Adadelta):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -238,8 +254,10 @@ class NormalizedAdamax(NormalizedMixin, keras.optimizers.Adamax):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -267,8 +285,10 @@ class NormalizedNadam(NormalizedMixin, keras.optimizers.Nadam):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -299,8 +319,10 @@ class NormalizedFtrl(NormalizedMixin, keras.optimizers.Ftrl):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -327,8 +349,10 @@ class NormalizedLion(NormalizedMixin, keras.optimizers.Lion):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -358,8 +382,10 @@ class NormalizedAdafactor(NormalizedMixin, keras.optimizers.Adafactor):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -387,8 +413,10 @@ class NormalizedLamb(NormalizedMixin, keras.optimizers.Lamb):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -427,8 +455,10 @@ class NormalizedMuon(NormalizedMixin, keras.optimizers.Muon):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
 
@@ -457,8 +487,40 @@ class NormalizedScheduleFreeAdamW(NormalizedMixin, keras.optimizers.ScheduleFree
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
-        norm_epsilon: float = 1e-30,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
+        **kwargs: Any,
+    ) -> None: ...
+
+class OrthogonalSGD(NormalizedSGD):
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        momentum: Any = 0.9,
+        nesterov: Any = True,
+        weight_decay: Any = None,
+        clipnorm: Any = None,
+        clipvalue: Any = None,
+        global_clipnorm: Any = None,
+        use_ema: Any = False,
+        ema_momentum: Any = 0.99,
+        ema_overwrite_frequency: Any = None,
+        loss_scale_factor: Any = None,
+        gradient_accumulation_steps: Any = None,
+        name: Any = None,
+        *,
+        norm: NormLike = None,
+        scope: Scope = "variable",
+        exclude: Patterns = (),
+        track_norms: bool = False,
+        apply_to: ApplyTo = "update",
+        centralize: bool = False,
+        axes: AxesByPattern | None = None,
+        norm_epsilon: float | None = 1e-20,
+        step_size: StepSize = None,
+        direction: DirectionLike = "orthogonal",
         **kwargs: Any,
     ) -> None: ...
 
@@ -485,6 +547,7 @@ class ClippedSGD(ClippedMixin, keras.optimizers.SGD):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
+        axes: AxesByPattern | None = None,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
@@ -514,6 +577,7 @@ class ClippedAdam(ClippedMixin, keras.optimizers.Adam):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
+        axes: AxesByPattern | None = None,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
@@ -543,6 +607,7 @@ class ClippedAdamW(ClippedMixin, keras.optimizers.AdamW):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
+        axes: AxesByPattern | None = None,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
@@ -572,6 +637,7 @@ class ClippedRMSprop(ClippedMixin, keras.optimizers.RMSprop):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
+        axes: AxesByPattern | None = None,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...

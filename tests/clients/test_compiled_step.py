@@ -40,6 +40,8 @@ OPTIONS = [
     {"step_size": "gradient_correlation", "track_norms": True},
     {"norm": None},
     {"centralize": True},
+    {"direction": "orthogonal"},
+    {"direction": {"bias": "sign", ".*": "rows"}, "apply_to": "update"},
     {"apply_to": "update"},
     {"apply_to": "update", "scope": "layer", "step_size": "weight_norm"},
 ]

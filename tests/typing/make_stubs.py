@@ -24,6 +24,8 @@ from keras_normopt._optimizer.clipped import ClippedMixin
 from keras_normopt._optimizer.normalized import NormalizedMixin
 from keras_normopt._optimizer.types import (
     ApplyTo,
+    AxesByPattern,
+    DirectionLike,
     MaxNorm,
     NormLike,
     Patterns,
@@ -32,6 +34,7 @@ from keras_normopt._optimizer.types import (
 )
 
 NORMALIZED: dict[str, type[NormalizedMixin]]
+ORTHOGONAL: dict[str, type[NormalizedMixin]]
 CLIPPED: dict[str, type[ClippedMixin]]
 ALIASES: dict[str, type[NormalizedMixin] | type[ClippedMixin]]
 
@@ -41,7 +44,7 @@ __all__ = [
 """
 
 CLASS = """
-class {name}({mixin}, keras.optimizers.{base}):
+class {name}({bases}):
     def __init__(
 {parameters}
     ) -> None: ...
@@ -57,11 +60,18 @@ def make():
         parameters = [f"        {line}," for line in _parameters(cls)]
         text += CLASS.format(
             name=cls.__name__,
-            mixin=cls.__mro__[1].__name__,
-            base=cls.__name__.removeprefix(cls.PREFIX),
+            bases=_bases(cls),
             parameters="\n".join(parameters),
         )
     return text
+
+
+def _bases(cls):
+    parent = cls.__mro__[1]
+    if parent.__name__ in optimizers.__all__:
+        return parent.__name__
+    base = cls.__name__.removeprefix(cls.PREFIX)
+    return f"{parent.__name__}, keras.optimizers.{base}"
 
 
 def _parameters(cls):

@@ -8,6 +8,7 @@ from keras import ops
 from keras_normopt._backend import sparse
 from keras_normopt._backend.devices import near
 from keras_normopt._backend.tensors import (
+    Leaf,
     cast,
     divide,
     dtype_of,
@@ -18,7 +19,7 @@ from keras_normopt._backend.tensors import (
     unstack,
     widen,
 )
-from keras_normopt._blocks.stacking import groups_of
+from keras_normopt._blocks.stacking import arranged, arranged_shape, groups_of
 from keras_normopt.norms import l2
 from keras_normopt.norms._norm import Norm
 from keras_normopt.norms._reductions import Reductions, reductions_of
@@ -38,7 +39,7 @@ class Gradients:
             index repeats.
         blocks: Dict from the number of each block to a non-empty list of positions in
             `tensors`. A gradient in no block stays as it is.
-        per_unit: Whether each unit, the last axis of a gradient of several axes, has a
+        units: `None`, or a list of the `Axes` of each tensor, if each output unit has a
             norm. Then each block has one gradient.
         variables: List of the variables that the gradients belong to.
         indices: List of the numbers of these variables in the optimizer.
@@ -51,7 +52,7 @@ class Gradients:
         self,
         tensors,
         blocks,
-        per_unit=False,
+        units=None,
         variables=(),
         indices=(),
         rate=None,
@@ -59,14 +60,23 @@ class Gradients:
         self.tensors, self.blocks = list(tensors), blocks
         self.variables, self.indices, self.rate = variables, indices, rate
         self._moves = None if rate is None else ops.not_equal(rate, 0)
-        self._per_unit = per_unit
-        self._groups = groups_of(self.tensors, blocks, per_unit)
+        self._units = units
+        for i, axes in enumerate(units or ()):
+            # A sparse gradient holds rows of the first axis only.
+            if arranged_shape(self.tensors[i], axes) != tuple(self.tensors[i].shape):
+                self.tensors[i] = sparse.densify(self.tensors[i])
+        self._groups = groups_of(self.tensors, blocks, units)
         self._forget()
 
     def _forget(self):
         """Forgets what was computed from gradients that have changed."""
         self._norms: dict[Norm, Any] = {}
         self._reductions: list[Reductions] | None = None
+
+    @property
+    def positions(self):
+        """The positions of all gradients that are in blocks."""
+        return [i for positions in self.blocks.values() for i in positions]
 
     @property
     def numbers(self):
@@ -96,7 +106,7 @@ class Gradients:
 
     def total(self):
         """Returns the l2 norm of all gradients together, in blocks or not."""
-        inside = {i for positions in self.blocks.values() for i in positions}
+        inside = set(self.positions)
         outside = [g for i, g in enumerate(self.tensors) if i not in inside]
         values = self.norms(l2.norm)
         if outside:
@@ -174,16 +184,20 @@ class Gradients:
         """
         first = self.tensors[positions[0]]
         if len(positions) == 1:
+            divisor = self._spread(divisor, positions[0])
             self.tensors[positions[0]] = sparse.map_values(
                 lambda values: divide(values, divisor, self._moves), first
             )
             return
         quotients = cast(divide(stack, divisor), dtype_of(first))
-        shape = (len(positions), *first.shape)
-        if tuple(quotients.shape) != shape:
-            quotients = ops.reshape(quotients, shape)
+        axes = self._units and self._units[positions[0]]
+        shape = arranged_shape(first, axes)
+        if tuple(quotients.shape) != (len(positions), *shape):
+            quotients = ops.reshape(quotients, (len(positions), *shape))
         each = ops.unstack(quotients, len(positions))
         for position, tensor in zip(positions, each, strict=True):
+            if shape != tuple(first.shape):
+                tensor = axes.from_units(tensor, first.shape)
             self.tensors[position] = tensor
 
     def multiply(self, factors):
@@ -195,32 +209,57 @@ class Gradients:
         """
         for i, factor in factors.items():
 
-            def scale(values, factor=factor):
-                wide, factor = widen([values, near(factor, values)])
+            def scale(values, factor=factor, i=i):
+                factor = near(self._spread(factor, i), values)
+                wide, factor = widen([values, factor])
                 return ops.cast(wide * factor, values.dtype)
 
             self.tensors[i] = sparse.map_values(scale, self.tensors[i])
         self._forget()
 
-    def replace(self, function):
-        """Replaces the gradient of each variable in a block.
+    def replace(self, function, positions, by_row=False):
+        """Replaces equal gradients by what a function makes of them.
 
         Args:
-            function: Callable from a dense gradient, or u, to what replaces it.
+            function: Callable from a stack of gradients, or u, of shape `(n, *shape)`,
+                to what replaces them.
+            positions: List of the positions of gradients of one shape, dtype and
+                device.
+            by_row: Whether the function treats each row of a gradient by itself, and
+                maps zeros to zeros. Then sparse gradients stay sparse.
         """
-        for i in (i for positions in self.blocks.values() for i in positions):
-            gradient = self.tensors[i]
-            (tensor,) = widen([sparse.densify(gradient)])
-            if self.rate is None:
-                result = function(tensor)
-            else:
-                unit, rate = (
-                    near(ops.cast(scalar, tensor.dtype), tensor)
-                    for scalar in (self._unit(), self.rate)
-                )
-                result = function(tensor / unit) * rate
-            self.tensors[i] = ops.cast(result, gradient.dtype)
+        first = self.tensors[positions[0]]
+        if by_row and sparse.is_sparse(first):
+            one = [sparse.map_values(lambda v: self._replaced(function, [v])[0], first)]
+            results = one
+        else:
+            dense = [sparse.densify(self.tensors[i]) for i in positions]
+            results = self._replaced(function, dense)
+        for i, result in zip(positions, results, strict=True):
+            self.tensors[i] = result
         self._forget()
+
+    def _replaced(self, function, tensors):
+        dtype, n = dtype_of(tensors[0]), len(tensors)
+        wide = widen(tensors)
+        stack = ops.expand_dims(wide[0], 0) if n == 1 else ops.stack(Leaf(wide))
+        if self.rate is None:
+            result = function(stack)
+        else:
+            unit, rate = (
+                near(ops.cast(scalar, stack.dtype), stack)
+                for scalar in (self._unit(), self.rate)
+            )
+            result = function(stack / unit) * rate
+        result = ops.cast(result, dtype)
+        return [result[0]] if n == 1 else ops.unstack(result, n)
+
+    def _spread(self, values, position):
+        """Shapes one value for each unit so that it broadcasts against a gradient."""
+        if self._units is None:
+            return values
+        shape = tuple(self.tensors[position].shape)
+        return self._units[position].spread(values, shape)
 
     def _unit(self):
         """Returns what updates are divided by to be u, or `None` for gradients."""
@@ -237,10 +276,14 @@ class Gradients:
             reductions = self._reductions = self._reductions or self._reduce(tensors)
         else:
             dense = {
-                number: [sparse.densify(tensors[i]) for i in self.blocks[number]]
+                number: [
+                    arranged(sparse.densify(tensors[i]), self._units and self._units[i])
+                    for i in self.blocks[number]
+                ]
                 for number in self.numbers
             }
-            reductions = [reductions_of(d, self._per_unit) for d in dense.values()]
+            per_unit = self._units is not None
+            reductions = [reductions_of(d, per_unit) for d in dense.values()]
         return norm.measure(reductions, unit)
 
     def _reduce(self, tensors):

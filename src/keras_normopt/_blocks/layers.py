@@ -20,14 +20,38 @@ def around(variables):
         among their weights; the innermost first.
     """
     found: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
-    # `type`, as `isinstance` asks the objects, some of which do more than answer.
-    alive = [o for o in gc.get_objects() if issubclass(type(o), keras.Layer)]
-    weights = [(layer, _weights_of(layer)) for layer in alive]
+    weights = [(layer, _weights_of(layer)) for layer in _alive()]
     for layer, of_layer in sorted(weights, key=lambda pair: len(pair[1])):
         for weight in of_layer:
             if id(weight) in found:
                 found[id(weight)].append(layer)
     return [found[id(v)] for v in variables]
+
+
+def creators(variables):
+    """Finds the layers that created each variable, or hold it as their own.
+
+    Unlike `around` it leaves out the layers and models around these.
+
+    Args:
+        variables: List of variables.
+
+    Returns:
+        For each a list of layers. A shared variable has several.
+    """
+    found: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
+    for layer in _alive():
+        for name in ("_trainable_variables", "_non_trainable_variables"):
+            for variable in vars(layer).get(name, ()):
+                if id(variable) in found:
+                    found[id(variable)].append(layer)
+    return [found[id(v)] for v in variables]
+
+
+def _alive():
+    """Returns all layers that exist."""
+    # `type`, as `isinstance` asks the objects, some of which do more than answer.
+    return [o for o in gc.get_objects() if issubclass(type(o), keras.Layer)]
 
 
 def _weights_of(layer):

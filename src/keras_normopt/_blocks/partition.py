@@ -20,16 +20,17 @@ class Blocks:
         variables: List of the variables. One that its gradient overwrites is in no
             block either.
         paths: List of their paths.
+        axes: List of their `Axes`. Used for units only.
 
     Attributes:
         names: The names of the blocks, no two the same.
         of: For each variable the number of its block, or `None`.
-        per_unit: Whether every unit of a block has a norm of its own.
         excluded: Whether each variable is excluded.
     """
 
-    def __init__(self, scope, exclude, variables, paths):
-        self.per_unit = scope == "unit"
+    def __init__(self, scope, exclude, variables, paths, axes=None):
+        #: For each variable its axes if every unit has a norm, or `None`.
+        self.units = axes if scope == "unit" else None
         self.excluded = [any(re.search(p, path) for p in exclude) for path in paths]
         _warn_of_idle_patterns(exclude, paths)
         included = [
@@ -53,18 +54,28 @@ class Blocks:
         for i, number in zip(included, numbers, strict=True):
             self.of[i] = number
 
-    def norm_shape(self, variable):
-        """The shape of the norm of one variable."""
-        has_units = self.per_unit and len(variable.shape) > 1
-        return tuple(variable.shape[-1:]) if has_units else ()
+    def units_shape(self, index, variable):
+        """The shape of a gradient with the units on its last axis, if they have norms.
+
+        Args:
+            index: Number of the variable.
+            variable: The variable.
+        """
+        shape = tuple(variable.shape)
+        return shape if self.units is None else self.units[index].units_shape(shape)
+
+    def norm_shape(self, index, variable):
+        """The shape of the norm of one variable: see `units_shape`."""
+        if self.units is None:
+            return ()
+        shape = self.units_shape(index, variable)
+        return shape[-1:] if len(shape) > 1 else ()
 
     def norm_shapes(self, variables):
         """The shape of the norm of each block."""
         # Blocks of several variables have no units.
-        return [
-            self.norm_shape(variables[self.of.index(number)])
-            for number in range(len(self.names))
-        ]
+        first = [self.of.index(number) for number in range(len(self.names))]
+        return [self.norm_shape(i, variables[i]) for i in first]
 
     def of_step(self, indices):
         """The blocks of those variables that have a gradient in a step.

@@ -49,36 +49,48 @@ class TorchReductions(Reductions):
 FastReductions = TorchReductions if _ON_TORCH else Reductions
 
 
-def groups_of(tensors, blocks, per_unit):
+def groups_of(tensors, blocks, units=None):
     """Divides blocks into groups of equal blocks.
 
     Args:
         tensors: List of the gradients.
         blocks: Dict from the number of each block to the positions of its gradients.
-        per_unit: Whether each unit has a norm.
+        units: `None`, or a list of the `Axes` of each tensor, if each output unit has a
+            norm.
 
     Returns:
         List of groups, in the order in which `pack` packs their norms.
     """
     equal: dict[tuple[Any, ...], list[int]] = {}
     for number, positions in blocks.items():
-        kinds = tuple(_kind(tensors[i], i) for i in positions)
+        kinds = tuple(_kind(tensors[i], i, units and units[i]) for i in positions)
         equal.setdefault(kinds, []).append(number)
     groups = []
     for kinds, numbers in equal.items():
         size = _stack_size(sum(math.prod(shape) for shape, *_ in kinds))
         for start in range(0, len(numbers), size):
             some = {n: blocks[n] for n in numbers[start : start + size]}
-            groups.append(Group(some, kinds, per_unit))
+            groups.append(Group(some, kinds))
     # Norms of blocks come before norms of units, as if no block were stacked.
     return sorted(groups, key=lambda group: (group.has_units, group.stacked))
 
 
-def _kind(tensor, position):
+def _kind(tensor, position, axes):
     shape = tuple(tensor.shape)
     if sparse.is_sparse(tensor):
-        return shape, tensor.dtype, position  # Not equal to any other.
-    return shape, tensor.dtype, device_of(tensor)
+        return shape, axes, tensor.dtype, position  # Not equal to any other.
+    return shape, axes, tensor.dtype, device_of(tensor)
+
+
+def arranged(tensor, axes):
+    """Moves the output units of a gradient to its last axis, if they have norms."""
+    return tensor if axes is None else axes.to_units(tensor)
+
+
+def arranged_shape(tensor, axes):
+    """Returns the shape of what `arranged` returns."""
+    shape = tuple(tensor.shape)
+    return shape if axes is None else axes.units_shape(shape)
 
 
 def _stack_size(entries):
@@ -90,8 +102,8 @@ class Group:
 
     Args:
         blocks: Dict from the number of each block to the positions of its gradients.
-        kinds: Shape, dtype and device of each gradient of a block.
-        per_unit: Whether each unit has a norm.
+        kinds: Shape, axes, dtype and device of each gradient of a block. The axes are
+            `None` unless output units have norms.
 
     Attributes:
         numbers: List of the numbers of the blocks.
@@ -101,11 +113,13 @@ class Group:
         slots: List of lists of positions. The gradients of a slot form one stack.
     """
 
-    def __init__(self, blocks, kinds, per_unit):
+    def __init__(self, blocks, kinds):
         self.numbers = list(blocks)
         self.stacked = len(blocks) > 1
-        shape, *_ = kinds[0]
-        self.has_units = per_unit and len(shape) > 1
+        shape, self._axes, *_ = kinds[0]
+        if self._axes is not None:
+            shape = self._axes.units_shape(shape)
+        self.has_units = self._axes is not None and len(shape) > 1
         units = shape[-1:] if self.has_units else ()
         self.shape = (len(blocks),) * self.stacked + units
         self.slots = list(self._slots(list(blocks.values()), kinds))
@@ -122,7 +136,10 @@ class Group:
 
     def reductions(self, tensors):
         """Returns the `Reductions` of the blocks, one stack for each slot."""
-        stacks = [self._stack([tensors[i] for i in slot]) for slot in self.slots]
+        stacks = [
+            self._stack([arranged(tensors[i], self._axes) for i in slot])
+            for slot in self.slots
+        ]
         return reductions_of(stacks, self.has_units, self.stacked, FastReductions)
 
     def _stack(self, tensors):

@@ -4,6 +4,8 @@ import re
 import reprlib
 from typing import Any
 
+from keras_normopt._transforms.config import check_pattern
+
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises a `ValueError` if a value is not one of some strings."""
@@ -79,3 +81,44 @@ def refuse_after_build(optimizer: Any, name: str, value: Any, advice: str) -> No
         f"{reprlib.repr(getattr(optimizer, name))}. Make a new optimizer, and compile "
         "the model with it."
     )
+
+
+def check_axes(axes: Any) -> dict[str, Any] | None:
+    """Returns the axes of kernels by pattern, in types that JSON has.
+
+    Raises:
+        TypeError: If it is no dictionary with strings as keys.
+        ValueError: If a pattern is not a regular expression, or a value is wrong.
+    """
+    if axes is None:
+        return None
+    if not isinstance(axes, dict):
+        raise TypeError(
+            "`axes` must be a dictionary from regular expressions to axes. "
+            f"Received: axes={reprlib.repr(axes)}"
+        )
+    checked = {}
+    for pattern, value in axes.items():
+        check_pattern("axes", pattern, axes)
+        checked[pattern] = _checked_axes(pattern, value)
+    return checked
+
+
+def _checked_axes(pattern: str, value: Any) -> Any:
+    if value in ("vector", "embedding"):
+        return value
+    is_right = isinstance(value, list | tuple) and len(value) in (2, 3)
+    if is_right:
+        inputs, outputs, *parts = value
+        is_right = all(
+            isinstance(group, list | tuple) and all(type(i) is int for i in group)
+            for group in (inputs, outputs)
+        ) and all(type(number) is int and number > 0 for number in parts)
+    if not is_right:
+        raise ValueError(
+            "The values of `axes` must be two tuples of integers, (inputs, outputs), "
+            "with a positive integer after them if the outputs are split into parts; "
+            "or 'vector', or 'embedding'. "
+            f"Received: axes={{{pattern!r}: {reprlib.repr(value)}}}"
+        )
+    return [list(inputs), list(outputs), *parts]

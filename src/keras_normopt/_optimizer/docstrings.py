@@ -42,18 +42,53 @@ def signature(base, mixin):
     return inspect.Signature(parameters[:end] + options + parameters[end:])
 
 
-def docstring(base, mixin, construction, signature):
-    """Returns the docstring of the class made from `base`, with every argument."""
+def with_defaults(signature, defaults):
+    """Returns a signature whose parameters have other defaults."""
+    parameters = [
+        p.replace(default=defaults.get(name, p.default))
+        for name, p in signature.parameters.items()
+    ]
+    return inspect.Signature(parameters)
+
+
+def docstring(
+    base, mixin, construction, signature, summary=None, references=None, defaults=None
+):
+    """Returns the docstring of the class made from `base`, with every argument.
+
+    Args:
+        base: The optimizer class of Keras.
+        mixin: The mixin that adds options to it.
+        construction: Code that makes an instance, for the example.
+        signature: The signature of the class.
+        summary: The text up to the arguments. By default that of the mixin.
+        references: The list of references. By default that of the mixin.
+        defaults: Dict from arguments to defaults that differ from those in the texts.
+    """
     if not mixin.__doc__:  # Python runs with -OO.
         return None
-    summary, _, rest = inspect.cleandoc(mixin.__doc__).partition("\n\nArgs:\n")
-    _, _, references = rest.partition("\n\nReferences:\n")
+    own_summary, _, rest = inspect.cleandoc(mixin.__doc__).partition("\n\nArgs:\n")
+    _, _, own_references = rest.partition("\n\nReferences:\n")
+    summary, references = summary or own_summary, references or own_references
     # From the class that the mixin derives from, and then from the mixin itself.
     options = "".join(_arguments_of(cls) for cls in (mixin.__mro__[1], mixin))
     arguments = _base_arguments(base, signature, mixin.OPTIONS) + options
+    for name, value in (defaults or {}).items():
+        arguments = _with_default(arguments, name, value)
     text = _DOCSTRING.replace("{summary}", summary).replace("{references}", references)
     text = text.replace("{arguments}", textwrap.indent(arguments.rstrip(), "    "))
     return text.replace("{construction}", construction).replace("{base}", base.__name__)
+
+
+def _with_default(arguments, name, value):
+    """Replaces the default that the text of an argument names."""
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+
+    def replace(entry):
+        without = re.sub(r"Defaults\s+to\s+`[^`]*`\.", "", entry[0]).rstrip()
+        return f"{without} Defaults to `{text}`.\n"
+
+    return re.sub(rf"^{name}:.*\n([ \t]+.*\n|\n)*", replace, arguments, flags=re.M)
 
 
 def _arguments_of(cls):

@@ -222,6 +222,38 @@ def _make(base, mixin):
     return keras.saving.register_keras_serializable(*_registration(public, mixin))(cls)
 
 
+def with_defaults(cls, name, summary, references, **defaults):
+    """Makes a subclass of a generated class whose arguments have other defaults.
+
+    Args:
+        cls: Class that `normalized` or `clipped` made.
+        name: Name of the subclass.
+        summary: Its docstring, up to the arguments.
+        references: The list of references in its docstring.
+        defaults: The defaults that differ.
+    """
+    signature = docstrings.with_defaults(inspect.signature(cls.__init__), defaults)
+
+    def __init__(self, *args, **kwargs):  # noqa: N807
+        try:
+            given = signature.bind_partial(self, *args, **kwargs).arguments
+        except TypeError:
+            given = {}  # `cls` raises a better error.
+        missing = {k: v for k, v in defaults.items() if k not in given}
+        cls.__init__(self, *args, **kwargs, **missing)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    __init__.__qualname__ = f"{name}.__init__"
+    __init__.__module__ = cls.__module__
+    base, mixin = cls._made_from
+    text = docstrings.docstring(
+        base, mixin, f"keras_normopt.{name}()", signature, summary, references, defaults
+    )
+    members = {"__init__": __init__, "__module__": cls.__module__, "__doc__": text}
+    made = type(cls)(name, (cls,), members)
+    return keras.saving.register_keras_serializable("keras_normopt", name)(made)
+
+
 def _hints(optimizer, given, message):
     """What to write instead of each keyword that a message calls unknown."""
     known = _keywords(type(optimizer))

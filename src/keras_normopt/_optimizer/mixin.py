@@ -15,6 +15,7 @@ from keras_normopt._backend import sparse
 from keras_normopt._blocks.gradients import Gradients
 from keras_normopt._blocks.partition import SCOPES, Blocks
 from keras_normopt._optimizer.arguments import (
+    check_axes,
     check_choice,
     check_flag,
     check_patterns,
@@ -23,7 +24,13 @@ from keras_normopt._optimizer.arguments import (
 )
 from keras_normopt._optimizer.docstrings import options_of
 from keras_normopt._optimizer.state import OwnVariables, Paths
-from keras_normopt._optimizer.types import ApplyTo, NormLike, Patterns, Scope
+from keras_normopt._optimizer.types import (
+    ApplyTo,
+    AxesByPattern,
+    NormLike,
+    Patterns,
+    Scope,
+)
 from keras_normopt._optimizer.update_capture import UpdateCapture
 from keras_normopt._transforms.center import center
 from keras_normopt._transforms.track_norms import NormTracker
@@ -48,8 +55,8 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             `"avg_l1_l2"`, `"max"` (or `"linf"`), `"min_max"` and `"std"`: see
             `keras_normopt.norms`. Defaults to `"l2"`.
         scope: What shares a norm: `"variable"`, each variable has its own; `"unit"`,
-            each output unit of a kernel, over all axes but the last (vectors and
-            scalars as a whole); `"layer"`, all variables of a layer, whose paths are
+            each output unit of a kernel, over its input axes (vectors and scalars as a
+            whole); `"layer"`, all variables of a layer, whose paths are
             the same up to the last `/`, as one long vector; or `"global"`, all
             variables as one. Defaults to `"variable"`.
         exclude: Regular expression, or list of them, searched for in the path of a
@@ -65,10 +72,17 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             makes a step of 0, and a negative one turns the step around. Ftrl and
             ScheduleFreeAdamW refuse `"update"`, because they recompute weights from
             slots. Defaults to `"gradient"`.
-        centralize: Boolean, whether to subtract from each gradient of several axes its
-            mean over all axes but the last, that is, of each output unit. The norm is
-            computed after that (arXiv 2004.01461). Only gradients are centralized,
-            never updates. Defaults to `False`.
+        centralize: Boolean, whether to subtract from the gradient of each output unit
+            of a kernel its mean, over the input axes. The norm is computed after that
+            (arXiv 2004.01461). Only gradients are centralized, never updates. Defaults
+            to `False`.
+        axes: Dictionary from regular expressions, searched for in the paths of
+            variables, to the axes of kernels: `(inputs, outputs)`, two tuples of
+            integers, or `(inputs, outputs, parts)` if the outputs are several matrices
+            side by side, such as gates; or `"vector"` or `"embedding"`. Axes that are
+            not listed count separate matrices, such as heads. The first pattern that is
+            found counts. The layers of Keras need none. Used by `scope="unit"`,
+            `centralize` and `direction`. Defaults to `None`.
     """
 
     scope = fixed("scope", 'What shares a norm, such as `"variable"`.')
@@ -76,6 +90,7 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
     track_norms = fixed("track_norms", "Whether the norms of the gradients are kept.")
     apply_to = fixed("apply_to", 'What is rescaled, `"gradient"` or `"update"`.')
     centralize = fixed("centralize", "Whether units' means are subtracted first.")
+    axes = fixed("axes", "Dictionary from patterns to the axes of kernels.")
 
     PREFIX: str
     CLIPS = False
@@ -96,6 +111,7 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
         track_norms: bool = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
+        axes: AxesByPattern | None = None,
         **kwargs: Any,
     ) -> None:
         # Before Keras's own: a wrong argument should not leave half an optimizer.
@@ -105,11 +121,13 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
         check_choice("apply_to", apply_to, ("gradient", "update"))
         check_flag("track_norms", track_norms)
         check_flag("centralize", centralize)
+        axes = check_axes(axes)
         super().__init__(*args, **kwargs)
         # The function, not the name: another function may get the name later.
         self._norm, self._resolved_norm = norm, resolved_norm
         self._scope, self._exclude, self._apply_to = scope, exclude, apply_to
         self._track_norms, self._centralize = track_norms, centralize
+        self._axes = axes
         if apply_to == "update":
             self._check_base_can_be_captured()
         self._blocks: Any = None  # The `Blocks`, from `build` on.
@@ -125,6 +143,7 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             "track_norms": self.track_norms,
             "apply_to": self.apply_to,
             "centralize": self.centralize,
+            "axes": self.axes,
         }
         return self._with_paths(super().get_config() | config)
 
@@ -154,7 +173,11 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             return
         # This may raise an error. After Keras's `build` the optimizer counts as built.
         self._paths = self._paths_of(variables)
-        self._blocks = Blocks(self.scope, self.exclude, variables, self._paths)
+        if self._uses_axes():
+            self._variable_axes = self._axes_of(variables)
+        self._blocks = Blocks(
+            self.scope, self.exclude, variables, self._paths, self._variable_axes
+        )
         if self._resolved_norm is not None:
             self._resolved_norm.check(self._blocks, variables)
         super().build(variables)
@@ -163,6 +186,9 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             self._check_dtypes(variables)
         self._gradient_transforms = tuple(gradient_transforms)
         self._update_transforms = tuple(update_transforms)
+
+    def _uses_axes(self):
+        return self.scope == "unit" or self.centralize
 
     def _make_transforms(self, variables):
         """Makes the transforms, and adds the variables that they keep.
@@ -179,16 +205,20 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             track = functools.partial(self._norm_tracker.update, norm=norm.tracked)
             on_gradients.append(track)
         if self.centralize:
-            on_gradients.append(center)
+            on_gradients.append(functools.partial(center, axes=self._variable_axes))
         on_updates: list[Transform] = []
-        if self._resolved_norm is not None:
+        if self._rescales():
             rescale = self._make_rescaling(variables)
             target = on_gradients if self.apply_to == "gradient" else on_updates
             target.append(rescale)
         return on_gradients, on_updates
 
+    def _rescales(self):
+        """Whether gradients, or updates, are changed by a norm or a direction."""
+        return self._resolved_norm is not None
+
     def _make_rescaling(self, variables):
-        """Makes the transform that normalizes or clips."""
+        """Makes the transform that normalizes, clips or takes directions."""
         raise NotImplementedError
 
     def _check_dtypes(self, variables):
@@ -233,9 +263,8 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
         tensors = [
             sparse.prepare(t, v) for t, v in zip(tensors, variables, strict=True)
         ]
-        gradients = Gradients(
-            tensors, blocks, self._blocks.per_unit, variables, indices, rate
-        )
+        units = self._blocks.units and [self._blocks.units[i] for i in indices]
+        gradients = Gradients(tensors, blocks, units, variables, indices, rate)
         for transform in transforms:
             transform(gradients)
         return gradients.tensors

@@ -12,7 +12,8 @@ from keras import ops
 from keras_normopt._backend.devices import near
 from keras_normopt._optimizer.arguments import fixed
 from keras_normopt._optimizer.mixin import OptimizerMixin
-from keras_normopt._optimizer.types import StepSize
+from keras_normopt._optimizer.types import DirectionLike, StepSize
+from keras_normopt._transforms import direction as directions
 from keras_normopt._transforms import step_sizes
 from keras_normopt._transforms.config import checked_float, config_of
 from keras_normopt._transforms.rescale import normalize
@@ -45,14 +46,25 @@ class NormalizedMixin(OptimizerMixin):
             whose norm is below it is scaled up to a norm of less than 1. The default is
             tiny, as true gradients of deep networks are. Raise it, to 1e-7 say, if
             rounding noise should not make full steps: the gradient of a bias before a
-            batch normalization is such noise. It may be set during training, as
-            `learning_rate` may. Defaults to `1e-30`.
+            batch normalization is such noise. With a `direction` it is the floor of
+            what the direction is taken of: below it steps shrink in proportion, so that
+            momentum that has decayed to nothing makes no steps. It may be set during
+            training, as `learning_rate` may. `None` stands for 1e-30, or for 1e-20 with
+            a direction. Defaults to `None`.
         step_size: What multiplies the learning rate of each block: `None`;
             `"weight_norm"`, the norm of the block's weights, as in LARS; or
             `"gradient_correlation"`, a factor that adapts to how successive gradients
             agree; or an object of `keras_normopt.step_sizes`, with arguments. Bases
             that set the size of their steps refuse it (Lamb, Ftrl, Adafactor with
             `relative_step`). Defaults to `None`.
+        direction: What replaces each gradient, or with `apply_to="update"` each update,
+            instead of dividing it by a norm: `None`; `"orthogonal"`, `"sign"` or
+            `"rows"`; or an object of `keras_normopt.directions`, with arguments; or a
+            dictionary from regular expressions, searched for in the paths of variables,
+            to these. The first expression that is found counts. A variable that matches
+            none steps with its raw gradient. A direction sets the length of the step,
+            so `norm` is then `None`. `scope="unit"` is refused, because a direction
+            gives the units lengths already. Defaults to `None`.
 
     References:
         - [Yu et al., 2017, Block-Normalized Gradient Method: An Empirical Study for
@@ -62,6 +74,7 @@ class NormalizedMixin(OptimizerMixin):
     """
 
     step_size = fixed("step_size", "An object of `keras_normopt.step_sizes` or `None`.")
+    direction = fixed("direction", "An object of `keras_normopt.directions` or `None`.")
 
     PREFIX = "Normalized"
     VERB = "normalize"
@@ -69,14 +82,21 @@ class NormalizedMixin(OptimizerMixin):
     def __init__(
         self,
         *args: Any,
-        norm_epsilon: float = 1e-30,
+        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None:
-        norm_epsilon = checked_float(norm_epsilon, "norm_epsilon", at_least=0)
         step_size = step_sizes.get(step_size)
+        direction = directions.get(direction)
+        if norm_epsilon is None:
+            norm_epsilon = 1e-30 if direction is None else 1e-20
+        norm_epsilon = checked_float(norm_epsilon, "norm_epsilon", at_least=0)
+        if direction is not None:
+            kwargs["norm"] = _check_direction(direction, **kwargs)
         super().__init__(*args, **kwargs)
         self._norm_epsilon, self._step_size = norm_epsilon, step_size
+        self._direction = direction
         self._factors: dict[int, Any] = {}
         if self.step_size is not None and self.apply_to == "gradient":
             self._check_base_takes_factors()
@@ -85,6 +105,7 @@ class NormalizedMixin(OptimizerMixin):
         config = {
             "norm_epsilon": self.norm_epsilon,
             "step_size": config_of(self.step_size),
+            "direction": directions.serialize(self.direction),
         }
         return super().get_config() | config
 
@@ -140,8 +161,32 @@ class NormalizedMixin(OptimizerMixin):
                 )
         return on_gradients, on_updates
 
+    def _uses_axes(self):
+        return super()._uses_axes() or self.direction is not None
+
+    def _is_doubtful(self, axes, layer, variable):
+        if self.direction is None:
+            return super()._is_doubtful(axes, layer, variable)
+        return layer is not None or len(variable.shape) > 2
+
+    def _rescales(self):
+        return super()._rescales() or self.direction is not None
+
     def _make_rescaling(self, variables):
         epsilon = self._add_own_variable("norm_epsilon", value=self.norm_epsilon)
+        if self.direction is not None:
+            axes = self._variable_axes
+            resolved = directions.resolve(self.direction, self._paths, axes)
+            self._directions = [
+                None if number is None else direction
+                for number, direction in zip(self._blocks.of, resolved, strict=True)
+            ]
+            return functools.partial(
+                directions.point,
+                directions=self._directions,
+                axes=axes,
+                epsilon=epsilon,
+            )
         return functools.partial(normalize, norm=self._resolved_norm, epsilon=epsilon)
 
     def _add_factors(self, variables):
@@ -153,7 +198,7 @@ class NormalizedMixin(OptimizerMixin):
                     self._add_own_variable,
                     i,
                     variable,
-                    self._blocks.norm_shape(variable),
+                    self._blocks.norm_shape(i, variable),
                 )
 
     def _multiplies_rates(self):
@@ -162,9 +207,12 @@ class NormalizedMixin(OptimizerMixin):
     def update_step(self, gradient, variable, learning_rate):
         kept = None
         if self._multiplies_rates():
-            kept = self._factors.get(self._get_variable_index(variable))
+            index = self._get_variable_index(variable)
+            kept = self._factors.get(index)
         if kept:
             factor = ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype)
+            if self._blocks.units is not None:
+                factor = self._blocks.units[index].spread(factor, variable.shape)
             factor = near(factor, ops.convert_to_tensor(variable))
             learning_rate = ops.cast(learning_rate, variable.dtype) * factor
         super().update_step(gradient, variable, learning_rate)
@@ -182,22 +230,46 @@ class NormalizedMixin(OptimizerMixin):
 
     def _warn_of_clipping_in_vain(self):
         # Known of the built-in norms, all of which are homogeneous.
-        if (
-            self.apply_to == "update"
-            or any(self._blocks.excluded)
-            or not isinstance(self._resolved_norm, BuiltIn)
-        ):
+        divides = isinstance(self._resolved_norm, BuiltIn)
+        points = self.direction is not None and all(self._directions)
+        if self.apply_to == "update" or any(self._blocks.excluded):
+            return
+        if not (divides or points):
             return
         in_vain = ["global_clipnorm"]
         if self.scope in ("variable", "unit"):
             in_vain.append("clipnorm")
         for name in in_vain:
             if (getattr(self, name) or 0) > 0:
+                option = f"norm={self.norm!r}"
+                if points:
+                    option = f"direction={self.direction}"
                 warnings.warn(
                     f"{name}={getattr(self, name)} has no effect on "
-                    f"{type(self).__name__} with norm={self.norm!r}: it clips the raw "
+                    f"{type(self).__name__} with {option}: it clips the raw "
                     "gradient, which keeps its direction, and its norm is divided "
                     f"out after that. Leave `{name}` out, or use `clipvalue`, which "
                     "bounds each entry.",
                     stacklevel=3,
                 )
+
+
+def _check_direction(direction, norm=None, scope="variable", **other):
+    """Returns the norm of an optimizer with a direction, `None`.
+
+    Raises:
+        ValueError: If another norm is given, or a scope that does not go with it.
+    """
+    received = f"direction={direction}"
+    if norm is not None:
+        raise ValueError(
+            "A direction sets the length of each step, so `norm` must be None. "
+            f"Received: norm={norm!r}, {received}. Leave out one of the two."
+        )
+    if scope == "unit":
+        raise ValueError(
+            "A direction sets the lengths of all units together. "
+            f'Received: scope="unit", {received}. Leave `scope` out. '
+            'direction="rows" gives every unit the same length.'
+        )
+    return

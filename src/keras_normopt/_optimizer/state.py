@@ -6,24 +6,36 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_normopt._blocks.axes import Axes, find, last
 from keras_normopt._optimizer.types import MixinBase
 
 
 class Paths(MixinBase):
-    """Keeps the paths under which the variables were first seen.
+    """Keeps the paths and the axes under which the variables were first seen.
 
-    Patterns to exclude and names of blocks go by them. `load_model` drops the name of
-    a model from them, and patterns would come to mean something else.
+    Patterns and names of blocks go by paths. `load_model` drops the name of a model
+    from them, and patterns would come to mean something else.
     """
 
     _paths: Any = None
+    #: The `Axes` of each variable, from `build` on, if an option uses them.
+    _variable_axes: Any = None
+    #: What the file held: axes and shapes of all variables, and whether it is of a
+    #: version that knew no axes.
+    _saved_axes: Any = None
+    _saved_shapes: Any = None
+    _knows_axes = True
     exclude: Any
     track_norms: Any
+    axes: Any
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        paths = config.get("variable_paths")
-        config = {k: v for k, v in config.items() if k != "variable_paths"}
+        own = ("variable_paths", "variable_axes", "variable_shapes")
+        paths, axes, shapes = map(config.get, own)
+        # A config of this class that has no `axes` is of an earlier version.
+        knows_axes = "axes" in config or "track_norms" not in config
+        config = {k: v for k, v in config.items() if k not in own}
         exclude = config.get("exclude")
         if exclude == "" or (isinstance(exclude, list | tuple) and "" in exclude):
             # Earlier versions took it. What it matched is excluded still.
@@ -36,12 +48,22 @@ class Paths(MixinBase):
             config["exclude"] = [".*"]
         optimizer = super().from_config(config, custom_objects)
         optimizer._paths = paths and tuple(paths)
+        optimizer._knows_axes = knows_axes
+        if axes and shapes:
+            optimizer._saved_axes = [Axes.of_config(one) for one in axes]
+            optimizer._saved_shapes = [tuple(shape) for shape in shapes]
         return optimizer
 
     def _with_paths(self, config):
         """Adds the paths to a config, where something goes by them."""
-        if self._paths and (self.exclude or self.track_norms):
+        if not self._knows_axes:
+            del config["axes"]
+        axes = self._variable_axes or self._saved_axes
+        if self._paths and (self.exclude or self.track_norms or axes):
             config["variable_paths"] = list(self._paths)
+        if axes and self._knows_axes:
+            config["variable_axes"] = [one.get_config() for one in axes]
+            config["variable_shapes"] = [list(shape) for shape in self._saved_shapes]
         return config
 
     def _paths_of(self, variables):
@@ -50,6 +72,8 @@ class Paths(MixinBase):
         saved = self._paths or paths
         if len(saved) == len(paths) and all(map(_are_one, saved, paths)):
             return saved
+        if self._saved_axes:
+            self._forget_axes("paths")
         if self.exclude:
             warnings.warn(
                 f"{type(self).__name__} was saved with other variables than it is "
@@ -58,6 +82,49 @@ class Paths(MixinBase):
                 stacklevel=4,
             )
         return paths
+
+    def _axes_of(self, variables):
+        """Returns the axes of the variables, or those when the optimizer was saved."""
+        shapes = [tuple(v.shape) for v in variables]
+        if self._saved_axes and self._saved_shapes != shapes:
+            self._forget_axes("shapes")
+        self._saved_shapes = shapes
+        if not self._knows_axes:
+            # So that its running norms stay those of the same units.
+            return [last(shape) for shape in shapes]
+        if self._saved_axes:
+            return self._saved_axes
+        found, guessed = find(variables, self._paths, self.axes)
+        self._warn_of_guesses(variables, found, guessed)
+        return found
+
+    def _forget_axes(self, what):
+        self._saved_axes = None
+        warnings.warn(
+            f"{type(self).__name__} was saved with variables of other {what} than it "
+            "is built on. It finds the input and output axes of their kernels anew.",
+            stacklevel=5,
+        )
+
+    def _warn_of_guesses(self, variables, axes, guessed):
+        named = [
+            f"{self._paths[i]} of shape {tuple(variables[i].shape)} in "
+            f"{'no layer' if layer is None else type(layer).__name__}: {axes[i]}"
+            for i, layer in guessed.items()
+            if self._is_doubtful(axes[i], layer, variables[i])
+        ]
+        if named:
+            warnings.warn(
+                f"{type(self).__name__} does not know the layers of some variables, "
+                "and guesses which axes are inputs and which are outputs (inputs | "
+                f"outputs): {'; '.join(named[:4])}{'; …' if len(named) > 4 else ''}. "
+                "Pass `axes` to say which they are.",
+                stacklevel=5,
+            )
+
+    def _is_doubtful(self, axes, layer, variable):
+        """Whether to warn of axes that were guessed."""
+        return layer is not None and len(variable.shape) > 2
 
 
 def _are_one(path, other):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import keras
 
+from keras_normopt._transforms.direction import Orthogonal, Rows, Sign
 from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm
 from keras_normopt._transforms.thresholds import RunningNorm
 
@@ -35,6 +36,11 @@ StepSize: TypeAlias = (
     | GradientCorrelation
     | None
 )
+AxesByPattern: TypeAlias = dict[str, Any]
+Direction: TypeAlias = (
+    Literal["sign", "rows", "orthogonal"] | Sign | Rows | Orthogonal | None
+)
+DirectionLike: TypeAlias = Direction | dict[str, Direction]
 MaxNorm: TypeAlias = (
     float | Literal["weight_norm", "running_norm"] | WeightNorm | RunningNorm
 )

@@ -122,7 +122,8 @@ class UserNormalizer(UserNorm):
     tracked = l2.norm
 
     def normalize(self, gradients, divisors):
-        gradients.replace(self._result)
+        for position in gradients.positions:
+            gradients.replace(lambda stack: self._result(stack[0])[None], [position])
 
     def stands_for(self, function):
         return False
@@ -179,17 +180,16 @@ def _works_on_values(function, gradient):
 
 def _arguments(blocks, variables):
     """Yields shape and dtype of what a step calls the function with, if small."""
-    members: dict[int | None, list[Any]] = {}
-    for number, variable in zip(blocks.of, variables, strict=True):
-        members.setdefault(number, []).append(variable)
+    members: dict[int | None, list[int]] = {}
+    for i, number in enumerate(blocks.of):
+        members.setdefault(number, []).append(i)
     members.pop(None, None)
     for block in members.values():
-        shapes = [tuple(v.shape) for v in block]
-        dtypes = {keras.backend.standardize_dtype(v.dtype) for v in block}
-        shape = shapes[0]
+        dtypes = {keras.backend.standardize_dtype(variables[i].dtype) for i in block}
+        shape = blocks.units_shape(block[0], variables[block[0]])
         if len(block) > 1:
-            shape = (sum(map(math.prod, shapes)),)
-        elif blocks.per_unit and len(shape) > 1:
+            shape = (sum(math.prod(variables[i].shape) for i in block),)
+        elif blocks.norm_shape(block[0], variables[block[0]]):
             shape = shape[:-1]
         if 0 < math.prod(shape) <= _LARGEST:
             yield shape, "float64" if "float64" in dtypes else "float32"

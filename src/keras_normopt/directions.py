@@ -1,0 +1,13 @@
+"""Directions: steps whose length and shape do not depend on that of the gradient.
+
+Example:
+    >>> import keras_normopt
+    >>> from keras_normopt import directions
+    >>> optimizer = keras_normopt.NormalizedSGD(
+    ...     0.01, momentum=0.9, direction=directions.Orthogonal(scale="operator")
+    ... )
+"""
+
+from keras_normopt._transforms.direction import Orthogonal, Rows, Sign
+
+__all__ = ["Orthogonal", "Rows", "Sign"]
