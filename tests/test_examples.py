@@ -23,6 +23,7 @@ WITH_EXAMPLES = {
     "keras_normopt",
     "keras_normopt.callbacks",
     "keras_normopt.compat",
+    "keras_normopt.description",
     "keras_normopt.diagnosis.diagnosing",
     "keras_normopt.directions",
     "keras_normopt.experiments.comparing",

@@ -24,6 +24,7 @@ from keras_normopt import _earlier_names  # noqa: F401  (It adds modules.)
 from keras_normopt._optimizer.factory import clipped, normalized
 from keras_normopt._transforms.thresholds import RunningNorm
 from keras_normopt.compat import ClippedOptimizer, NormalizedOptimizer
+from keras_normopt.description import describe
 from keras_normopt.diagnosis import diagnose
 from keras_normopt.norms._registry import register_norm
 from keras_normopt.optimizers import *  # noqa: F403  (its __all__ is the list of them)
@@ -40,6 +41,7 @@ __all__ = [
     "WeightNorm",
     "callbacks",
     "clipped",
+    "describe",
     "diagnose",
     "directions",
     "experiments",

@@ -8,6 +8,7 @@ Example:
     ... )
 """
 
-from keras_normopt._transforms.direction import Orthogonal, Rows, Sign
+from keras_normopt._transforms.orthogonal import Orthogonal
+from keras_normopt._transforms.vector_directions import Rows, Sign
 
 __all__ = ["Orthogonal", "Rows", "Sign"]

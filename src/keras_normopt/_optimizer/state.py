@@ -20,6 +20,8 @@ class Paths(MixinBase):
     _paths: Any = None
     #: The `Axes` of each variable, from `build` on, if an option uses them.
     _variable_axes: Any = None
+    #: The layers of the variables whose axes are guessed, by their numbers.
+    _guessed: Any = ()
     #: What the file held: axes and shapes of all variables, and whether it is of a
     #: version that knew no axes.
     _saved_axes: Any = None
@@ -94,8 +96,8 @@ class Paths(MixinBase):
             return [last(shape) for shape in shapes]
         if self._saved_axes:
             return self._saved_axes
-        found, guessed = find(variables, self._paths, self.axes)
-        self._warn_of_guesses(variables, found, guessed)
+        found, self._guessed = find(variables, self._paths, self.axes)
+        self._warn_of_guesses(variables, found, self._guessed)
         return found
 
     def _forget_axes(self, what):

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import keras
 
-from keras_normopt._transforms.direction import Orthogonal, Rows, Sign
+from keras_normopt._transforms.orthogonal import Orthogonal
 from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm
 from keras_normopt._transforms.thresholds import RunningNorm
+from keras_normopt._transforms.vector_directions import Rows, Sign
 
 # `str` is a name that the user registered. Editors complete the literals.
 NormLike: TypeAlias = (

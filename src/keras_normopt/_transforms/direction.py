@@ -8,7 +8,7 @@ import math
 import re
 import reprlib
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from keras import ops
@@ -21,78 +21,35 @@ from keras_normopt._transforms.config import (
     check_pattern,
     config_of,
     find,
-    is_real,
 )
-
-#: The root mean square of the entries of a step under `scale="match_rms_adamw"`.
-RMS = 0.2
 
 #: More entries than these are not stacked: a stack is a copy.
 _STACK_ENTRIES = 2**22
 
-JORDAN = (3.4445, -4.7750, 2.0315)
-QUINTIC = (
-    (4.0848, -6.8946, 2.9270),
-    (3.9505, -6.3029, 2.6377),
-    (3.7418, -5.5913, 2.3037),
-    (2.8769, -3.1427, 1.2046),
-    (2.8366, -3.0525, 1.2012),
-)
-_NAMED: dict[str, Any] = {"quintic": QUINTIC, "jordan": JORDAN}
+#: The root mean square of the entries of a step under `scale="match_rms_adamw"`.
+RMS = 0.2
 
 
-def _checked_scale(scale, choices):
-    if scale is not None and not (isinstance(scale, str) and scale in choices):
-        raise ValueError(
-            f"`scale` must be None or one of {', '.join(map(repr, choices))}. "
-            f"Received: scale={reprlib.repr(scale)}"
-        )
-    return scale
+class Direction(Configured):
+    """What replaces a gradient. Subclasses have a `name`."""
 
+    #: The classes, by name.
+    classes: ClassVar[dict[str, type["Direction"]]] = {}
+    name: str
+    #: What has the length of a step.
+    unit: str
 
-class Sign(Configured):
-    """Replaces each entry by its sign: u ← scale · sign(u).
-
-    This is steepest descent in the largest entry. Of the momentum it is Signum. An
-    entry whose magnitude is below `norm_epsilon` is divided by `norm_epsilon` instead,
-    and zeros stay zeros.
-
-    Args:
-        scale: The magnitude of each entry: `None`, 1; `"match_rms_adamw"`, .2, about
-            that of a step of AdamW; or `"operator"`, for a kernel 1 / inputs, and 1 for
-            all else (arXiv 2502.07529). Defaults to `None`.
-
-    Raises:
-        ValueError: If an argument is none of these.
-
-    Example:
-        >>> import keras_normopt
-        >>> signum = keras_normopt.NormalizedSGD(
-        ...     0.001, momentum=0.9, apply_to="update", direction="sign"
-        ... )
-
-    References:
-        - [Bernstein et al., 2018, signSGD: Compressed Optimisation for Non-Convex
-          Problems](https://arxiv.org/abs/1802.04434)
-    """
-
-    __module__ = "keras_normopt.directions"
-    name = "sign"
-
-    def __init__(self, scale: str | None = None) -> None:
-        self.scale = _checked_scale(scale, ("match_rms_adamw", "operator"))
-
-    def get_config(self):
-        """The arguments, by name."""
-        return {"scale": self.scale}
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        Direction.classes[cls.name] = cls
 
     def of_role(self, role):
-        """Returns what acts on variables of a role, or `None`."""
+        """Returns what acts on variables of a role, or `None`: see `Axes`."""
         return self
 
     def is_by_row(self, axes):
         """Whether each row of a gradient has a direction of its own."""
-        return True
+        return False
 
     def point(self, stack, axes, floor):
         """Returns the directions of equal gradients.
@@ -102,303 +59,43 @@ class Sign(Configured):
             axes: The `Axes` of the variables.
             floor: Scalar tensor. Where the gradient is shorter, so is the step.
         """
-        magnitude = ops.abs(stack)
-        # NaN stays: the sign of NaN is 0 on PyTorch.
-        sign = ops.where(ops.equal(stack, stack), ops.sign(stack), stack)
-        signs = ops.where(magnitude < floor, stack / floor, sign)
-        return signs * self._factor(axes, tuple(stack.shape[1:]))
+        raise NotImplementedError
 
-    def _factor(self, axes, shape):
-        if self.scale == "operator":
-            inputs = axes.sizes(shape)[1] if axes.role == "kernel" else 1
-            return 1 / max(inputs, 1)
-        return RMS if self.scale else 1.0
+    def length(self, axes, shape):
+        """Returns the length of a step, in the norm of the direction, as a float."""
+        raise NotImplementedError
 
 
-class Rows(Configured):
-    """Gives each row of a matrix the same length: u ← scale · u / ‖u‖₂.
-
-    A row of an embedding belongs to one token. A row of a kernel is what leads to one
-    output unit, as in the layout (out, in) of PyTorch. A vector is a single row. A row
-    whose norm is below `norm_epsilon` is divided by `norm_epsilon` instead, and zeros
-    stay zeros.
-
-    Args:
-        scale: The length of a row of n entries: `None`, 1; `"match_rms_adamw"`, .2 √n,
-            so that its root mean square is .2; or `"operator"`, √n for an embedding or
-            a vector, so that its root mean square is 1, and 1 / √n for a kernel (arXiv
-            2502.07529). Defaults to `None`.
-        over: The axes that a length is measured over: `"inputs"` or `"outputs"` of the
-            layer; or `"auto"`, the outputs for an embedding and the inputs for a
-            kernel. Defaults to `"auto"`.
-
-    Raises:
-        ValueError: If an argument is none of these.
-
-    Example:
-        >>> import keras_normopt
-        >>> from keras_normopt import directions
-        >>> rows = directions.Rows("match_rms_adamw")
-        >>> optimizer = keras_normopt.NormalizedAdam(
-        ...     apply_to="update", direction={"embeddings": rows, ".*": None}
-        ... )
-
-    References:
-        - [Pethick et al., 2025, Training Deep Learning Models with Norm-Constrained
-          LMOs](https://arxiv.org/abs/2502.07529)
-    """
-
-    __module__ = "keras_normopt.directions"
-    name = "rows"
-
-    def __init__(self, scale: str | None = None, over: str = "auto") -> None:
-        self.scale = _checked_scale(scale, ("match_rms_adamw", "operator"))
-        if over not in ("auto", "inputs", "outputs"):
-            raise ValueError(
-                "`over` must be 'auto', 'inputs' or 'outputs'. "
-                f"Received: over={reprlib.repr(over)}"
-            )
-        self.over = over
-
-    def get_config(self):
-        """The arguments, by name."""
-        return {"scale": self.scale, "over": self.over}
-
-    def of_role(self, role):
-        """Returns what acts on variables of a role, or `None`."""
-        return self
-
-    def is_by_row(self, axes):
-        """Whether each row of a gradient has a direction of its own."""
-        return axes.role == "embedding" and self.over != "inputs"
-
-    def point(self, stack, axes, floor):
-        """Returns the directions of equal gradients: see `Sign`."""
-        over = tuple([i + 1 for i in self._axes(axes, len(stack.shape) - 1)])
-        unit, norms, largest = _unit(stack, over)
-        return unit * (_fade(norms, largest, floor) * self._factor(axes, stack, over))
-
-    def _axes(self, axes, rank):
-        """Returns the axes that the length of a row is measured over."""
-        if axes.role == "vector":
-            return tuple(range(rank))
-        over = self.over
-        if over == "auto":
-            over = "outputs" if axes.role == "embedding" else "inputs"
-        return getattr(axes, over)
-
-    def _factor(self, axes, stack, over):
-        entries = math.prod([stack.shape[i] for i in over])
-        if self.scale == "match_rms_adamw":
-            return RMS * math.sqrt(entries)
-        if self.scale == "operator":
-            is_unit = axes.role == "kernel" and self.over != "outputs"
-            return 1 / math.sqrt(entries) if is_unit else math.sqrt(entries)
-        return 1.0
-
-
-class Orthogonal(Configured):
-    """Replaces each kernel's gradient by its orthogonal factor.
-
-    With the kernel seen as a matrix (inputs | outputs), and its singular value
-    decomposition U S Vᵀ,
-
-        u ← scale · U Vᵀ · min(1, ‖u‖₂ / norm_epsilon)
-
-    so that all singular values become equal. This is steepest descent in the spectral
-    norm, and of the momentum it is Muon. The layer that created a kernel decides which
-    axes are inputs: see the argument `axes` of the optimizer. Gates, groups and heads
-    that are separate matrices are treated apart.
-
-    Newton-Schulz iteration computes U Vᵀ by matrix products alone, in float32 (float64
-    for float64 gradients), at any magnitude of u:
-
-        X ← u / ‖u‖₂,  then X ← aX + (bA + cA²)X with A = XXᵀ, for each (a, b, c)
-
-    With the default coefficients, singular values of at least .005 ‖u‖₂ come out
-    between .95 and 1.15. Smaller ones come out smaller. A matrix of zeros stays zero,
-    and a matrix with a NaN becomes NaN.
-
-    Args:
-        scale: The singular values of a step, for a kernel of `in` inputs and `out`
-            outputs: `None`, 1; `"original"`, √max(1, out / in);
-            `"match_rms_adamw"`, .2 √max(in, out), which makes the root mean square of
-            a step of full rank .2; or `"operator"`, √(out / in). A convolution counts
-            its spatial entries as inputs. Defaults to `"match_rms_adamw"`.
-        coefficients: The polynomials: `"quintic"`, five triples; `"jordan"`,
-            (3.4445, −4.7750, 2.0315), whose results are between .68 and 1.15; or a
-            triple (a, b, c), or a list of triples. Defaults to `"quintic"`.
-        steps: Integer of at least 1, or `None`, how many polynomials to apply. A single
-            triple is used again. Of a list, the first ones are used, and the last one
-            again. Defaults to `None`: as many as there are, or 5 of a single triple.
-        embeddings: What acts on embeddings: `None`, a name, or an object of
-            `keras_normopt.directions`. Defaults to `None`, their raw gradient.
-        vectors: What acts on biases, gains and scalars, as for `embeddings`. Defaults
-            to `None`, their raw gradient.
-
-    Raises:
-        ValueError: If an argument is none of these.
-
-    Example:
-        >>> import keras_normopt
-        >>> from keras_normopt import directions
-        >>> optimizer = keras_normopt.OrthogonalSGD(
-        ...     0.01, direction=directions.Orthogonal(scale="operator")
-        ... )
-
-    References:
-        - [Jordan et al., 2024, Muon: An optimizer for hidden layers in neural
-          networks](https://kellerjordan.github.io/posts/muon/), the method and
-          `"jordan"`
-        - [Liu et al., 2025, Muon is Scalable for LLM
-          Training](https://arxiv.org/abs/2502.16982), `"match_rms_adamw"`
-        - [Bernstein, Newhouse, 2024, Old Optimizer, New Norm: An
-          Anthology](https://arxiv.org/abs/2409.20325)
-        - [NVIDIA, Emerging-Optimizers](https://github.com/NVIDIA-NeMo/Emerging-Optimizers),
-          `"quintic"`
-    """
-
-    __module__ = "keras_normopt.directions"
-    name = "orthogonal"
-
-    def __init__(
-        self,
-        scale: str | None = "match_rms_adamw",
-        coefficients: Any = "quintic",
-        steps: int | None = None,
-        embeddings: Any = None,
-        vectors: Any = None,
-    ) -> None:
-        choices = ("original", "match_rms_adamw", "operator")
-        self.scale = _checked_scale(scale, choices)
-        self.coefficients = _checked_coefficients(coefficients)
-        self.steps = _checked_steps(steps)
-        self.embeddings = _get_one(embeddings, "embeddings")
-        self.vectors = _get_one(vectors, "vectors")
-
-    def get_config(self):
-        """The arguments, by name."""
-        return {
-            "scale": self.scale,
-            "coefficients": self.coefficients,
-            "steps": self.steps,
-            "embeddings": config_of(self.embeddings),
-            "vectors": config_of(self.vectors),
-        }
-
-    def of_role(self, role):
-        """Returns what acts on variables of a role, or `None`."""
-        return {"kernel": self, "embedding": self.embeddings, "vector": self.vectors}[
-            role
-        ]
-
-    def is_by_row(self, axes):
-        """Whether each row of a gradient has a direction of its own."""
-        return False
-
-    def point(self, stack, axes, floor):
-        """Returns the directions of equal gradients: see `Sign`."""
-        n, *shape = stack.shape
-        matrices = axes.to_matrices(stack)
-        _, inputs, outputs = matrices.shape
-        wide = inputs <= outputs
-        if not wide:
-            matrices = ops.transpose(matrices, (0, 2, 1))
-        unit, norms, largest = _unit(matrices, (1, 2))
-        result = newton_schulz(unit, self._polynomials())
-        result = result * (_fade(norms, largest, floor) * self._factor(inputs, outputs))
-        if not wide:
-            result = ops.transpose(result, (0, 2, 1))
-        return axes.from_matrices(result, n, shape)
-
-    def _polynomials(self):
-        named = isinstance(self.coefficients, str)
-        triples = _NAMED[self.coefficients] if named else self.coefficients
-        if is_real(triples[0]):
-            return [triples] * (self.steps or 5)
-        steps = self.steps or len(triples)
-        return [triples[min(i, len(triples) - 1)] for i in range(steps)]
-
-    def _factor(self, inputs, outputs):
-        if self.scale == "original":
-            return math.sqrt(max(1.0, outputs / inputs))
-        if self.scale == "match_rms_adamw":
-            return RMS * math.sqrt(max(inputs, outputs))
-        if self.scale == "operator":
-            return math.sqrt(outputs / inputs)
-        return 1.0
-
-
-def _checked_coefficients(coefficients):
-    """Returns a name, one triple, or a list of triples.
-
-    Raises:
-        ValueError: If it is none of these.
-    """
-    if isinstance(coefficients, str) and coefficients in _NAMED:
-        return coefficients
-    if isinstance(coefficients, list | tuple):
-        if _is_triple(coefficients):
-            return [float(c) for c in coefficients]
-        if coefficients and all(map(_is_triple, coefficients)):
-            return [[float(c) for c in triple] for triple in coefficients]
-    raise ValueError(
-        f"`coefficients` must be {' or '.join(map(repr, _NAMED))}, three finite "
-        "numbers (a, b, c), or a list of such triples. "
-        f"Received: coefficients={reprlib.repr(coefficients)}"
-    )
-
-
-def _is_triple(value):
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 3
-        and all(is_real(c) and math.isfinite(c) for c in value)
-    )
-
-
-def _checked_steps(steps):
-    is_right = isinstance(steps, int) and not isinstance(steps, bool) and steps > 0
-    if steps is not None and not is_right:
+def checked_scale(scale, choices):
+    """Returns the argument `scale`, or raises a `ValueError`."""
+    if scale is not None and not (isinstance(scale, str) and scale in choices):
         raise ValueError(
-            "`steps` must be None or an integer of at least 1. "
-            f"Received: steps={reprlib.repr(steps)}"
+            f"`scale` must be None or one of {', '.join(map(repr, choices))}. "
+            f"Received: scale={reprlib.repr(scale)}"
         )
-    return steps
+    return scale
 
 
-def newton_schulz(matrices, polynomials):
-    """Moves singular values towards 1, by odd polynomials of the matrices.
-
-    X ← aX + (bA + cA²)X with A = XXᵀ.
-
-    Args:
-        matrices: Tensor of shape `(n, rows, columns)`, no more rows than columns, each
-            with a Frobenius norm of at most 1.
-        polynomials: List of (a, b, c).
-    """
-    for a, b, c in polynomials:
-        gram = ops.matmul(matrices, ops.transpose(matrices, (0, 2, 1)))
-        gram = b * gram + c * ops.matmul(gram, gram)
-        matrices = a * matrices + ops.matmul(gram, matrices)
-    return matrices
-
-
-def _unit(tensor, axes):
+def unit_vectors(tensor, axes):
     """Divides by the Euclidean norm over some axes, at any magnitude.
 
     Returns:
-        The quotients, 0 where the norm is 0; the largest magnitudes; and the norms,
-        divided by these.
+        The quotients, 0 where the norm is 0; the norms, divided by the largest
+        magnitudes; and these magnitudes.
     """
     # The result does not depend on the scale, so its derivative is left out.
     largest = ops.stop_gradient(ops.amax(ops.abs(tensor), axis=axes, keepdims=True))
-    tensor = divide(tensor, ops.where(ops.equal(largest, 0), 1.0, largest))
+    tensor = divide(tensor, _not_zero(largest))
     norms = safe_sqrt(ops.sum(ops.square(tensor), axis=axes, keepdims=True))
-    return tensor / ops.where(ops.equal(norms, 0), 1.0, norms), norms, largest
+    return tensor / _not_zero(norms), norms, largest
 
 
-def _fade(norms, largest, floor):
+def _not_zero(tensor):
+    """Replaces zeros by ones."""
+    return ops.where(ops.equal(tensor, 0), ops.ones_like(tensor), tensor)
+
+
+def fade(norms, largest, floor):
     """Returns min(1, norm / floor) of norms = `norms` · `largest`."""
     # The norm itself may overflow.
     ratio = norms * (ops.where(largest < floor, largest, floor) / floor)
@@ -451,9 +148,6 @@ def _floor(epsilon, tensor):
     return near(ops.where(floor < tiny, tiny, floor), tensor)
 
 
-_CLASSES = {cls.name: cls for cls in (Sign, Rows, Orthogonal)}
-
-
 class ByPattern(Configured):
     """The direction of each variable by the first pattern that its path contains.
 
@@ -492,12 +186,12 @@ def get(identifier: Any) -> Any:
     elif isinstance(identifier, dict) and set(identifier) == {"name", "config"}:
         patterns = None
     if not isinstance(patterns, dict):
-        return _get_one(identifier, "direction")
+        return get_one(identifier, "direction")
     if not patterns:
         raise ValueError("`direction` must not be an empty dictionary.")
     for pattern in patterns:
         check_pattern("direction", pattern, identifier)
-    return ByPattern([(p, _get_one(d, "direction")) for p, d in patterns.items()])
+    return ByPattern([(p, get_one(d, "direction")) for p, d in patterns.items()])
 
 
 def serialize(direction: Any) -> Any:
@@ -528,12 +222,13 @@ def resolve(direction: Any, paths: list[str], axes: list[Any]) -> list[Any]:
     return [d and d.of_role(a.role) for d, a in zip(of_each, axes, strict=True)]
 
 
-def _get_one(identifier, argument):
-    found = find(identifier, argument, _CLASSES)
+def get_one(identifier, argument):
+    """Returns the `Direction` that an argument stands for, or `None`: see `get`."""
+    found = find(identifier, argument, Direction.classes)
     if found is None and identifier is not None:
         raise ValueError(
-            f"`{argument}` must be None, {', '.join(map(repr, _CLASSES))}, or an "
-            "object of `keras_normopt.directions`. "
+            f"`{argument}` must be None, {', '.join(map(repr, Direction.classes))}, or "
+            "an object of `keras_normopt.directions`. "
             f"Received: {argument}={reprlib.repr(identifier)}"
         )
     return found

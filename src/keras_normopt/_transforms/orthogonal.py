@@ -1,0 +1,210 @@
+"""The direction of a matrix: its orthogonal factor."""
+
+import math
+import reprlib
+from typing import Any
+
+from keras import ops
+
+from keras_normopt._transforms.config import config_of, is_real
+from keras_normopt._transforms.direction import (
+    RMS,
+    Direction,
+    checked_scale,
+    fade,
+    get_one,
+    unit_vectors,
+)
+
+JORDAN = (3.4445, -4.7750, 2.0315)
+QUINTIC = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+_NAMED: dict[str, Any] = {"quintic": QUINTIC, "jordan": JORDAN}
+
+
+class Orthogonal(Direction):
+    """Replaces each kernel's gradient by its orthogonal factor.
+
+    With the kernel seen as a matrix (inputs | outputs), and its singular value
+    decomposition U S Vᵀ,
+
+        u ← scale · U Vᵀ · min(1, ‖u‖₂ / norm_epsilon)
+
+    so that all singular values become equal. This is steepest descent in the spectral
+    norm, and of the momentum it is Muon. The layer that created a kernel decides which
+    axes are inputs: see the argument `axes` of the optimizer. Gates, groups and heads
+    that are separate matrices are treated apart.
+
+    Newton-Schulz iteration computes U Vᵀ by matrix products alone, in float32 (float64
+    for float64 gradients), at any magnitude of u:
+
+        X ← u / ‖u‖₂,  then X ← aX + (bA + cA²)X with A = XXᵀ, for each (a, b, c)
+
+    With the default coefficients, singular values of at least .005 ‖u‖₂ come out
+    between .95 and 1.15. Smaller ones come out smaller. A matrix of zeros stays zero,
+    and a matrix with a NaN becomes NaN.
+
+    Args:
+        scale: The singular values of a step, for a kernel of `in` inputs and `out`
+            outputs: `None`, 1; `"original"`, √max(1, out / in);
+            `"match_rms_adamw"`, .2 √max(in, out), which makes the root mean square of
+            a step of full rank .2; or `"operator"`, √(out / in). A convolution counts
+            its spatial entries as inputs. Defaults to `"match_rms_adamw"`.
+        coefficients: The polynomials: `"quintic"`, five triples; `"jordan"`,
+            (3.4445, −4.7750, 2.0315), whose results are between .68 and 1.15; or a
+            triple (a, b, c), or a list of triples. Defaults to `"quintic"`.
+        steps: Integer of at least 1, or `None`, how many polynomials to apply. A single
+            triple is used again. Of a list, the first ones are used, and the last one
+            again. Defaults to `None`: as many as there are, or 5 of a single triple.
+        embeddings: What acts on embeddings: `None`, a name, or an object of
+            `keras_normopt.directions`. Defaults to `None`, their raw gradient.
+        vectors: What acts on biases, gains and scalars, as for `embeddings`. Defaults
+            to `None`, their raw gradient.
+
+    Raises:
+        ValueError: If an argument is none of these.
+
+    Example:
+        >>> import keras_normopt
+        >>> from keras_normopt import directions
+        >>> optimizer = keras_normopt.OrthogonalSGD(
+        ...     0.01, direction=directions.Orthogonal(scale="operator")
+        ... )
+
+    References:
+        - [Jordan et al., 2024, Muon: An optimizer for hidden layers in neural
+          networks](https://kellerjordan.github.io/posts/muon/), the method and
+          `"jordan"`
+        - [Liu et al., 2025, Muon is Scalable for LLM
+          Training](https://arxiv.org/abs/2502.16982), `"match_rms_adamw"`
+        - [Bernstein, Newhouse, 2024, Old Optimizer, New Norm: An
+          Anthology](https://arxiv.org/abs/2409.20325)
+        - [NVIDIA, Emerging-Optimizers](https://github.com/NVIDIA-NeMo/Emerging-Optimizers),
+          `"quintic"`
+    """
+
+    __module__ = "keras_normopt.directions"
+    name = "orthogonal"
+    unit = "singular values"
+
+    def __init__(
+        self,
+        scale: str | None = "match_rms_adamw",
+        coefficients: Any = "quintic",
+        steps: int | None = None,
+        embeddings: Any = None,
+        vectors: Any = None,
+    ) -> None:
+        choices = ("original", "match_rms_adamw", "operator")
+        self.scale = checked_scale(scale, choices)
+        self.coefficients = _checked_coefficients(coefficients)
+        self.steps = _checked_steps(steps)
+        self.embeddings = get_one(embeddings, "embeddings")
+        self.vectors = get_one(vectors, "vectors")
+
+    def get_config(self):
+        """The arguments, by name."""
+        return {
+            "scale": self.scale,
+            "coefficients": self.coefficients,
+            "steps": self.steps,
+            "embeddings": config_of(self.embeddings),
+            "vectors": config_of(self.vectors),
+        }
+
+    def of_role(self, role):
+        return {"kernel": self, "embedding": self.embeddings, "vector": self.vectors}[
+            role
+        ]
+
+    def point(self, stack, axes, floor):
+        n, *shape = stack.shape
+        matrices = axes.to_matrices(stack)
+        is_tall = matrices.shape[1] > matrices.shape[2]
+        if is_tall:
+            matrices = ops.transpose(matrices, (0, 2, 1))
+        unit, norms, largest = unit_vectors(matrices, (1, 2))
+        result = newton_schulz(unit, self._polynomials())
+        result = result * (fade(norms, largest, floor) * self.length(axes, shape))
+        if is_tall:
+            result = ops.transpose(result, (0, 2, 1))
+        return axes.from_matrices(result, n, shape)
+
+    def _polynomials(self):
+        named = isinstance(self.coefficients, str)
+        triples = _NAMED[self.coefficients] if named else self.coefficients
+        if is_real(triples[0]):
+            return [triples] * (self.steps or 5)
+        steps = self.steps or len(triples)
+        return [triples[min(i, len(triples) - 1)] for i in range(steps)]
+
+    def length(self, axes, shape):
+        _, inputs, outputs = axes.sizes(shape)
+        if self.scale == "original":
+            return math.sqrt(max(1.0, outputs / inputs))
+        if self.scale == "match_rms_adamw":
+            return RMS * math.sqrt(max(inputs, outputs))
+        if self.scale == "operator":
+            return math.sqrt(outputs / inputs)
+        return 1.0
+
+
+def _checked_coefficients(coefficients):
+    """Returns a name, one triple, or a list of triples.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(coefficients, str) and coefficients in _NAMED:
+        return coefficients
+    if isinstance(coefficients, list | tuple):
+        if _is_triple(coefficients):
+            return [float(c) for c in coefficients]
+        if coefficients and all(map(_is_triple, coefficients)):
+            return [[float(c) for c in triple] for triple in coefficients]
+    raise ValueError(
+        f"`coefficients` must be {' or '.join(map(repr, _NAMED))}, three finite "
+        "numbers (a, b, c), or a list of such triples. "
+        f"Received: coefficients={reprlib.repr(coefficients)}"
+    )
+
+
+def _is_triple(value):
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(is_real(c) and math.isfinite(c) for c in value)
+    )
+
+
+def _checked_steps(steps):
+    is_right = isinstance(steps, int) and not isinstance(steps, bool) and steps > 0
+    if steps is not None and not is_right:
+        raise ValueError(
+            "`steps` must be None or an integer of at least 1. "
+            f"Received: steps={reprlib.repr(steps)}"
+        )
+    return steps
+
+
+def newton_schulz(matrices, polynomials):
+    """Moves singular values towards 1, by odd polynomials of the matrices.
+
+    X ← aX + (bA + cA²)X with A = XXᵀ.
+
+    Args:
+        matrices: Tensor of shape `(n, rows, columns)`, no more rows than columns, each
+            with a Frobenius norm of at most 1.
+        polynomials: List of (a, b, c).
+    """
+    for a, b, c in polynomials:
+        # Not `ops.matmul`, which computes float64 in float32 on PyTorch.
+        gram = matrices @ ops.transpose(matrices, (0, 2, 1))
+        gram = b * gram + c * (gram @ gram)
+        matrices = a * matrices + gram @ matrices
+    return matrices

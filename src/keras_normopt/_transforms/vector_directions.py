@@ -1,0 +1,146 @@
+"""Directions that act on entries, or on rows."""
+
+import math
+import reprlib
+
+from keras import ops
+
+from keras_normopt._transforms.direction import (
+    RMS,
+    Direction,
+    checked_scale,
+    fade,
+    unit_vectors,
+)
+
+
+class Sign(Direction):
+    """Replaces each entry by its sign: u ← scale · sign(u).
+
+    This is steepest descent in the largest entry. Of the momentum it is Signum. An
+    entry whose magnitude is below `norm_epsilon` is divided by `norm_epsilon` instead,
+    and zeros stay zeros.
+
+    Args:
+        scale: The magnitude of each entry: `None`, 1; `"match_rms_adamw"`, .2, about
+            that of a step of AdamW; or `"operator"`, for a kernel 1 / inputs, and 1 for
+            all else (arXiv 2502.07529). Defaults to `None`.
+
+    Raises:
+        ValueError: If an argument is none of these.
+
+    Example:
+        >>> import keras_normopt
+        >>> signum = keras_normopt.NormalizedSGD(
+        ...     0.001, momentum=0.9, apply_to="update", direction="sign"
+        ... )
+
+    References:
+        - [Bernstein et al., 2018, signSGD: Compressed Optimisation for Non-Convex
+          Problems](https://arxiv.org/abs/1802.04434)
+    """
+
+    __module__ = "keras_normopt.directions"
+    name = "sign"
+    unit = "entries"
+
+    def __init__(self, scale: str | None = None) -> None:
+        self.scale = checked_scale(scale, ("match_rms_adamw", "operator"))
+
+    def get_config(self):
+        """The arguments, by name."""
+        return {"scale": self.scale}
+
+    def is_by_row(self, axes):
+        return True
+
+    def point(self, stack, axes, floor):
+        magnitude = ops.abs(stack)
+        # NaN stays: the sign of NaN is 0 on PyTorch.
+        sign = ops.where(ops.equal(stack, stack), ops.sign(stack), stack)
+        signs = ops.where(magnitude < floor, stack / floor, sign)
+        return signs * self.length(axes, stack.shape[1:])
+
+    def length(self, axes, shape):
+        if self.scale == "operator":
+            inputs = axes.sizes(shape)[1] if axes.role == "kernel" else 1
+            return 1 / max(inputs, 1)
+        return RMS if self.scale else 1.0
+
+
+class Rows(Direction):
+    """Gives each row of a matrix the same length: u ← scale · u / ‖u‖₂.
+
+    A row of an embedding belongs to one token. A row of a kernel is what leads to one
+    output unit, as in the layout (out, in) of PyTorch. A vector is a single row. A row
+    whose norm is below `norm_epsilon` is divided by `norm_epsilon` instead, and zeros
+    stay zeros.
+
+    Args:
+        scale: The length of a row of n entries: `None`, 1; `"match_rms_adamw"`, .2 √n,
+            so that its root mean square is .2; or `"operator"`, √n for an embedding or
+            a vector, so that its root mean square is 1, and 1 / √n for a kernel (arXiv
+            2502.07529). Defaults to `None`.
+        over: The axes that a length is measured over: `"inputs"` or `"outputs"` of the
+            layer; or `"auto"`, the outputs for an embedding and the inputs for a
+            kernel. Defaults to `"auto"`.
+
+    Raises:
+        ValueError: If an argument is none of these.
+
+    Example:
+        >>> import keras_normopt
+        >>> from keras_normopt import directions
+        >>> rows = directions.Rows("match_rms_adamw")
+        >>> optimizer = keras_normopt.NormalizedAdam(
+        ...     apply_to="update", direction={"embeddings": rows, ".*": None}
+        ... )
+
+    References:
+        - [Pethick et al., 2025, Training Deep Learning Models with Norm-Constrained
+          LMOs](https://arxiv.org/abs/2502.07529)
+    """
+
+    __module__ = "keras_normopt.directions"
+    name = "rows"
+    unit = "rows"
+
+    def __init__(self, scale: str | None = None, over: str = "auto") -> None:
+        self.scale = checked_scale(scale, ("match_rms_adamw", "operator"))
+        if over not in ("auto", "inputs", "outputs"):
+            raise ValueError(
+                "`over` must be 'auto', 'inputs' or 'outputs'. "
+                f"Received: over={reprlib.repr(over)}"
+            )
+        self.over = over
+
+    def get_config(self):
+        """The arguments, by name."""
+        return {"scale": self.scale, "over": self.over}
+
+    def is_by_row(self, axes):
+        return axes.role == "embedding" and self.over != "inputs"
+
+    def point(self, stack, axes, floor):
+        shape = stack.shape[1:]
+        over = tuple([i + 1 for i in self._axes(axes, len(shape))])
+        unit, norms, largest = unit_vectors(stack, over)
+        return unit * (fade(norms, largest, floor) * self.length(axes, shape))
+
+    def _axes(self, axes, rank):
+        """Returns the axes that the length of a row is measured over."""
+        if axes.role == "vector":
+            return tuple(range(rank))
+        over = self.over
+        if over == "auto":
+            over = "outputs" if axes.role == "embedding" else "inputs"
+        return getattr(axes, over)
+
+    def length(self, axes, shape):
+        entries = math.prod([shape[i] for i in self._axes(axes, len(shape))])
+        if self.scale == "match_rms_adamw":
+            return RMS * math.sqrt(entries)
+        if self.scale == "operator":
+            is_unit = axes.role == "kernel" and self.over != "outputs"
+            return 1 / math.sqrt(entries) if is_unit else math.sqrt(entries)
+        return 1.0

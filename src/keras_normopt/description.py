@@ -1,0 +1,158 @@
+"""Shows what an optimizer does to each variable of a model: `describe`."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_normopt._blocks import layers
+from keras_normopt._blocks.axes import find
+from keras_normopt._optimizer.clipped import ClippedMixin
+from keras_normopt._optimizer.mixin import OptimizerMixin
+from keras_normopt.norms._user_norms import describe as name_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one variable gets.
+
+    Attributes:
+        path: The path of the variable.
+        shape: Its shape.
+        layer: The class of the layer that created it, or `""` if none is alive.
+        axes: Its axes (inputs | outputs), or `"vector"`.
+        step: The norm that divides it, the direction that replaces it, or `"raw"`.
+        length: The length that the step has for a learning rate of 1, or `""`.
+        why: The reason.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    layer: str
+    axes: str
+    step: str
+    length: str
+    why: str
+
+
+class Description(Sequence):
+    """What each variable of a model gets: a sequence of rows that prints as a table."""
+
+    def __init__(self, optimizers, steps):
+        self.optimizers, self._steps = optimizers, steps
+
+    def __getitem__(self, index):
+        return self._steps[index]
+
+    def __len__(self):
+        return len(self._steps)
+
+    def __repr__(self) -> str:
+        names = [field.name for field in dataclasses.fields(Step)]
+        rows = [names]
+        rows += [[str(getattr(step, n)) for n in names] for step in self._steps]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([*self.optimizers, "", *lines])
+
+
+def describe(model: keras.Model) -> Description:
+    """Shows what the model's optimizer does to each variable.
+
+    Nothing is trained, and the model stays as it is.
+
+    Args:
+        model: A built model, compiled with an optimizer of this package. The optimizer
+            may be inside a `LossScaleOptimizer` or a `MultiOptimizer`.
+
+    Returns:
+        A sequence with one row for each trainable variable, which prints as a table.
+        A row has the attributes `path`, `shape`, `layer`, `axes`, `step`, `length` and
+        `why`.
+
+    Raises:
+        ValueError: If the model has no variables yet, or no optimizer of this package.
+
+    Example:
+        >>> import keras, keras_normopt
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> model.compile(optimizer=keras_normopt.OrthogonalSGD(0.01), loss="mse")
+        >>> for row in keras_normopt.describe(model):
+        ...     print(row.shape, row.axes, row.step, row.length)
+        (8, 4) (0 | 1) orthogonal singular values of 0.566
+        (4,) vector raw
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if not model.trainable_variables:
+        raise ValueError(
+            "The model has no trainable variables. Build it, or call it on data, first."
+        )
+    if optimizer is not None and not optimizer.built:
+        optimizer = copy.deepcopy(optimizer)
+        optimizer.build(model.trainable_variables)
+    own = [o for o in _inside(optimizer) if isinstance(o, OptimizerMixin)]
+    if not own:
+        raise ValueError(
+            "`describe` needs a model that is compiled with an optimizer of "
+            f"keras_normopt. Received: optimizer={optimizer!r}"
+        )
+    steps = [step for o in own for step in _steps_of(o)]
+    return Description([_title(o) for o in own], steps)
+
+
+def _inside(optimizer):
+    """Returns the optimizers that make the steps."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return _inside(optimizer.inner_optimizer)
+    if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
+        return [o for inner in optimizer.optimizers for o in _inside(inner)]
+    return [optimizer]
+
+
+def _title(optimizer):
+    of = "updates" if optimizer.apply_to == "update" else "gradients"
+    return f"{type(optimizer).__name__}, of its {of}:"
+
+
+def _steps_of(optimizer):
+    variables, paths = optimizer._trainable_variables, optimizer._paths
+    axes = optimizer._variable_axes
+    if axes is None:
+        axes, _ = find(variables, paths, optimizer.axes)
+    for number, (variable, path, creators, of_variable) in enumerate(
+        zip(variables, paths, layers.creators(variables), axes, strict=True)
+    ):
+        shape = tuple(variable.shape)
+        layer = type(creators[0]).__name__ if creators else ""
+        what = _what(optimizer, number, of_variable, shape)
+        yield Step(path, shape, layer, str(of_variable), *what)
+
+
+def _what(optimizer, number, axes, shape) -> tuple[str, str, str]:
+    """Returns the step of one variable, its length and the reason."""
+    if optimizer._blocks.excluded[number]:
+        return "raw", "", "matches `exclude`"
+    if optimizer._blocks.of[number] is None:
+        return "raw", "", "its gradient replaces it"
+    direction: Any = getattr(optimizer, "direction", None)
+    if direction is not None:
+        found = optimizer._directions[number]
+        if found is None:
+            return "raw", "", f"{axes.role}: the direction leaves it"
+        length = f"{found.unit} of {found.length(axes, shape):.3g}"
+        guessed = ", axes guessed" if number in optimizer._guessed else ""
+        return found.name, length, f"{axes.role}{guessed}"
+    if optimizer.norm is None:
+        return "raw", "", "norm=None"
+    name = (
+        optimizer.norm if isinstance(optimizer.norm, str) else name_of(optimizer.norm)
+    )
+    if isinstance(optimizer, ClippedMixin):
+        return "clipped", f"{name} of at most {optimizer.max_norm}", _scope(optimizer)
+    return "divided", f"{name} of 1", _scope(optimizer)
+
+
+def _scope(optimizer):
+    return f'scope="{optimizer.scope}"'
