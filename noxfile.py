@@ -28,14 +28,14 @@ PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 ONCE = ["demo", "plotting", "experiments", "experiments_compare", "experiments_data"]
 ONCE += ["experiments_overview", "experiments_tasks", "guide", "search"]
 ONCE += ["diagnosis_cures", "diagnosis_healthy", "diagnosis_sick", "starting_rates"]
-ONCE += ["workers"]
+ONCE += ["workers", "axes_of_layers", "axes_of_libraries"]
 QUICKEST = "torch"
 # With the newest Keras only. They ask about numbers, or run what documentation shows:
 # what an older Keras does differently shows in the rest.
 NEWEST_ONLY = ["arguments", "blocks", "centralization", "check_norm", "custom"]
 NEWEST_ONLY += ["degenerate", "examples", "gan", "groups", "meta_gradients", "norms"]
-NEWEST_ONLY += ["numeric_checks", "peers", "properties", "rates", "thresholds"]
-NEWEST_ONLY += ["training", "two_devices"]
+NEWEST_ONLY += ["numeric_checks", "peers", "peers_directions", "properties", "rates"]
+NEWEST_ONLY += ["thresholds", "training", "two_devices", "directions"]
 # From the unpacked sdist: those that read files beside the package, and a quick one.
 SDIST_TESTS = ["examples", "guide", "install", "norms"]
 
@@ -142,12 +142,13 @@ def trackers(session):
 
 @nox.session(default=False)
 def hub(session):
-    """Run `diagnose` on models of KerasHub, which is large to install."""
+    """Run `diagnose` and find axes on models of KerasHub, which is large to install."""
     group = nox.project.dependency_groups(PROJECT, "test")
-    install(session, QUICKEST, ".[experiments]", *group, "keras-hub")
-    # Its own warnings are no errors.
-    command = ["pytest", "-W", "default", "--nightly", "-k", "hub"]
-    session.run(*command, "tests/test_diagnosis_healthy.py")
+    install(session, QUICKEST, ".[experiments]", *group, "keras-hub", "keras-rs")
+    # Their own warnings are no errors.
+    command = ["pytest", "-W", "default", "--nightly"]
+    session.run(*command, "-k", "hub", "tests/test_diagnosis_healthy.py")
+    session.run(*command, "tests/test_axes_of_libraries.py")
 
 
 @nox.session(default=False)

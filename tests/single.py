@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_normopt._blocks.axes import last
+from keras_normopt._blocks.arrangement import last
 from keras_normopt._blocks.gradients import Gradients
 from keras_normopt._transforms import rescale
 from keras_normopt.norms import _registry

@@ -45,25 +45,31 @@ class Pair(NamedTuple):
         ours: Function that returns our optimizer.
         names: The variables, if not all.
         zeros: The variables whose weights start at 0.
+        shapes: The shapes of all variables, by name.
     """
 
     peer: Any
     ours: Any
-    names: Any = tuple(SHAPES)
+    names: Any = None
     zeros: Any = ()
+    shapes: Any = SHAPES
 
 
 def draw(pair):
     """The weights, and the gradients of each step, by name."""
     rng = np.random.default_rng(0)
-    every = {n: OF_WEIGHTS[n] * rng.normal(size=s) for n, s in SHAPES.items()}
-    weights = {n: every[n] * (n not in pair.zeros) for n in pair.names}
-    steps = []
-    for size in OF_STEPS:
-        sizes = {n: size * of_variable for n, of_variable in OF_GRADIENTS.items()}
-        drawn = {n: sizes[n] * rng.normal(size=s) for n, s in SHAPES.items()}
-        steps.append({n: drawn[n] for n in pair.names})
-    return weights, steps
+    names = pair.shapes if pair.names is None else pair.names
+
+    def normal(sizes, factor):
+        every = {
+            n: factor * sizes.get(n, 1.0) * rng.normal(size=s)
+            for n, s in pair.shapes.items()
+        }
+        return {n: every[n] for n in names}
+
+    weights = normal(OF_WEIGHTS, 1.0)
+    weights = {n: w * (n not in pair.zeros) for n, w in weights.items()}
+    return weights, [normal(OF_GRADIENTS, size) for size in OF_STEPS]
 
 
 def train(optimizer, weights, steps, change=lambda gradients, weights: gradients):
@@ -79,7 +85,10 @@ def train(optimizer, weights, steps, change=lambda gradients, weights: gradients
 
 def base_of(optimizer):
     """The plain optimizer of Keras with the same arguments."""
-    base = getattr(keras.optimizers, type(optimizer).__name__[len(optimizer.PREFIX) :])
+    ancestors = [cls.__name__ for cls in type(optimizer).__mro__]
+    base = getattr(
+        keras.optimizers, next(n for n in ancestors if hasattr(keras.optimizers, n))
+    )
     config = optimizer.get_config()
     return base(
         **{n: config[n] for n in inspect.signature(base).parameters if n in config}
@@ -572,24 +581,27 @@ def with_sgd(change):
 
 
 def train_torch(make, weights, steps, unit_first=False):
-    """PyTorch's kernels have the output unit first."""
+    """PyTorch's kernels are (out, in, spatial…), but not its embeddings."""
     import torch
 
-    def to(array):
-        moved = np.moveaxis(array, -1, 0) if unit_first and array.ndim > 1 else array
-        return torch.tensor(np.ascontiguousarray(moved).reshape(moved.shape))
+    def moved(name, array, source, target):
+        is_kernel = unit_first and array.ndim > 1 and name != "embedding"
+        return np.moveaxis(array, source, target) if is_kernel else array
 
-    def back(tensor):
-        array = tensor.detach().numpy()
-        return np.moveaxis(array, 0, -1) if unit_first and array.ndim > 1 else array
+    def to(name, array):
+        array = moved(name, array, (-1, -2), (0, 1))
+        return torch.tensor(np.ascontiguousarray(array).reshape(array.shape))
 
-    params = {n: torch.nn.Parameter(to(w)) for n, w in weights.items()}
+    params = {n: torch.nn.Parameter(to(n, w)) for n, w in weights.items()}
     optimizer = make(torch, list(params.values()))
     for gradients in steps:
         for n, p in params.items():
-            p.grad = to(gradients[n])
+            p.grad = to(n, gradients[n])
         optimizer.step()
-    return {n: back(p) - weights[n] for n, p in params.items()}
+    return {
+        n: moved(n, p.detach().numpy(), (0, 1), (-1, -2)) - weights[n]
+        for n, p in params.items()
+    }
 
 
 def clip_each(torch, params, limit):
@@ -806,8 +818,9 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs/coming_from.md"
 def test_the_page_can_be_copied_from():
     rows = [row for row in PAGE.read_text().splitlines() if row.startswith("| ")]
     spans = [s for row in rows for s in re.findall(r"`([^`]+)`", row.split(" | ")[1])]
-    calls = {s for s in spans if re.match(r"(Clipped|Normalized)\w+\(", s)}
-    assert len(calls) > 30
+    calls = {s for s in spans if re.match(r"(Clipped|Normalized|Orthogonal)\w+\(", s)}
+    assert len(calls) > 40
     arguments = {"lr": 0.1, "m": 0.9, "c": 0.5, "eps": 1e-3, "wd": 0.1}
+    namespace = vars(keras.optimizers) | vars(kn) | vars(kn.directions) | arguments
     for call in calls:
-        eval(call, vars(keras.optimizers) | vars(kn) | arguments)
+        eval(call, dict(namespace))

@@ -4,6 +4,7 @@ import keras
 
 if keras.backend.backend() == "torch":
     from torch import nn
+    from torch.nn.utils import parametrize
 
     _NO_MATRIX = (
         nn.modules.batchnorm._NormBase,
@@ -21,18 +22,45 @@ if keras.backend.backend() == "torch":
         """Finds what a parameter of a module, or of a module inside, does.
 
         Returns:
-            `None` if its module is unknown, or a tuple of `"kernel"`, `"swapped"`,
-            `"embedding"` or `"vector"`, and into how many parts the outputs are split.
+            A tuple of `"kernel"`, `"swapped"`, `"depthwise"`, `"embedding"`,
+            `"vector"`, or `None` if its module is unknown; into how many parts the
+            outputs are split; and the parameter's name in its module.
         """
-        for inner in module.modules():
-            for name, own in inner.named_parameters(recurse=False):
-                if own is parameter:
-                    return _of_module(inner, name, parameter)
-        return None
+        found = [
+            (*_of_module(inner, name, parameter), name)
+            for inner in module.modules()
+            for name, own in _parameters(inner)
+            if own is parameter
+        ]
+        # A tied table is an embedding first.
+        found.sort(key=lambda f: (f[0] != "embedding", f[0] is None))
+        return found[0] if found else (None, 1, "")
+
+    def _parameters(module):
+        """Yields names and parameters, those that make up a weight by its name."""
+        if isinstance(module, parametrize.ParametrizationList):
+            return
+        yield from module.named_parameters(recurse=False)
+        if parametrize.is_parametrized(module):
+            for name, parts in module.parametrizations.items():
+                own = list(parts.parameters(recurse=False))
+                largest = max((p.numel() for p in own), default=0)
+                for part in own:
+                    # A smaller one is a gain, as in `weight_norm`.
+                    yield name if part.numel() == largest else f"{name}_gain", part
 
     def _of_module(module, name, parameter):
-        if "bias" in name or isinstance(module, _NO_MATRIX):
+        """Returns what a parameter does, and into how many parts it is split."""
+        if isinstance(module, _NO_MATRIX):
             return "vector", 1
+        for cls, gates in _GATES.items():
+            if isinstance(module, cls) and name.startswith("weight"):
+                # An LSTM may project its state.
+                return "kernel", 1 if name.startswith("weight_hr") else gates
+        if isinstance(module, nn.MultiheadAttention) and name.endswith("proj_weight"):
+            return "kernel", 3 if name == "in_proj_weight" else 1
+        if name not in ("weight", "weight_v"):
+            return "vector" if name == "weight_g" else None, 1
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             return "embedding", 1
         if isinstance(module, nn.Linear | nn.Bilinear):
@@ -41,16 +69,12 @@ if keras.backend.backend() == "torch":
             return "kernel", module.groups
         if isinstance(module, _TRANSPOSED) and module.groups == 1:
             return "swapped", 1
-        if isinstance(module, nn.MultiheadAttention):
-            return "kernel", 3 if name == "in_proj_weight" else 1
-        for cls, gates in _GATES.items():
-            if isinstance(module, cls):
-                # An LSTM may project its state.
-                return "kernel", 1 if name.startswith("weight_hr") else gates
-        return None
+        if isinstance(module, _TRANSPOSED) and module.groups == module.in_channels:
+            return "depthwise", 1
+        return None, 1
 
 else:
 
     def find(module, parameter):
         """Finds nothing: only PyTorch has such modules."""
-        return
+        return None, 1, ""

@@ -8,154 +8,16 @@ variable decides.
 import dataclasses
 import math
 import re
+import reprlib
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import keras
-from keras import ops
 
 from keras_normopt._backend import torch_modules
 from keras_normopt._blocks import layers
-
-ROLES = ("kernel", "embedding", "vector")
-
-
-@dataclasses.dataclass(frozen=True)
-class Axes:
-    """The axes of one variable.
-
-    An axis that is neither input nor output counts separate matrices.
-
-    Attributes:
-        role: `"kernel"`, a matrix product; `"embedding"`, a table of which a step uses
-            some rows; or `"vector"`: a bias, a gain or a scalar of any rank.
-        inputs: Tuple of the input axes.
-        outputs: Tuple of the output axes.
-        parts: Into how many matrices the outputs are split, such as the gates of an
-            LSTM, or the groups of a convolution.
-    """
-
-    role: str
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
-    parts: int = 1
-
-    def __str__(self) -> str:
-        if self.role == "vector":
-            return "vector"
-        sides = (", ".join(map(str, axes)) for axes in (self.inputs, self.outputs))
-        text = f"({' | '.join(sides)})"
-        return f"{text} in {self.parts} parts" if self.parts > 1 else text
-
-    def get_config(self) -> list[Any]:
-        """Returns what `of_config` makes the same axes of."""
-        return [self.role, list(self.inputs), list(self.outputs), self.parts]
-
-    @classmethod
-    def of_config(cls, config: Any) -> "Axes":
-        role, inputs, outputs, parts = config
-        return cls(role, tuple(inputs), tuple(outputs), parts)
-
-    def batch(self, rank):
-        """Returns the axes that count separate matrices."""
-        listed = (*self.inputs, *self.outputs)
-        return tuple([i for i in range(rank) if i not in listed])
-
-    def sizes(self, shape):
-        """Returns the number of matrices, of their inputs and of their outputs."""
-        count, inputs, outputs = [
-            math.prod([shape[i] for i in axes])
-            for axes in (self.batch(len(shape)), self.inputs, self.outputs)
-        ]
-        return count * self.parts, inputs, outputs // self.parts
-
-    def to_matrices(self, stack):
-        """Arranges a stack of equal kernels as a stack of matrices.
-
-        Args:
-            stack: Tensor of shape `(n, *shape)`.
-
-        Returns:
-            Tensor of shape `(n · matrices, inputs, outputs)`.
-        """
-        n, *shape = stack.shape
-        count, inputs, outputs = self.sizes(shape)
-        stack = _transposed(stack, self._order(len(shape)))
-        if self.parts > 1:
-            split = (n * count // self.parts, inputs, self.parts, outputs)
-            stack = ops.transpose(ops.reshape(stack, split), (0, 2, 1, 3))
-        return ops.reshape(stack, (n * count, inputs, outputs))
-
-    def from_matrices(self, matrices, n, shape):
-        """Arranges a stack of matrices as `n` kernels again: see `to_matrices`."""
-        count, inputs, outputs = self.sizes(shape)
-        if self.parts > 1:
-            split = (n * count // self.parts, self.parts, inputs, outputs)
-            matrices = ops.transpose(ops.reshape(matrices, split), (0, 2, 1, 3))
-        order = self._order(len(shape))
-        sizes = [n, *shape]
-        stack = ops.reshape(matrices, [sizes[i] for i in order])
-        return _transposed(stack, [order.index(i) for i in range(len(order))])
-
-    def _order(self, rank):
-        axes = (*self.batch(rank), *self.inputs, *self.outputs)
-        return [0, *[i + 1 for i in axes]]
-
-    # An output unit has one entry on each axis but the inputs. For kernels whose last
-    # axis is the only output, as in most layers, the four methods below do nothing.
-
-    def units_shape(self, shape):
-        """Returns the shape with the units on the last axis, or that of a vector."""
-        if len(shape) < 2 or self._ends_with_units(len(shape)):
-            return tuple(shape)
-        if self.role == "vector":
-            return (math.prod(shape),)
-        inputs = math.prod([shape[i] for i in self.inputs])
-        return inputs, math.prod(shape) // max(inputs, 1)
-
-    def to_units(self, tensor):
-        """Moves the units of a gradient to the last axis."""
-        shape = tuple(tensor.shape)
-        arranged = self.units_shape(shape)
-        if arranged == shape:
-            return tensor
-        return ops.reshape(_transposed(tensor, self._unit_order(len(shape))), arranged)
-
-    def from_units(self, tensor, shape):
-        """Arranges the axes as they were: see `to_units`."""
-        if tuple(tensor.shape) == tuple(shape):
-            return tensor
-        order = self._unit_order(len(shape))
-        tensor = ops.reshape(tensor, [shape[i] for i in order])
-        return _transposed(tensor, [order.index(i) for i in range(len(order))])
-
-    def spread(self, values, shape):
-        """Shapes one value for each unit so that it broadcasts against a gradient."""
-        if not len(values.shape) or self._ends_with_units(len(shape)):
-            return values
-        sizes = [1 if i in self.inputs else size for i, size in enumerate(shape)]
-        return self.from_units(values, sizes)
-
-    def _ends_with_units(self, rank):
-        return self.role != "vector" and self.inputs == tuple(range(rank - 1))
-
-    def _unit_order(self, rank):
-        if self.role == "vector":
-            return list(range(rank))
-        return [*self.inputs, *[i for i in range(rank) if i not in self.inputs]]
-
-
-def _transposed(tensor, order):
-    return tensor if order == sorted(order) else ops.transpose(tensor, order)
-
-
-def last(shape):
-    """The axes of a kernel whose last axis is its only output."""
-    rank = len(shape)
-    if rank < 2:
-        return Axes("vector")
-    return Axes("kernel", tuple(range(rank - 1)), (rank - 1,))
-
+from keras_normopt._blocks.arrangement import Axes, last
 
 #: Finds the axes of one variable of a layer, from the layer and the variable's shape.
 Rule: TypeAlias = Callable[[Any, tuple[int, ...]], Axes]
@@ -198,20 +60,28 @@ def _einsum(layer, shape):
     return Axes("kernel", inputs, outputs) if inputs else Axes("vector")
 
 
-def _einsum_lora(layer, shape):
+def _einsum_lora_a(layer, shape):
     """The first kernel of a LoRA pair has the rank in the place of the last axis."""
-    kernel, rank_axis = _einsum(layer, shape), len(shape) - 1
-    kept = tuple(i for i in kernel.outputs if i != rank_axis)
-    inputs = tuple(i for i in kernel.inputs if i != rank_axis)
-    return Axes("kernel", inputs, (*kept, rank_axis))
+    whole, last_axis = _einsum(layer, shape), len(shape) - 1
+    if last_axis in whole.inputs + whole.outputs:
+        return whole
+    return dataclasses.replace(whole, outputs=(*whole.outputs, last_axis))
+
+
+def _einsum_lora_b(layer, shape):
+    """The second kernel leads out of the rank, or into it."""
+    kernel = layer.equation.replace(" ", "").split("->")[0].split(",")[1]
+    comes_first = len(kernel) - 1 in _einsum(layer, kernel).inputs
+    return Axes("kernel", (1,), (0,)) if comes_first else last(shape)
 
 
 _LORA = {"lora_kernel_a": _plain, "lora_kernel_b": _plain}
+_EINSUM_LORA = {"lora_kernel_a": _einsum_lora_a, "lora_kernel_b": _einsum_lora_b}
 
 #: For classes of Keras the variables that are no vectors.
 _RULES: dict[str, dict[str, Rule]] = {
     "Dense": {"kernel": _plain} | _LORA,
-    "EinsumDense": {"kernel": _einsum} | _LORA | {"lora_kernel_a": _einsum_lora},
+    "EinsumDense": {"kernel": _einsum} | _EINSUM_LORA,
     "BaseConv": {"kernel": _grouped} | _LORA,
     "BaseConvTranspose": {"kernel": _swapped},
     "BaseDepthwiseConv": {"kernel": _depthwise},
@@ -226,6 +96,7 @@ _RULES: dict[str, dict[str, Rule]] = {
         "lora_embeddings_a": _embedding,
         "lora_embeddings_b": _plain,
     },
+    "STFTSpectrogram": {"real_kernel": _plain, "imag_kernel": _plain},
 }
 
 
@@ -236,7 +107,7 @@ def of_layer(layer, variable):
         The `Axes`, or `None` if the layer is unknown.
     """
     shape = tuple(variable.shape)
-    if type(layer).__name__ == "TorchModuleWrapper":
+    if isinstance(layer, keras.layers.TorchModuleWrapper):
         return _of_torch(layer, variable, shape)
     for cls in type(layer).__mro__:
         if cls.__module__.partition(".")[0] != "keras":
@@ -256,32 +127,71 @@ def _is_container(layer):
 
 
 def _of_torch(layer, variable, shape):
-    found = torch_modules.find(layer.module, variable.value)
-    if found is None:
-        return None
-    kind, parts = found
+    kind, parts, name = torch_modules.find(layer.module, variable.value)
     rank = len(shape)
+    if kind is None:
+        return _by_name(name, shape)
     if kind == "embedding":
         return Axes("embedding", (0,), (1,))
     if kind == "vector" or rank < 2:
         return Axes("vector")
+    spatial = tuple(range(2, rank))
+    if kind == "depthwise":
+        return Axes("kernel", spatial, (1,))
     if kind == "swapped":  # A transposed convolution has (in, out, spatial…).
-        return Axes("kernel", (0, *range(2, rank)), (1,))
-    return Axes("kernel", tuple(range(1, rank)), (0,), parts)
+        return Axes("kernel", (0, *spatial), (1,))
+    return Axes("kernel", (1, *spatial), (0,), parts)
 
 
-_VECTOR_NAMES = ("bias", "gain", "gamma", "beta", "alpha", "scale", "offset")
+#: What a word in the name of a variable says. The last such word counts.
+_WORDS = dict.fromkeys(
+    ("bias", "gain", "gamma", "beta", "alpha", "scale", "offset"), "vector"
+)
+_WORDS |= dict.fromkeys(
+    ("embedding", "embed", "emb", "pos", "position", "encoding", "table", "token"),
+    "embedding",
+)
+_WORDS |= dict.fromkeys(("kernel", "weight", "dense", "proj", "projection"), "kernel")
 
 
-def guess(variable):
-    """Guesses the axes of a variable from its shape and name alone."""
-    shape = tuple(variable.shape)
-    name = variable.name.rpartition("/")[2].lower()
-    if len(shape) < 2 or any(part in name for part in _VECTOR_NAMES):
+def _by_name(name, shape):
+    """Finds the axes from a variable's name alone.
+
+    Returns:
+        The `Axes`, or `None` if the name does not say them.
+    """
+    words = re.split(r"[^a-z]+", name.rpartition("/")[2].lower())
+    roles = [_WORDS.get(word) or _WORDS.get(word.removesuffix("s")) for word in words]
+    role = next((role for role in reversed(roles) if role), None)
+    # A row by itself, such as the token for a class, is no matrix.
+    is_row = len(shape) < 2 or (math.prod(shape[:-1]) == 1 and role != "kernel")
+    if is_row or role == "vector":
         return Axes("vector")
-    if len(shape) == 2 and "embedding" in name:
-        return Axes("embedding", (0,), (1,))
-    return last(shape)
+    if role == "embedding":
+        return dataclasses.replace(last(shape), role=role)
+    return None
+
+
+def guess(variable, layer=None):
+    """Guesses the axes of a variable in an unknown layer.
+
+    Returns:
+        The `Axes`, and whether something says that they are right.
+    """
+    shape = tuple(variable.shape)
+    axes = _by_name(variable.name, shape)
+    if axes is not None:
+        return axes, True
+    if len(shape) == 3 and _has_experts(layer, variable):
+        return Axes("kernel", (1,), (2,)), True
+    return last(shape), False
+
+
+def _has_experts(layer, variable):
+    """Whether the first axis counts the experts of a mixture."""
+    names = f"{type(layer).__name__} {variable.name}".lower()
+    count = getattr(layer, "num_experts", None)
+    return "expert" in names or count == variable.shape[0]
 
 
 def find(variables, paths, given):
@@ -297,6 +207,7 @@ def find(variables, paths, given):
         A list of `Axes`, and a dict that says of each variable whose axes are guessed,
         by its number, which layer it is in, or `None`.
     """
+    _warn_of_idle_patterns(given, paths)
     guessed: dict[int, Any] = {}
     result = []
     creators = layers.creators(variables)
@@ -305,18 +216,32 @@ def find(variables, paths, given):
     ):
         axes = _given(given, path, tuple(variable.shape))
         if axes is None:
-            found = [of_layer(layer, variable) for layer in known]
-            # A shared table is an embedding's first.
-            found.sort(
-                key=lambda a: (a is None, a is not None and a.role != "embedding")
-            )
-            axes = found[0] if found else None
+            axes = _of_layers(known, variable)
         if axes is None:
-            axes = guess(variable)
-            if len(variable.shape) > 1:
-                guessed[number] = known[0] if known else None
+            layer = known[0] if known else None
+            axes, is_known = guess(variable, layer)
+            if not is_known:
+                guessed[number] = layer
         result.append(axes)
     return result, guessed
+
+
+def _of_layers(known, variable):
+    """Returns the axes of a variable in several layers, or `None`."""
+    found = [of_layer(layer, variable) for layer in known]
+    # A shared table is an embedding first. A wrapper may hold the kernel of its layer.
+    ranks = {"embedding": 0, "kernel": 1, "vector": 2}
+    return min((a for a in found if a), key=lambda a: ranks[a.role], default=None)
+
+
+def _warn_of_idle_patterns(given, paths):
+    for pattern in given or ():
+        if not any(re.search(pattern, path) for path in paths):
+            warnings.warn(
+                f"axes={{{pattern!r}: …}} matches none of the variables. Their paths "
+                f"are {reprlib.repr(paths)}.",
+                stacklevel=6,
+            )
 
 
 def _given(given, path, shape):

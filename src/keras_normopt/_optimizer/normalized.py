@@ -164,9 +164,10 @@ class NormalizedMixin(OptimizerMixin):
     def _uses_axes(self):
         return super()._uses_axes() or self.direction is not None
 
-    def _is_doubtful(self, axes, layer, variable):
-        if self.direction is None:
-            return super()._is_doubtful(axes, layer, variable)
+    def _is_doubtful(self, path, layer, variable):
+        direction = directions.of_path(self.direction, path)
+        if direction is None or not direction.uses_axes:
+            return super()._is_doubtful(path, layer, variable)
         return layer is not None or len(variable.shape) > 2
 
     def _rescales(self):

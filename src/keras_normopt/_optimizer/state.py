@@ -6,7 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_normopt._blocks.axes import Axes, find, last
+from keras_normopt._blocks.arrangement import Axes, last
+from keras_normopt._blocks.axes import find
 from keras_normopt._optimizer.types import MixinBase
 
 
@@ -113,7 +114,7 @@ class Paths(MixinBase):
             f"{self._paths[i]} of shape {tuple(variables[i].shape)} in "
             f"{'no layer' if layer is None else type(layer).__name__}: {axes[i]}"
             for i, layer in guessed.items()
-            if self._is_doubtful(axes[i], layer, variables[i])
+            if self._is_doubtful(self._paths[i], layer, variables[i])
         ]
         if named:
             warnings.warn(
@@ -124,7 +125,7 @@ class Paths(MixinBase):
                 stacklevel=5,
             )
 
-    def _is_doubtful(self, axes, layer, variable):
+    def _is_doubtful(self, path, layer, variable):
         """Whether to warn of axes that were guessed."""
         return layer is not None and len(variable.shape) > 2
 

@@ -47,6 +47,11 @@ class Direction(Configured):
         """Returns what acts on variables of a role, or `None`: see `Axes`."""
         return self
 
+    @property
+    def uses_axes(self):
+        """Whether it depends on which axes are inputs and which are outputs."""
+        return True
+
     def is_by_row(self, axes):
         """Whether each row of a gradient has a direction of its own."""
         return False
@@ -201,6 +206,11 @@ def serialize(direction: Any) -> Any:
     return config_of(direction)
 
 
+def of_path(direction: Any, path: str) -> Any:
+    """Returns the direction for a path, or `None`, of what `get` returned."""
+    return direction.of(path) if isinstance(direction, ByPattern) else direction
+
+
 def resolve(direction: Any, paths: list[str], axes: list[Any]) -> list[Any]:
     """Returns what acts on each variable, or `None`.
 
@@ -209,9 +219,8 @@ def resolve(direction: Any, paths: list[str], axes: list[Any]) -> list[Any]:
         paths: The paths of the variables.
         axes: Their `Axes`.
     """
-    of_each = [direction] * len(paths)
+    of_each = [of_path(direction, path) for path in paths]
     if isinstance(direction, ByPattern):
-        of_each = [direction.of(path) for path in paths]
         for pattern, _ in direction.patterns:
             if not any(re.search(pattern, path) for path in paths):
                 warnings.warn(

@@ -51,6 +51,10 @@ class Sign(Direction):
         """The arguments, by name."""
         return {"scale": self.scale}
 
+    @property
+    def uses_axes(self):
+        return self.scale == "operator"
+
     def is_by_row(self, axes):
         return True
 

@@ -1,0 +1,144 @@
+"""Arranges a variable as a stack of matrices, or by the output units of its layer."""
+
+import dataclasses
+import math
+from typing import Any
+
+from keras import ops
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """The axes of one variable.
+
+    An axis that is neither input nor output counts separate matrices.
+
+    Attributes:
+        role: `"kernel"`, a matrix product; `"embedding"`, a table of which a step uses
+            some rows; or `"vector"`: a bias, a gain or a scalar of any rank.
+        inputs: Tuple of the input axes.
+        outputs: Tuple of the output axes.
+        parts: Into how many matrices the outputs are split, such as the gates of an
+            LSTM, or the groups of a convolution.
+    """
+
+    role: str
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    parts: int = 1
+
+    def __str__(self) -> str:
+        if self.role == "vector":
+            return "vector"
+        sides = (", ".join(map(str, axes)) for axes in (self.inputs, self.outputs))
+        text = f"({' | '.join(sides)})"
+        return f"{text} in {self.parts} parts" if self.parts > 1 else text
+
+    def get_config(self) -> list[Any]:
+        """Returns what `of_config` makes the same axes of."""
+        return [self.role, list(self.inputs), list(self.outputs), self.parts]
+
+    @classmethod
+    def of_config(cls, config: Any) -> "Axes":
+        role, inputs, outputs, parts = config
+        return cls(role, tuple(inputs), tuple(outputs), parts)
+
+    def batch(self, rank):
+        """Returns the axes that count separate matrices."""
+        listed = (*self.inputs, *self.outputs)
+        return tuple([i for i in range(rank) if i not in listed])
+
+    def sizes(self, shape):
+        """Returns the number of matrices, of their inputs and of their outputs."""
+        count, inputs, outputs = [
+            math.prod([shape[i] for i in axes])
+            for axes in (self.batch(len(shape)), self.inputs, self.outputs)
+        ]
+        return count * self.parts, inputs, outputs // self.parts
+
+    def to_matrices(self, stack):
+        """Arranges a stack of equal kernels as a stack of matrices.
+
+        Args:
+            stack: Tensor of shape `(n, *shape)`.
+
+        Returns:
+            Tensor of shape `(n · matrices, inputs, outputs)`.
+        """
+        n, *shape = stack.shape
+        count, inputs, outputs = self.sizes(shape)
+        stack = _transposed(stack, self._order(len(shape)))
+        if self.parts > 1:
+            split = (n * count // self.parts, inputs, self.parts, outputs)
+            stack = ops.transpose(ops.reshape(stack, split), (0, 2, 1, 3))
+        return ops.reshape(stack, (n * count, inputs, outputs))
+
+    def from_matrices(self, matrices, n, shape):
+        """Arranges a stack of matrices as `n` kernels again: see `to_matrices`."""
+        count, inputs, outputs = self.sizes(shape)
+        if self.parts > 1:
+            split = (n * count // self.parts, self.parts, inputs, outputs)
+            matrices = ops.transpose(ops.reshape(matrices, split), (0, 2, 1, 3))
+        order = self._order(len(shape))
+        sizes = [n, *shape]
+        stack = ops.reshape(matrices, [sizes[i] for i in order])
+        return _transposed(stack, [order.index(i) for i in range(len(order))])
+
+    def _order(self, rank):
+        axes = (*self.batch(rank), *self.inputs, *self.outputs)
+        return [0, *[i + 1 for i in axes]]
+
+    # An output unit has one entry on each axis but the inputs. For kernels whose last
+    # axis is the only output, as in most layers, the four methods below do nothing.
+
+    def units_shape(self, shape):
+        """Returns the shape with the units on the last axis, or that of a vector."""
+        if len(shape) < 2 or self._ends_with_units(len(shape)):
+            return tuple(shape)
+        if self.role == "vector":
+            return (math.prod(shape),)
+        inputs = math.prod([shape[i] for i in self.inputs])
+        return inputs, math.prod(shape) // max(inputs, 1)
+
+    def to_units(self, tensor):
+        """Moves the units of a gradient to the last axis."""
+        shape = tuple(tensor.shape)
+        arranged = self.units_shape(shape)
+        if arranged == shape:
+            return tensor
+        return ops.reshape(_transposed(tensor, self._unit_order(len(shape))), arranged)
+
+    def from_units(self, tensor, shape):
+        """Arranges the axes as they were: see `to_units`."""
+        if tuple(tensor.shape) == tuple(shape):
+            return tensor
+        order = self._unit_order(len(shape))
+        tensor = ops.reshape(tensor, [shape[i] for i in order])
+        return _transposed(tensor, [order.index(i) for i in range(len(order))])
+
+    def spread(self, values, shape):
+        """Shapes one value for each unit so that it broadcasts against a gradient."""
+        if not len(values.shape) or self._ends_with_units(len(shape)):
+            return values
+        sizes = [1 if i in self.inputs else size for i, size in enumerate(shape)]
+        return self.from_units(values, sizes)
+
+    def _ends_with_units(self, rank):
+        return self.role != "vector" and self.inputs == tuple(range(rank - 1))
+
+    def _unit_order(self, rank):
+        if self.role == "vector":
+            return list(range(rank))
+        return [*self.inputs, *[i for i in range(rank) if i not in self.inputs]]
+
+
+def _transposed(tensor, order):
+    return tensor if order == sorted(order) else ops.transpose(tensor, order)
+
+
+def last(shape):
+    """The axes of a kernel whose last axis is its only output."""
+    rank = len(shape)
+    if rank < 2:
+        return Axes("vector")
+    return Axes("kernel", tuple(range(rank - 1)), (rank - 1,))
