@@ -326,18 +326,14 @@ def test_axes_are_saved_beside_paths(saved_config):
 
 
 @pytest.mark.parametrize(
-    ("path", "shape", "message"),
-    [
-        ("layer/kernel", (2, 3, 5), "variables of other shapes"),
-        ("other/kernel", (2, 3, 4), "variables of other paths"),
-    ],
+    ("path", "shape"), [("layer/kernel", (2, 3, 5)), ("other/kernel", (2, 3, 4))]
 )
-def test_axes_of_other_variables_are_found_anew(saved_config, path, shape, message):
+def test_axes_of_other_variables_are_found_anew(saved_config, path, shape):
     optimizer = keras_normopt.NormalizedSGD.from_config(saved_config)
     variable = keras.Variable(np.zeros(shape), name="kernel")
     variable._path = path
     gradient = RNG.normal(size=shape).astype("float32")
-    with pytest.warns(UserWarning, match=message) as caught:
+    with pytest.warns(UserWarning, match="other paths or shapes") as caught:
         actual = moved(optimizer, variable, gradient)
     assert len([w for w in caught if "NormalizedSGD" in str(w.message)]) == 1
     assert_close(actual, gradient / length(gradient, (0, 1)))

@@ -9,7 +9,9 @@ from keras import ops
 
 import keras_normopt
 import oracle
+from keras_normopt import directions
 from keras_normopt._backend import sparse
+from test_directions import orthogonalized
 
 TOKENS = np.array([[1, 1, 4], [4, 1, 0]])
 TARGETS = np.array([[1.0, -2.0], [30.0, 0.5]], "float32")
@@ -219,3 +221,98 @@ def test_sparse_arrays_of_jax(norm):
     np.testing.assert_allclose(
         ops.convert_to_numpy(variable), expected.astype("float32"), rtol=2e-5, atol=1e-6
     )
+
+
+# As an embedding, the table has rows. As a kernel it has six inputs.
+AS_KERNEL = ((0,), (1,))
+SIGN, ROOT = np.sign, np.sqrt(2)
+
+
+def unit_rows(gradient):
+    sizes = np.linalg.norm(gradient, axis=1, keepdims=True)
+    return gradient / np.where(sizes == 0, 1, sizes)
+
+
+@pytest.mark.parametrize(
+    ("direction", "axes", "expected"),
+    [
+        ("sign", "embedding", SIGN),
+        ("sign", "vector", SIGN),
+        (directions.Sign("operator"), "embedding", SIGN),
+        (directions.Sign("operator"), AS_KERNEL, lambda g: SIGN(g) / 6),
+        ("rows", "embedding", unit_rows),
+        (directions.Rows("operator"), "embedding", lambda g: ROOT * unit_rows(g)),
+    ],
+    ids=[
+        "sign",
+        "sign of a vector",
+        "scaled sign",
+        "scaled sign of a kernel",
+        "rows",
+        "scaled rows",
+    ],
+)
+@pytest.mark.parametrize(
+    ("rows", "apply_to"),
+    [("some", "gradient"), ("every", "update"), ("none", "update")],
+)
+def test_directions_of_rows_never_make_it_dense(
+    never_dense, direction, axes, expected, rows, apply_to
+):
+    slices, dense = sparse_and_dense(ROWS[rows])
+    optimizer = keras_normopt.NormalizedSGD(
+        1.0, direction={".*": direction}, axes={".*": axes}, apply_to=apply_to
+    )
+    moved, _ = steps_of(optimizer, slices)
+    np.testing.assert_allclose(moved, expected(dense), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("direction", "axes", "expected"),
+    [
+        ("orthogonal", AS_KERNEL, lambda g: 0.2 * 6**0.5 * orthogonalized(g)),
+        ("rows", AS_KERNEL, lambda g: unit_rows(g.T).T),
+        ("rows", "vector", lambda g: g / np.linalg.norm(g)),
+    ],
+    ids=["orthogonal", "rows of a kernel", "rows of a vector"],
+)
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_other_directions_take_the_whole_table(direction, axes, expected, run_eagerly):
+    optimizer = keras_normopt.NormalizedSGD(
+        0.5, direction=direction, axes={"embeddings": axes}
+    )
+    model = make_model(optimizer, run_eagerly=run_eagerly)
+    model.train_on_batch(TOKENS, TARGETS)
+    moved = model.get_weights()[0] - TABLE
+    np.testing.assert_allclose(moved, -0.5 * expected(dense_gradient()), atol=1e-5)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="only there is it sparse"
+)
+@pytest.mark.parametrize("direction", ["sign", "rows"])
+@pytest.mark.parametrize("apply_to", ["gradient", "update"])
+def test_directions_of_rows_allocate_nothing_of_the_size_of_the_table(
+    direction, apply_to
+):
+    import tensorflow as tf
+
+    size = 9973  # No other number in the step.
+    table = keras.Variable(np.zeros((size, 2)), name="embeddings")
+    optimizer = keras_normopt.NormalizedSGD(direction=direction, apply_to=apply_to)
+    optimizer.build([table])
+
+    @tf.function
+    def step(values, indices):
+        slices = tf.IndexedSlices(values, indices, tf.constant([size, 2]))
+        optimizer.apply([slices], [table])
+
+    graph = step.get_concrete_function(tf.ones((3, 2)), tf.constant([1, 3, 1])).graph
+    large = [
+        operation.type
+        for operation in graph.get_operations()
+        for output in operation.outputs
+        if output.shape.rank is None or size in output.shape
+    ]
+    # Reading a variable copies nothing.
+    assert set(large) <= {"ReadVariableOp"}

@@ -11,6 +11,7 @@ from keras_normopt import (
     ClippedSGD,
     NormalizedAdam,
     NormalizedSGD,
+    OrthogonalSGD,
     RunningNorm,
     WeightNorm,
 )
@@ -68,6 +69,9 @@ OPTIMIZERS = {
     ),
     "correlation": lambda: NormalizedSGD(step_size="gradient_correlation"),
     "update": lambda: NormalizedAdam(apply_to="update", step_size=WeightNorm()),
+    "orthogonal": lambda: OrthogonalSGD(norm_epsilon=0.0),
+    "rows": lambda: NormalizedSGD(direction="rows", norm_epsilon=0.0),
+    "sign": lambda: NormalizedSGD(direction="sign", norm_epsilon=0.0),
     "a rate of 0": lambda: NormalizedSGD(0.0, momentum=0.9, apply_to="update"),
 }
 

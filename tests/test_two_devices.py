@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_normopt
 from keras_normopt import RunningNorm, WeightNorm
+from keras_normopt.directions import Orthogonal
 from test_blocks import SHAPES, make_gradients, make_variables
 
 if keras.backend.backend() != "jax":
@@ -17,6 +18,7 @@ import jax
 CLASSES = {
     cls.__name__: cls for cls in (keras_normopt.NormalizedSGD, keras_normopt.ClippedSGD)
 }
+AXES = {"axes": {"b/kernel": ((0, 1), (2,))}}
 
 
 def put(value, number):
@@ -54,6 +56,14 @@ def train(cls, arguments, devices):
             "NormalizedSGD",
             {"apply_to": "update", "scope": "layer", "step_size": WeightNorm()},
         ),
+        (
+            "NormalizedSGD",
+            {
+                "direction": {"kernel": Orthogonal(steps=1), ".*": "rows"},
+                **AXES,
+            },
+        ),
+        ("NormalizedSGD", {"direction": "sign", "apply_to": "update", **AXES}),
         ("ClippedSGD", {"max_norm": RunningNorm(warmup=1), "scope": "layer"}),
         ("ClippedSGD", {"max_norm": WeightNorm(0.01), "apply_to": "update"}),
     ],

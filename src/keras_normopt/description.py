@@ -80,8 +80,8 @@ def describe(model: keras.Model) -> Description:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
         >>> model.compile(optimizer=keras_normopt.OrthogonalSGD(0.01), loss="mse")
         >>> for row in keras_normopt.describe(model):
-        ...     print(row.shape, row.axes, row.step, row.length)
-        (8, 4) (0 | 1) orthogonal singular values of 0.566
+        ...     print(row.shape, row.axes, row.step)
+        (8, 4) (0 | 1) orthogonal
         (4,) vector raw
     """
     optimizer = getattr(model, "optimizer", None)

@@ -24,7 +24,14 @@ import keras
 import numpy as np
 
 import steps  # isort: skip
-from keras_normopt import ClippedSGD, NormalizedSGD, RunningNorm, WeightNorm, norms
+from keras_normopt import (
+    ClippedSGD,
+    NormalizedSGD,
+    OrthogonalSGD,
+    RunningNorm,
+    WeightNorm,
+    norms,
+)
 
 NORMS = [name for name in norms.__all__ if name != "linf"]
 SCOPES = ["variable", "unit", "layer", "global"]
@@ -161,6 +168,28 @@ def option_times(quick):
             yield {"size": size, "base": base, "medians": medians, "first": first}
 
 
+def direction_times(quick):
+    """OrthogonalSGD beside other Muons, on kernels that all of them take: of rank 2."""
+    for size, shapes in steps.kernels(quick).items():
+        grads = steps.gradients(shapes)
+        optimizers = {
+            "Adam": keras.optimizers.Adam(1e-3),
+            # Its scale mixes float32 and float64 on TensorFlow.
+            "Keras's Muon": keras.optimizers.Muon(1e-3, rms_rate=None),
+            "OrthogonalSGD": OrthogonalSGD(1e-3),
+        }
+        contenders = {
+            name: steps.of(optimizer, shapes, grads)
+            for name, optimizer in optimizers.items()
+        }
+        peer = steps.muon_by_hand(shapes, grads)
+        if peer:
+            contenders["peer"] = peer
+        first = {name: _seconds(step) for name, step in contenders.items()}
+        medians = interleaved(contenders, 1 if quick else 15)
+        yield {"size": size, "medians": medians, "first": first}
+
+
 def embedding_times(quick):
     """Of a large table, 256 rows of which have a gradient: sparse on TensorFlow only.
 
@@ -285,6 +314,7 @@ PARTS = {
     "busy": busy_times,
     "norms": norm_times,
     "options": option_times,
+    "directions": direction_times,
     "embedding": embedding_times,
     "growth": growth,
     "memory": memory,

@@ -114,6 +114,20 @@ def tables(every):
     head += [f"first step, {n}" for n in ("update", "WeightNorm", "RunningNorm")]
     yield "Other options, to l2 of the gradient", table(head, rows)
 
+    rows = [
+        [backend_name(found), row["size"], milliseconds(row["medians"]["Keras's Muon"])]
+        + [
+            ratio(row["medians"], "OrthogonalSGD", to)
+            for to in ("Keras's Muon", "peer", "Adam")
+        ]
+        + [ratio(row["first"], "OrthogonalSGD", "Keras's Muon")]
+        for found in every
+        for row in found.get("directions", [])
+    ]
+    head = ["backend", "kernels", "Keras's Muon, ms", "OrthogonalSGD / Keras's Muon"]
+    head += ["/ that of Optax, PyTorch", "/ Adam", "first step / Keras's Muon"]
+    yield "Directions", table(head, rows)
+
     for found in every:
         for row in found.get("embedding", []):
             medians = row["medians"]

@@ -72,6 +72,52 @@ def _resnet(blocks=3, classes=10):
     return [*shapes, (channels, classes), (classes,)]
 
 
+def kernels(quick=False):
+    """The kernels of models as matrices (in, out), without embeddings."""
+    many, large = (10, 256) if quick else (80, 1024)
+    found = {
+        f"{many} of 64×64": [(64, 64)] * many,
+        f"4 of {large}²": [(large,) * 2] * 4,
+    }
+    for name, shapes in models(quick).items():
+        # The transformer has tables of 1000 × 64 and 64 × 64 first.
+        shapes = shapes[2:] if name == "transformer" else shapes
+        found[name] = [_as_matrix(shape) for shape in shapes if _is_kernel(shape)]
+    return found
+
+
+def _is_kernel(shape):
+    return len(shape) > 2 or (len(shape) == 2 and shape[0] > 4)
+
+
+def _as_matrix(shape):
+    """Kernels of rank 3 are those of attention, (d, heads, key) or (heads, key, d)."""
+    *inputs, outputs = shape
+    if len(shape) == 3 and shape[0] > shape[1]:
+        return shape[0], shape[1] * shape[2]
+    return math.prod(inputs), outputs
+
+
+def muon_by_hand(shapes, grads):
+    """Another library's Muon for this backend, or `None` on TensorFlow."""
+    if BACKEND == "jax":
+        transform = optax.contrib.muon(1e-3)
+
+        def step(state, grads, weights):
+            updates, state = transform.update(grads, state, weights)
+            return optax.apply_updates(weights, updates), state
+
+        weights = [jax.numpy.asarray(a) for a in arrays(shapes)]
+        return _jitted(step, transform.init(weights), grads, weights)
+    if BACKEND == "torch":
+        weights = [torch.nn.Parameter(torch.as_tensor(a)) for a in arrays(shapes)]
+        optimizer = torch.optim.Muon(weights, lr=1e-3)
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.grad = grad
+        return optimizer.step
+    return None
+
+
 def count(shapes):
     return sum(math.prod(shape) for shape in shapes)
 

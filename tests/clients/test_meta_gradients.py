@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 import keras_normopt
-from keras_normopt import norms
+from keras_normopt import directions, norms
 
 BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
@@ -55,6 +55,16 @@ OPTIMIZERS = {
     ),
     "centralized": lambda: NormalizedSGD(0.1, centralize=True),
     "update": lambda: NormalizedSGD(0.1, apply_to="update"),
+    "direction": lambda: NormalizedSGD(
+        0.1,
+        direction=directions.Orthogonal(steps=2, vectors="rows"),
+        apply_to="update",
+    ),
+    "a floor above the norms": lambda: NormalizedSGD(
+        0.1,
+        direction=directions.Orthogonal(steps=1, vectors="sign"),
+        norm_epsilon=100.0,
+    ),
 }
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 

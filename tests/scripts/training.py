@@ -24,10 +24,17 @@ OPTIONS = {
         "centralize": True,
         "track_norms": True,
     },
+    "direction": {
+        "direction": {"kernel": "orthogonal", "bias": "rows"},
+        "apply_to": "update",
+    },
 }
 # The bases see normalized gradients only: each needs no more than one of the norms.
 CASES = [("SGD", "l2", "plain"), ("RMSprop", "max", "global")]
-CASES += [("Adam", "std", o) for o in OPTIONS if o not in ("plain", "global")]
+CASES += [
+    ("Adam", "std", o) for o in OPTIONS if o not in ("plain", "global", "direction")
+]
+CASES += [("SGD", "none", "direction")]  # A direction is in the place of a norm.
 
 _rng = np.random.default_rng(0)
 X = _rng.normal(size=(STEPS * BATCH, 12)).astype("float32")
@@ -48,6 +55,7 @@ def make_model():
 def make_optimizer(base, norm, option="plain"):
     kind = "Clipped" if "max_norm" in OPTIONS[option] else "Normalized"
     cls = getattr(keras_normopt, f"{kind}{base}")
+    norm = None if norm == "none" else norm
     return cls(norm=norm, **OPTIMIZERS[base], **OPTIONS[option])
 
 

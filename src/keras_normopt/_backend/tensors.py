@@ -145,5 +145,12 @@ def split(vector, shapes):
     return result
 
 
+def transposed(matrices):
+    """Exchanges the last two axes."""
+    if _BACKEND == "tensorflow":
+        return ops.swapaxes(matrices, -1, -2)
+    return matrices.mT  # PyTorch takes some times as long for `keras.ops`.
+
+
 class Leaf(list):
     """A list that Keras does not search for symbolic tensors. The search is slow."""

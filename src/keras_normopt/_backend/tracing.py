@@ -43,6 +43,40 @@ def cond(condition, if_true, if_false):
     return [ops.where(condition, one, other) for one, other in pairs]
 
 
+def fold(function, start, rows):
+    """Calls a function with the result so far and with each row of numbers.
+
+    Args:
+        function: Callable from a tensor and the numbers of a row to a tensor like it.
+        start: The tensor to begin with.
+        rows: Non-empty list of rows, each a list of numbers.
+
+    Returns:
+        The last result.
+    """
+    if _BACKEND == "torch" or not _is_traced(start):
+        for row in rows:
+            start = function(start, *row)
+        return start
+    # XLA compiles the body of a loop once.
+    table = ops.convert_to_tensor(rows, start.dtype)
+
+    def call(i, result):
+        return function(result, *ops.unstack(table[i], len(rows[0])))
+
+    return ops.fori_loop(0, len(rows), call, start)
+
+
+def _is_traced(tensor):
+    if _BACKEND == "jax":
+        import jax
+
+        return isinstance(tensor, jax.core.Tracer)
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
+
+
 def concrete_value(tensor, read=ops.convert_to_numpy):
     """Returns `read(tensor)`, or `None` while a program is traced."""
     if is_compiling():  # Reading a value would break the graph.

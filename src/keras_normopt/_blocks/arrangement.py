@@ -71,7 +71,7 @@ class Axes:
         if self.parts > 1:
             split = (n * count // self.parts, inputs, self.parts, outputs)
             stack = ops.transpose(ops.reshape(stack, split), (0, 2, 1, 3))
-        return ops.reshape(stack, (n * count, inputs, outputs))
+        return _reshaped(stack, (n * count, inputs, outputs))
 
     def from_matrices(self, matrices, n, shape):
         """Arranges a stack of matrices as `n` kernels again: see `to_matrices`."""
@@ -81,7 +81,7 @@ class Axes:
             matrices = ops.transpose(ops.reshape(matrices, split), (0, 2, 1, 3))
         order = self._order(len(shape))
         sizes = [n, *shape]
-        stack = ops.reshape(matrices, [sizes[i] for i in order])
+        stack = _reshaped(matrices, tuple([sizes[i] for i in order]))
         return _transposed(stack, [order.index(i) for i in range(len(order))])
 
     def _order(self, rank):
@@ -130,6 +130,10 @@ class Axes:
         if self.role == "vector":
             return list(range(rank))
         return [*self.inputs, *[i for i in range(rank) if i not in self.inputs]]
+
+
+def _reshaped(tensor, shape):
+    return tensor if tuple(tensor.shape) == shape else ops.reshape(tensor, shape)
 
 
 def _transposed(tensor, order):

@@ -6,6 +6,7 @@ variable decides.
 """
 
 import dataclasses
+import gc
 import math
 import re
 import reprlib
@@ -223,6 +224,15 @@ def find(variables, paths, given):
             if not is_known:
                 guessed[number] = layer
         result.append(axes)
+    if gc.get_freeze_count() and any(
+        not known and len(v.shape) > 1
+        for known, v in zip(creators, variables, strict=True)
+    ):
+        warnings.warn(
+            "`gc.freeze()` hides the layers of some variables, and the axes of their "
+            "kernels are guessed. Build the optimizer before, or pass `axes`.",
+            stacklevel=5,
+        )
     return result, guessed
 
 

@@ -217,7 +217,7 @@ class Gradients:
             self.tensors[i] = sparse.map_values(scale, self.tensors[i])
         self._forget()
 
-    def replace(self, function, positions, by_row=False):
+    def replace(self, function, positions, by_row=False, divided=True):
         """Replaces equal gradients by what a function makes of them.
 
         Args:
@@ -227,23 +227,27 @@ class Gradients:
                 device.
             by_row: Whether the function treats each row of a gradient by itself, and
                 maps zeros to zeros. Then sparse gradients stay sparse.
+            divided: Whether the function is called with u, and not with lr · u.
         """
         first = self.tensors[positions[0]]
         if by_row and sparse.is_sparse(first):
-            one = [sparse.map_values(lambda v: self._replaced(function, [v])[0], first)]
-            results = one
+            results = [
+                sparse.map_values(
+                    lambda v: self._replaced(function, [v], divided)[0], first
+                )
+            ]
         else:
             dense = [sparse.densify(self.tensors[i]) for i in positions]
-            results = self._replaced(function, dense)
+            results = self._replaced(function, dense, divided)
         for i, result in zip(positions, results, strict=True):
             self.tensors[i] = result
         self._forget()
 
-    def _replaced(self, function, tensors):
+    def _replaced(self, function, tensors, divided):
         dtype, n = dtype_of(tensors[0]), len(tensors)
         wide = widen(tensors)
-        stack = ops.expand_dims(wide[0], 0) if n == 1 else ops.stack(Leaf(wide))
-        if self.rate is None:
+        stack = wide[0][None] if n == 1 else ops.stack(Leaf(wide))
+        if self.rate is None or not divided:
             result = function(stack)
         else:
             unit, rate = (
@@ -251,7 +255,7 @@ class Gradients:
                 for scalar in (self._unit(), self.rate)
             )
             result = function(stack / unit) * rate
-        result = ops.cast(result, dtype)
+        result = cast(result, dtype)
         return [result[0]] if n == 1 else ops.unstack(result, n)
 
     def _spread(self, values, position):

@@ -92,6 +92,10 @@ def check_axes(axes: Any) -> dict[str, Any] | None:
     """
     if axes is None:
         return None
+    if isinstance(axes, list) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in axes
+    ):  # Of a config.
+        axes = dict(axes)
     if not isinstance(axes, dict):
         raise TypeError(
             "`axes` must be a dictionary from regular expressions to axes. "

@@ -143,7 +143,8 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             "track_norms": self.track_norms,
             "apply_to": self.apply_to,
             "centralize": self.centralize,
-            "axes": self.axes,
+            # Pairs, as some ways of saving sort the keys of a dictionary.
+            "axes": self.axes and [list(pair) for pair in self.axes.items()],
         }
         return self._with_paths(super().get_config() | config)
 

@@ -1,5 +1,6 @@
 """What is saved beyond what the base saves, and how it comes back."""
 
+import re
 import warnings
 from typing import Any
 
@@ -28,9 +29,12 @@ class Paths(MixinBase):
     _saved_axes: Any = None
     _saved_shapes: Any = None
     _knows_axes = True
+    _paths_match = True
     exclude: Any
     track_norms: Any
     axes: Any
+    scope: Any
+    centralize: Any
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -75,8 +79,7 @@ class Paths(MixinBase):
         saved = self._paths or paths
         if len(saved) == len(paths) and all(map(_are_one, saved, paths)):
             return saved
-        if self._saved_axes:
-            self._forget_axes("paths")
+        self._paths_match = False
         if self.exclude:
             warnings.warn(
                 f"{type(self).__name__} was saved with other variables than it is "
@@ -89,25 +92,24 @@ class Paths(MixinBase):
     def _axes_of(self, variables):
         """Returns the axes of the variables, or those when the optimizer was saved."""
         shapes = [tuple(v.shape) for v in variables]
-        if self._saved_axes and self._saved_shapes != shapes:
-            self._forget_axes("shapes")
+        are_known = self._saved_axes and self._paths_match
+        are_known = are_known and self._saved_shapes == shapes
         self._saved_shapes = shapes
         if not self._knows_axes:
             # So that its running norms stay those of the same units.
             return [last(shape) for shape in shapes]
-        if self._saved_axes:
+        if are_known:
             return self._saved_axes
         found, self._guessed = find(variables, self._paths, self.axes)
+        if self._saved_axes and self._saved_axes != found:
+            warnings.warn(
+                f"{type(self).__name__} was saved with variables of other paths or "
+                "shapes than it is built on. It found the input and output axes of "
+                "their kernels anew, and they are others.",
+                stacklevel=4,
+            )
         self._warn_of_guesses(variables, found, self._guessed)
         return found
-
-    def _forget_axes(self, what):
-        self._saved_axes = None
-        warnings.warn(
-            f"{type(self).__name__} was saved with variables of other {what} than it "
-            "is built on. It finds the input and output axes of their kernels anew.",
-            stacklevel=5,
-        )
 
     def _warn_of_guesses(self, variables, axes, guessed):
         named = [
@@ -115,6 +117,7 @@ class Paths(MixinBase):
             f"{'no layer' if layer is None else type(layer).__name__}: {axes[i]}"
             for i, layer in guessed.items()
             if self._is_doubtful(self._paths[i], layer, variables[i])
+            and not any(re.search(p, self._paths[i]) for p in self.exclude)
         ]
         if named:
             warnings.warn(
@@ -127,7 +130,8 @@ class Paths(MixinBase):
 
     def _is_doubtful(self, path, layer, variable):
         """Whether to warn of axes that were guessed."""
-        return layer is not None and len(variable.shape) > 2
+        is_used = self.scope == "unit" or self.centralize
+        return is_used and layer is not None and len(variable.shape) > 2
 
 
 def _are_one(path, other):

@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_normopt._backend import sparse
 from keras_normopt._backend.devices import device_of, near
-from keras_normopt._backend.tensors import constant_like, divide, dtype_of, safe_sqrt
+from keras_normopt._backend.tensors import constant_like, divide, dtype_of
 from keras_normopt._transforms.config import (
     Configured,
     check_pattern,
@@ -23,8 +23,9 @@ from keras_normopt._transforms.config import (
     find,
 )
 
-#: More entries than these are not stacked: a stack is a copy.
-_STACK_ENTRIES = 2**22
+#: The largest number of entries in one stack. A stack is a copy, and one product of
+#: large matrices takes no longer than several.
+_STACK_ENTRIES = 2**18
 
 #: The root mean square of the entries of a step under `scale="match_rms_adamw"`.
 RMS = 0.2
@@ -56,13 +57,14 @@ class Direction(Configured):
         """Whether each row of a gradient has a direction of its own."""
         return False
 
-    def point(self, stack, axes, floor):
+    def point(self, stack, axes, floor, factor):
         """Returns the directions of equal gradients.
 
         Args:
             stack: Tensor of shape `(n, *shape)`, in float32 or float64.
             axes: The `Axes` of the variables.
             floor: Scalar tensor. Where the gradient is shorter, so is the step.
+            factor: Float or scalar tensor, what the steps are multiplied by.
         """
         raise NotImplementedError
 
@@ -81,30 +83,21 @@ def checked_scale(scale, choices):
     return scale
 
 
-def unit_vectors(tensor, axes):
+def unit_vectors(tensor, axes, floor):
     """Divides by the Euclidean norm over some axes, at any magnitude.
 
     Returns:
-        The quotients, 0 where the norm is 0; the norms, divided by the largest
-        magnitudes; and these magnitudes.
+        The quotients, 0 where the norm is 0, and min(1, largest magnitude / floor).
     """
-    # The result does not depend on the scale, so its derivative is left out.
-    largest = ops.stop_gradient(ops.amax(ops.abs(tensor), axis=axes, keepdims=True))
-    tensor = divide(tensor, _not_zero(largest))
-    norms = safe_sqrt(ops.sum(ops.square(tensor), axis=axes, keepdims=True))
-    return tensor / _not_zero(norms), norms, largest
-
-
-def _not_zero(tensor):
-    """Replaces zeros by ones."""
-    return ops.where(ops.equal(tensor, 0), ops.ones_like(tensor), tensor)
-
-
-def fade(norms, largest, floor):
-    """Returns min(1, norm / floor) of norms = `norms` · `largest`."""
-    # The norm itself may overflow.
-    ratio = norms * (ops.where(largest < floor, largest, floor) / floor)
-    return ops.where(ratio < 1, ratio, ops.ones_like(ratio))
+    # Operators, as PyTorch takes longer for the checks of `keras.ops` than to compute.
+    largest = ops.amax(abs(tensor), axis=axes, keepdims=True)
+    # Compilers flush numbers below the smallest normal number to 0.
+    one_if_zero = ops.cast(largest < np.finfo(dtype_of(tensor)).tiny, tensor.dtype)
+    # The quotients do not depend on this scale, so its derivative is left out.
+    tensor = divide(tensor, ops.stop_gradient(largest + one_if_zero))
+    squares = ops.sum(tensor * tensor, axis=axes, keepdims=True)
+    unit = tensor / ops.sqrt(squares + one_if_zero)
+    return unit, ops.where(largest < floor, largest, floor) / floor
 
 
 def point(gradients, directions, axes, epsilon):
@@ -131,26 +124,46 @@ def point(gradients, directions, axes, epsilon):
             position if sparse.is_sparse(tensor) else device_of(tensor),
         )
         equal.setdefault(key, []).append(position)
+    scalars = _Scalars(epsilon, gradients.rate)
     for (_, of_variables, shape, *_), positions in equal.items():
         direction = directions[gradients.indices[positions[0]]]
-        size = max(1, _STACK_ENTRIES // math.prod(shape))
 
         def function(stack, direction=direction, of_variables=of_variables):
-            return direction.point(stack, of_variables, _floor(epsilon, stack))
+            return direction.point(stack, of_variables, *scalars.near(stack))
 
+        size = max(1, _STACK_ENTRIES // math.prod(shape))
         for start in range(0, len(positions), size):
             gradients.replace(
                 function,
                 positions[start : start + size],
                 by_row=direction.is_by_row(of_variables),
+                divided=False,
             )
 
 
-def _floor(epsilon, tensor):
-    """Returns a floor above 0 in the dtype of a tensor."""
-    floor, smallest = ops.cast(epsilon, dtype_of(tensor)), np.finfo(dtype_of(tensor))
-    tiny = constant_like(floor, smallest.tiny)
-    return near(ops.where(floor < tiny, tiny, floor), tensor)
+class _Scalars:
+    """The floor and the factor of directions, once for each dtype and device."""
+
+    def __init__(self, epsilon, rate):
+        self._epsilon, self._rate = epsilon, rate
+        self._known: dict[Any, Any] = {}
+
+    def near(self, stack):
+        """Returns the floor, above 0, and the factor, near a tensor."""
+        key = stack.dtype, device_of(stack)
+        if key not in self._known:
+            self._known[key] = self._computed(stack)
+        return self._known[key]
+
+    def _computed(self, stack):
+        floor, factor = ops.cast(self._epsilon, stack.dtype), 1.0
+        if self._rate is not None:
+            # The direction of lr · u is that of u, or of -u, if the floor is lr · ε.
+            factor = ops.abs(ops.cast(self._rate, stack.dtype))
+            floor = near(floor, factor) * factor
+            factor = near(factor, stack)
+        tiny = constant_like(floor, np.finfo(dtype_of(stack)).tiny)
+        return near(ops.where(floor < tiny, tiny, floor), stack), factor
 
 
 class ByPattern(Configured):
@@ -186,8 +199,9 @@ def get(identifier: Any) -> Any:
     if isinstance(identifier, ByPattern):
         return identifier
     patterns = identifier
-    if isinstance(identifier, dict) and set(identifier) == {"patterns"}:
-        patterns = dict(identifier["patterns"])
+    pairs = identifier.get("patterns") if isinstance(identifier, dict) else None
+    if isinstance(pairs, list):
+        patterns = dict(pairs)
     elif isinstance(identifier, dict) and set(identifier) == {"name", "config"}:
         patterns = None
     if not isinstance(patterns, dict):

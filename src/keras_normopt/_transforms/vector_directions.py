@@ -9,7 +9,6 @@ from keras_normopt._transforms.direction import (
     RMS,
     Direction,
     checked_scale,
-    fade,
     unit_vectors,
 )
 
@@ -56,14 +55,17 @@ class Sign(Direction):
         return self.scale == "operator"
 
     def is_by_row(self, axes):
-        return True
+        # Of a kernel, the length depends on the number of all rows.
+        return axes.role != "kernel" or self.scale != "operator"
 
-    def point(self, stack, axes, floor):
-        magnitude = ops.abs(stack)
+    def point(self, stack, axes, floor, factor):
+        is_small = ops.abs(stack) < floor
         # NaN stays: the sign of NaN is 0 on PyTorch.
         sign = ops.where(ops.equal(stack, stack), ops.sign(stack), stack)
-        signs = ops.where(magnitude < floor, stack / floor, sign)
-        return signs * self.length(axes, stack.shape[1:])
+        # Large entries are left out, or checks for infinities would abort.
+        small = ops.where(is_small, stack, ops.zeros_like(stack)) / floor
+        signs = ops.where(is_small, small, sign)
+        return signs * (self.length(axes, stack.shape[1:]) * factor)
 
     def length(self, axes, shape):
         if self.scale == "operator":
@@ -77,8 +79,8 @@ class Rows(Direction):
 
     A row of an embedding belongs to one token. A row of a kernel is what leads to one
     output unit, as in the layout (out, in) of PyTorch. A vector is a single row. A row
-    whose norm is below `norm_epsilon` is divided by `norm_epsilon` instead, and zeros
-    stay zeros.
+    whose largest entry is below `norm_epsilon` is shorter in proportion, and zeros stay
+    zeros.
 
     Args:
         scale: The length of a row of n entries: `None`, 1; `"match_rms_adamw"`, .2 √n,
@@ -125,11 +127,12 @@ class Rows(Direction):
     def is_by_row(self, axes):
         return axes.role == "embedding" and self.over != "inputs"
 
-    def point(self, stack, axes, floor):
+    def point(self, stack, axes, floor, factor):
         shape = stack.shape[1:]
         over = tuple([i + 1 for i in self._axes(axes, len(shape))])
-        unit, norms, largest = unit_vectors(stack, over)
-        return unit * (fade(norms, largest, floor) * self.length(axes, shape))
+        unit, fade = unit_vectors(stack, over, floor)
+        length = self.length(axes, shape) * factor
+        return unit * (fade * length)
 
     def _axes(self, axes, rank):
         """Returns the axes that the length of a row is measured over."""
