@@ -7,7 +7,7 @@ from docutils import nodes
 from sphinx.util import logging
 
 import keras_normopt
-from keras_normopt.optimizers import CLIPPED, NORMALIZED
+from keras_normopt.optimizers import CLIPPED, NORMALIZED, ORTHOGONAL
 
 project = "keras_normopt"
 version = release = keras_normopt.__version__
@@ -52,9 +52,14 @@ def table(aliases):
     return "\n".join(rows)
 
 
-myst_substitutions = {"normalized": table(NORMALIZED), "clipped": table(CLIPPED)}
+myst_substitutions = {
+    "normalized": table(NORMALIZED),
+    "orthogonal": table(ORTHOGONAL),
+    "clipped": table(CLIPPED),
+}
 
-MODULES = ("callbacks", "experiments", "norms", "optimizers", "step_sizes", "testing")
+MODULES = ("callbacks", "directions", "experiments", "norms", "optimizers")
+MODULES += ("step_sizes", "testing")
 
 
 def translate(app, what, name, obj, options, lines):
