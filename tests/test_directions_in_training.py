@@ -27,7 +27,8 @@ BIAS = np.array([3.0, -4.0, 0.0])
 
 def orthogonal(matrix):
     """The direction with the default scale."""
-    return 0.2 * math.sqrt(max(matrix.shape)) * orthogonalized(matrix)
+    inputs, outputs = matrix.shape
+    return math.sqrt(max(1, outputs / inputs)) * orthogonalized(matrix)
 
 
 def descend(
@@ -228,7 +229,7 @@ def test_steps_in_mixed_precision_have_their_length(policy):
     model = by_hand.make_model(OrthogonalSGD(0.05))
     model.train_on_batch(X, Y)
     step = model.get_weights()[0] - START[0].astype("float64")
-    values = np.linalg.svd(step, compute_uv=False) / (0.05 * 0.2 * 2)
+    values = np.linalg.svd(step, compute_uv=False) / (0.05 * math.sqrt(4 / 3))
     assert values.min() > 0.95
     assert values.max() < 1.15
 
@@ -336,7 +337,7 @@ def test_missing_gradients_and_empty_variables_are_passed_by(cls):
     first, second, *_ = map(numpy, variables)
     np.testing.assert_array_equal(first, 0 * KERNEL)
     values = np.linalg.svd(second, compute_uv=False)
-    assert np.all(np.abs(values / (RATE * 0.2 * math.sqrt(3)) - 1) < 0.15)
+    assert np.all(np.abs(values / (RATE * math.sqrt(3 / 2)) - 1) < 0.15)
 
 
 def test_complex_variables_are_refused_unless_excluded():
@@ -529,9 +530,9 @@ class Own(keras.layers.Layer):
     "options",
     [
         {"direction": "orthogonal", "exclude": "kernel"},
-        {"direction": {"gain": "sign"}},
+        {"direction": {"gain": "sign", ".*": None}},
     ],
-    ids=["excluded", "in no pattern"],
+    ids=["excluded", "without direction"],
 )
 def test_no_warning_of_axes_on_which_nothing_depends(options):
     layer = Own()

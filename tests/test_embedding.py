@@ -262,7 +262,7 @@ def test_directions_of_rows_never_make_it_dense(
 @pytest.mark.parametrize(
     ("direction", "axes", "expected"),
     [
-        ("orthogonal", AS_KERNEL, lambda g: 0.2 * 6**0.5 * orthogonalized(g)),
+        ("orthogonal", AS_KERNEL, orthogonalized),
         ("rows", AS_KERNEL, lambda g: unit_rows(g.T).T),
         ("rows", "vector", lambda g: g / np.linalg.norm(g)),
         (directions.Sign("operator"), AS_KERNEL, lambda g: SIGN(g) / 6),

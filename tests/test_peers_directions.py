@@ -43,6 +43,7 @@ KERNELS = (*MATRICES, *CONVOLUTIONS)
 LAYERS = (*KERNELS, "embedding", "output", "bias", "scale")
 
 M = 0.9
+MATCH_RMS = "match_rms_adamw"
 DECAY = 0.125  # Keras takes 1 - rate · decay in float32 on PyTorch.
 CUBIC = (1.5, -0.5, 0.0)
 TWO = [(3.0, -3.2, 1.2), (1.875, -1.25, 0.375)]  # The last one is used again.
@@ -70,19 +71,19 @@ def keras_muon(k, **options):
 
 
 OF_KERAS = {
-    "default": OfMatrices(keras_muon, lambda: muon(Orthogonal(coefficients="jordan"))),
+    "default": OfMatrices(keras_muon, lambda: muon(Orthogonal(MATCH_RMS, "jordan"))),
     "nesterov=False": OfMatrices(
         functools.partial(keras_muon, nesterov=False),
-        lambda: muon(Orthogonal(coefficients="jordan"), nesterov=False),
+        lambda: muon(Orthogonal(MATCH_RMS, "jordan"), nesterov=False),
     ),
     "weight_decay": OfMatrices(
         functools.partial(keras_muon, weight_decay=DECAY),
-        lambda: muon(Orthogonal(coefficients="jordan"), weight_decay=DECAY),
+        lambda: muon(Orthogonal(MATCH_RMS, "jordan"), weight_decay=DECAY),
     ),
     "rms_rate": OfMatrices(
         functools.partial(keras_muon, rms_rate=0.4, weight_decay=DECAY),
         lambda: muon(
-            Orthogonal(coefficients="jordan"), rate=2 * RATE, weight_decay=DECAY / 2
+            Orthogonal(MATCH_RMS, "jordan"), rate=2 * RATE, weight_decay=DECAY / 2
         ),
     ),
     "rms_rate=None": OfMatrices(
@@ -91,7 +92,7 @@ OF_KERAS = {
     ),
     "coefficients": OfMatrices(
         functools.partial(keras_muon, muon_a=1.5, muon_b=-0.5, muon_c=0, ns_steps=7),
-        lambda: muon(Orthogonal(coefficients=CUBIC, steps=7)),
+        lambda: muon(Orthogonal(MATCH_RMS, CUBIC, steps=7)),
     ),
 }
 OF_KERAS_3_12 = OfMatrices(
@@ -161,7 +162,7 @@ OF_OPTAX = {
     ),
     "muon-dion-consistent_rms": Pair(
         functools.partial(optax_muon, ns_coeffs="dion", consistent_rms=0.2),
-        lambda: first_moments("orthogonal"),
+        lambda: first_moments(Orthogonal(MATCH_RMS)),
         names=TWO_MATRICES,
     ),
     "muon-dimension_numbers": Pair(
@@ -209,7 +210,7 @@ OF_TORCH = {
     "original": OfMatrices(torch_muon, lambda: muon(Orthogonal("original", "jordan"))),
     "match_rms_adamw": OfMatrices(
         functools.partial(torch_muon, adjust_lr_fn="match_rms_adamw"),
-        lambda: muon(Orthogonal(coefficients="jordan")),
+        lambda: muon(Orthogonal(MATCH_RMS, "jordan")),
     ),
     "nesterov=False": OfMatrices(
         functools.partial(torch_muon, nesterov=False),
@@ -294,7 +295,7 @@ OF_PYTORCH_OPTIMIZER = {
     ),
     "Muon-use_adjusted_lr": Pair(
         functools.partial(po_muon, use_adjusted_lr=True, ns_coeffs="quintic"),
-        lambda: muon("orthogonal", axes=CONVOLUTIONS),
+        lambda: muon(Orthogonal(MATCH_RMS), axes=CONVOLUTIONS),
         names=KERNELS,
     ),
     "Muon-list-of-ns_coeffs": OfMatrices(

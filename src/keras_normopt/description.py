@@ -22,9 +22,12 @@ class Step:
         path: The path of the variable.
         shape: Its shape.
         layer: The class of the layer that created it, or `""` if none is alive.
-        axes: Its axes (inputs | outputs), or `"vector"`.
-        step: The norm that divides it, the direction that replaces it, or `"raw"`.
-        length: The length that the step has for a learning rate of 1, or `""`.
+        axes: Its axes (inputs | outputs), or `"vector"`. Axes that are not listed count
+            separate matrices.
+        step: The name of the direction that replaces its gradient or update,
+            `"divided"`, `"clipped"`, or `"raw"` if nothing changes it.
+        length: The length that what is replaced, divided or clipped has after that. Of
+            updates, multiply it by the learning rate.
         why: The reason.
     """
 
@@ -135,12 +138,12 @@ def _what(optimizer, number, axes, shape) -> tuple[str, str, str]:
     if optimizer._blocks.excluded[number]:
         return "raw", "", "matches `exclude`"
     if optimizer._blocks.of[number] is None:
-        return "raw", "", "its gradient replaces it"
+        return "raw", "", "its gradient overwrites it"
     direction: Any = getattr(optimizer, "direction", None)
     if direction is not None:
         found = optimizer._directions[number]
         if found is None:
-            return "raw", "", f"{axes.role}: the direction leaves it"
+            return "raw", "", f"{axes.role}: the direction does not change it"
         length = f"{found.unit} of {found.length(axes, shape):.3g}"
         guessed = ", axes guessed" if number in optimizer._guessed else ""
         return found.name, length, f"{axes.role}{guessed}"

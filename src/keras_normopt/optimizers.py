@@ -28,15 +28,17 @@ OrthogonalSGD = with_defaults(
     """\
 SGD whose steps are orthogonal matrices.
 
-It is `NormalizedSGD` with other defaults. The momentum M of each kernel, seen as a
-matrix (inputs | outputs), is replaced by its orthogonal factor,
+It is `NormalizedSGD` with other defaults. SGD with Nesterov momentum computes an update
+M for each kernel, seen as a matrix (inputs | outputs). Its orthogonal factor replaces
+it:
 
-    w ← w − lr · scale · U Vᵀ, where M = U S Vᵀ
+    w ← w + lr · scale · U Vᵀ, where M = U S Vᵀ
 
-so that every direction in the matrix gets a step of the same length, however small
-its gradients are. Kernels of attention, convolutions and recurrent layers are
-matrices too: see `keras_normopt.directions.Orthogonal`. All other variables step with
-their momentum. It keeps one slot for each variable, as SGD with momentum does.
+So the singular values of a step are nearly equal, however small the gradients are.
+Kernels of attention, convolutions and recurrent layers are matrices too: see
+`keras_normopt.directions.Orthogonal`. Rows of an embedding get steps of equal length.
+Biases, gains and scalars step with their momentum. The optimizer keeps one slot for
+each variable, as SGD with momentum does.
 """,
     """\
     - [Jordan et al., 2024, Muon: An optimizer for hidden layers in neural

@@ -13,9 +13,9 @@ from keras_normopt._backend.devices import near
 from keras_normopt._optimizer.arguments import fixed
 from keras_normopt._optimizer.mixin import OptimizerMixin
 from keras_normopt._optimizer.types import DirectionLike, StepSize
-from keras_normopt._transforms import direction as directions
-from keras_normopt._transforms import step_sizes
+from keras_normopt._transforms import directions, step_sizes
 from keras_normopt._transforms.config import checked_float, config_of
+from keras_normopt._transforms.direction import point
 from keras_normopt._transforms.rescale import normalize
 from keras_normopt.norms._overflow import BuiltIn
 
@@ -46,9 +46,9 @@ class NormalizedMixin(OptimizerMixin):
             whose norm is below it is scaled up to a norm of less than 1. The default is
             tiny, as true gradients of deep networks are. Raise it, to 1e-7 say, if
             rounding noise should not make full steps: the gradient of a bias before a
-            batch normalization is such noise. With a `direction` it is the floor of
-            what the direction is taken of: below it steps shrink in proportion, so that
-            momentum that has decayed to nothing makes no steps. It may be set during
+            batch normalization is such noise. With a `direction`, steps shrink in
+            proportion once the largest entry falls below it. So momentum that has
+            decayed to nothing makes no steps. It may be set during
             training, as `learning_rate` may. `None` stands for 1e-30, or for 1e-20 with
             a direction. Defaults to `None`.
         step_size: What multiplies the learning rate of each block: `None`;
@@ -63,8 +63,8 @@ class NormalizedMixin(OptimizerMixin):
             dictionary from regular expressions, searched for in the paths of variables,
             to these. The first expression that is found counts. A variable that matches
             none steps with its raw gradient. A direction sets the length of the step,
-            so `norm` is then `None`. `scope="unit"` is refused, because a direction
-            gives the units lengths already. Defaults to `None`.
+            so `norm` is then `None`. `scope="unit"` raises an error, because scaling
+            units would undo the direction. Defaults to `None`.
 
     References:
         - [Yu et al., 2017, Block-Normalized Gradient Method: An Empirical Study for
@@ -177,13 +177,13 @@ class NormalizedMixin(OptimizerMixin):
         epsilon = self._add_own_variable("norm_epsilon", value=self.norm_epsilon)
         if self.direction is not None:
             axes = self._variable_axes
-            resolved = directions.resolve(self.direction, self._paths, axes)
-            self._directions = [
-                None if number is None else direction
-                for number, direction in zip(self._blocks.of, resolved, strict=True)
+            paths = [
+                None if number is None else path
+                for number, path in zip(self._blocks.of, self._paths, strict=True)
             ]
+            self._directions = directions.resolve(self.direction, paths, axes)
             return functools.partial(
-                directions.point,
+                point,
                 directions=self._directions,
                 axes=axes,
                 epsilon=epsilon,
@@ -269,7 +269,7 @@ def _check_direction(direction, norm=None, scope="variable", **other):
         )
     if scope == "unit":
         raise ValueError(
-            "A direction sets the lengths of all units together. "
+            "Scaling units would undo the direction. "
             f'Received: scope="unit", {received}. Leave `scope` out. '
             'direction="rows" gives every unit the same length.'
         )

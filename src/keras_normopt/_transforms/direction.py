@@ -5,9 +5,7 @@ linear minimization oracle of that norm, turned around (arXiv 2502.07529).
 """
 
 import math
-import re
 import reprlib
-import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,12 +14,7 @@ from keras import ops
 from keras_normopt._backend import sparse
 from keras_normopt._backend.devices import device_of, near
 from keras_normopt._backend.tensors import constant_like, divide, dtype_of
-from keras_normopt._transforms.config import (
-    Configured,
-    check_pattern,
-    config_of,
-    find,
-)
+from keras_normopt._transforms.config import Configured, find
 
 #: The largest number of entries in one stack. A stack is a copy, and one product of
 #: large matrices takes no longer than several.
@@ -164,85 +157,6 @@ class _Scalars:
             factor = near(factor, stack)
         tiny = constant_like(floor, np.finfo(dtype_of(stack)).tiny)
         return near(ops.where(floor < tiny, tiny, floor), stack), factor
-
-
-class ByPattern(Configured):
-    """The direction of each variable by the first pattern that its path contains.
-
-    Args:
-        patterns: List of pairs of a regular expression and a direction or `None`.
-    """
-
-    def __init__(self, patterns):
-        self.patterns = patterns
-
-    def get_config(self):
-        """The arguments, by name."""
-        return {"patterns": [[p, config_of(d)] for p, d in self.patterns]}
-
-    def of(self, path):
-        """Returns the direction for a path."""
-        return next((d for p, d in self.patterns if re.search(p, path)), None)
-
-
-def get(identifier: Any) -> Any:
-    """Returns what `direction=` stands for.
-
-    Args:
-        identifier: `None`, a name, an object, what `serialize` made of one, or a
-            dictionary from regular expressions to these.
-
-    Raises:
-        TypeError: If a key of the dictionary is not a string.
-        ValueError: If it is none of these, or its arguments are wrong.
-    """
-    if isinstance(identifier, ByPattern):
-        return identifier
-    patterns = identifier
-    pairs = identifier.get("patterns") if isinstance(identifier, dict) else None
-    if isinstance(pairs, list):
-        patterns = dict(pairs)
-    elif isinstance(identifier, dict) and set(identifier) == {"name", "config"}:
-        patterns = None
-    if not isinstance(patterns, dict):
-        return get_one(identifier, "direction")
-    if not patterns:
-        raise ValueError("`direction` must not be an empty dictionary.")
-    for pattern in patterns:
-        check_pattern("direction", pattern, identifier)
-    return ByPattern([(p, get_one(d, "direction")) for p, d in patterns.items()])
-
-
-def serialize(direction: Any) -> Any:
-    """Returns what `get` makes the same direction of, in types that JSON has."""
-    if isinstance(direction, ByPattern):
-        return direction.get_config()
-    return config_of(direction)
-
-
-def of_path(direction: Any, path: str) -> Any:
-    """Returns the direction for a path, or `None`, of what `get` returned."""
-    return direction.of(path) if isinstance(direction, ByPattern) else direction
-
-
-def resolve(direction: Any, paths: list[str], axes: list[Any]) -> list[Any]:
-    """Returns what acts on each variable, or `None`.
-
-    Args:
-        direction: What `get` returned.
-        paths: The paths of the variables.
-        axes: Their `Axes`.
-    """
-    of_each = [of_path(direction, path) for path in paths]
-    if isinstance(direction, ByPattern):
-        for pattern, _ in direction.patterns:
-            if not any(re.search(pattern, path) for path in paths):
-                warnings.warn(
-                    f"direction={{{pattern!r}: …}} matches none of the variables. "
-                    f"Their paths are {reprlib.repr(paths)}.",
-                    stacklevel=5,
-                )
-    return [d and d.of_role(a.role) for d, a in zip(of_each, axes, strict=True)]
 
 
 def get_one(identifier, argument):

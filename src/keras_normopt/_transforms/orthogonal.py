@@ -36,10 +36,10 @@ class Orthogonal(Direction):
 
         u ← scale · U Vᵀ · min(1, max |u| / norm_epsilon)
 
-    so that all singular values become equal. This is steepest descent in the spectral
-    norm, and of the momentum it is Muon. The layer that created a kernel decides which
-    axes are inputs: see the argument `axes` of the optimizer. Gates, groups and heads
-    that are separate matrices are treated apart.
+    so that the singular values become nearly equal. This is steepest descent in the
+    spectral norm. Applied to the momentum, it is Muon. The layer that created a kernel
+    decides which axes are inputs: see the argument `axes` of the optimizer. Each gate
+    and each group is a separate matrix.
 
     Newton-Schulz iteration computes U Vᵀ by matrix products alone, in float32 (float64
     for float64 gradients), at any magnitude of u:
@@ -47,21 +47,23 @@ class Orthogonal(Direction):
         X ← u / ‖u‖₂,  then X ← aX + (bA + cA²)X with A = XXᵀ, for each (a, b, c)
 
     With the default coefficients, singular values of at least .005 ‖u‖₂ come out
-    between .95 and 1.15. Smaller ones come out smaller. A matrix of zeros stays zero,
-    and a matrix with a NaN becomes NaN.
+    between .95 and 1.15. Below about .002 ‖u‖₂ they shrink in proportion. A matrix of
+    zeros stays zero, and a matrix with a NaN becomes NaN.
 
     Args:
         scale: The singular values of a step, for a kernel of `in` inputs and `out`
             outputs: `None`, 1; `"original"`, √max(1, out / in);
             `"match_rms_adamw"`, .2 √max(in, out), which makes the root mean square of
             a step of full rank .2; or `"operator"`, √(out / in). A convolution counts
-            its spatial entries as inputs. Defaults to `"match_rms_adamw"`.
+            its spatial entries as inputs. Defaults to `"original"`.
         coefficients: The polynomials: `"quintic"`, five triples; `"jordan"`,
-            (3.4445, −4.7750, 2.0315), whose results are between .68 and 1.15; or a
-            triple (a, b, c), or a list of triples. Defaults to `"quintic"`.
+            (3.4445, −4.7750, 2.0315), whose results are between .68 and 1.15 for
+            singular values of at least .005 ‖u‖₂; or a triple (a, b, c), or a list of
+            triples. Defaults to `"quintic"`.
         steps: Integer of at least 1, or `None`, how many polynomials to apply. A single
-            triple is used again. Of a list, the first ones are used, and the last one
-            again. Defaults to `None`: as many as there are, or 5 of a single triple.
+            triple repeats. Of a longer list the first triples are used; of a shorter
+            list the last triple repeats. Defaults to `None`: the length of the list, or
+            5 for a single triple.
         embeddings: What acts on embeddings: `None` for their raw gradient, a name, or
             an object of `keras_normopt.directions`. Defaults to `Rows("operator")`,
             which gives each row a root mean square of 1.
@@ -96,7 +98,7 @@ class Orthogonal(Direction):
 
     def __init__(
         self,
-        scale: str | None = "match_rms_adamw",
+        scale: str | None = "original",
         coefficients: Any = "quintic",
         steps: int | None = None,
         embeddings: Any = _ROWS,

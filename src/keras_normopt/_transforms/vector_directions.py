@@ -16,7 +16,7 @@ from keras_normopt._transforms.direction import (
 class Sign(Direction):
     """Replaces each entry by its sign: u ← scale · sign(u).
 
-    This is steepest descent in the largest entry. Of the momentum it is Signum. An
+    This is steepest descent in the max norm. Applied to the momentum, it is Signum. An
     entry whose magnitude is below `norm_epsilon` is divided by `norm_epsilon` instead,
     and zeros stay zeros.
 
@@ -77,16 +77,16 @@ class Sign(Direction):
 class Rows(Direction):
     """Gives each row of a matrix the same length: u ← scale · u / ‖u‖₂.
 
-    A row of an embedding belongs to one token. A row of a kernel is what leads to one
+    A row of an embedding belongs to one token. A row of a kernel has the weights of one
     output unit, as in the layout (out, in) of PyTorch. A vector is a single row. A row
     whose largest entry is below `norm_epsilon` is shorter in proportion, and zeros stay
     zeros.
 
     Args:
         scale: The length of a row of n entries: `None`, 1; `"match_rms_adamw"`, .2 √n,
-            so that its root mean square is .2; or `"operator"`, √n for an embedding or
-            a vector, so that its root mean square is 1, and 1 / √n for a kernel (arXiv
-            2502.07529). Defaults to `None`.
+            so that its root mean square is .2; or `"operator"` (arXiv 2502.07529).
+            The latter is 1 / √n for the inputs of a kernel, and otherwise √n, so that
+            the root mean square is 1. Defaults to `None`.
         over: The axes that a length is measured over: `"inputs"` or `"outputs"` of the
             layer; or `"auto"`, the outputs for an embedding and the inputs for a
             kernel. Defaults to `"auto"`.
