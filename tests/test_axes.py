@@ -418,3 +418,37 @@ def test_axes_go_by_number_on_replicas(strategy):
         actual = fit_convolutions(**options)
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("track_norms", [False, True])
+@pytest.mark.parametrize("cls", [keras_normopt.NormalizedSGD, keras_normopt.ClippedSGD])
+def test_units_of_a_square_kernel_with_the_outputs_first(cls, track_norms):
+    gradient = RNG.normal(size=(4, 4)).astype("float32")
+    limit = {"max_norm": 0.5} if cls is keras_normopt.ClippedSGD else {}
+    axes = {"kernel": ((1,), (0,))}
+    optimizer = cls(1.0, scope="unit", axes=axes, track_norms=track_norms, **limit)
+    variable = keras.Variable(np.zeros((4, 4)), name="kernel")
+    norms = np.linalg.norm(gradient, axis=1, keepdims=True)
+    divisors = np.maximum(norms / 0.5, 1) if limit else norms
+    assert_close(moved(optimizer, variable, gradient), gradient / divisors)
+    if track_norms:
+        assert_close(optimizer.gradient_norms["kernel"], norms.mean())
+
+
+def test_a_partial_config_is_of_this_version():
+    config = {"learning_rate": 0.1, "track_norms": True}
+    optimizer = keras_normopt.OrthogonalSGD.from_config(config)
+    layer = keras.layers.LSTM(2)
+    layer.build((None, 3, 4))
+    optimizer.build(layer.trainable_variables)
+    assert optimizer.get_config()["variable_axes"][0] == ["kernel", [0], [1], 4]
+
+
+def test_axes_given_after_saving_come_first(saved_config):
+    config = saved_config | {"axes": {"kernel": ((0, 1), (2,))}}
+    optimizer = keras_normopt.NormalizedSGD.from_config(config)
+    variable = keras.Variable(np.zeros((2, 3, 4)), name="kernel")
+    variable._path = "layer/kernel"
+    gradient = RNG.normal(size=(2, 3, 4)).astype("float32")
+    expected = gradient / length(gradient, (0, 1))
+    assert_close(moved(optimizer, variable, gradient), expected)

@@ -316,7 +316,8 @@ def test_a_config_makes_the_same_optimizer(direction):
     ("patterns", "message"),
     [
         ({"nothing": "sign", ".*": "sign"}, r"'nothing'.* matches none"),
-        ({"kernel|bias": "sign"}, r"no pattern for \['embed'\]"),
+        ({".*": None, "kernel": "sign"}, r"'kernel'.* matches none"),
+        ({"kernel": "sign"}, r"no pattern for \['embed'\]"),
     ],
 )
 def test_a_pattern_without_variables_and_the_other_way_round_warn(patterns, message):
@@ -429,6 +430,26 @@ def test_orthogonal_sgd_is_normalized_sgd_with_other_defaults():
     assert keras.optimizers.get("orthogonal_sgd").get_config()["momentum"] == 0.9
     registered = keras.saving.get_registered_name(keras_normopt.OrthogonalSGD)
     assert registered == "keras_normopt>OrthogonalSGD"
+
+
+def test_a_norm_beside_a_direction_is_refused_later_too():
+    optimizer = keras_normopt.NormalizedSGD(direction="sign")
+    with pytest.raises(ValueError, match="`norm` must be None"):
+        optimizer.norm = "l2"
+    optimizer.norm = None
+
+
+def test_a_subclass_of_a_direction_does_not_take_its_name():
+    class Mine(Orthogonal):
+        pass
+
+    assert type(keras_normopt.OrthogonalSGD().direction) is Orthogonal
+    assert type(keras_normopt.OrthogonalSGD(direction=Mine()).direction) is Mine
+
+
+def test_orthogonal_sgd_names_an_argument_that_is_given_twice():
+    with pytest.raises(TypeError, match="learning_rate"):
+        keras_normopt.OrthogonalSGD(0.1, learning_rate=0.2, momentum=0.5)
 
 
 def test_orthogonal_sgd_names_an_unknown_argument():

@@ -25,7 +25,7 @@ class Step:
         axes: Its axes (inputs | outputs), or `"vector"`. Axes that are not listed count
             separate matrices.
         step: The name of the direction that replaces its gradient or update,
-            `"divided"`, `"clipped"`, or `"raw"` if nothing changes it.
+            `"divided"`, `"clipped"`, `"centralized"`, or `"raw"` if nothing changes it.
         length: The length that what is replaced, divided or clipped has after that. Of
             updates, multiply it by the learning rate.
         why: The reason.
@@ -144,11 +144,14 @@ def _what(optimizer, number, axes, shape) -> tuple[str, str, str]:
         found = optimizer._directions[number]
         if found is None:
             return "raw", "", f"{axes.role}: the direction does not change it"
+        if 0 in shape:
+            return found.name, "", "no entries"
         length = f"{found.unit} of {found.length(axes, shape):.3g}"
         guessed = ", axes guessed" if number in optimizer._guessed else ""
         return found.name, length, f"{axes.role}{guessed}"
     if optimizer.norm is None:
-        return "raw", "", "norm=None"
+        step = "centralized" if optimizer.centralize else "raw"
+        return step, "", "norm=None"
     name = (
         optimizer.norm if isinstance(optimizer.norm, str) else name_of(optimizer.norm)
     )

@@ -93,24 +93,25 @@ class Axes:
 
     def units_shape(self, shape):
         """Returns the shape with the units on the last axis, or that of a vector."""
-        if len(shape) < 2 or self._ends_with_units(len(shape)):
+        if self.ends_with_units(len(shape)):
             return tuple(shape)
         if self.role == "vector":
             return (math.prod(shape),)
         inputs = math.prod([shape[i] for i in self.inputs])
-        return inputs, math.prod(shape) // max(inputs, 1)
+        units = [size for i, size in enumerate(shape) if i not in self.inputs]
+        return inputs, math.prod(units)
 
     def to_units(self, tensor):
         """Moves the units of a gradient to the last axis."""
-        shape = tuple(tensor.shape)
-        arranged = self.units_shape(shape)
-        if arranged == shape:
+        rank = len(tensor.shape)
+        if self.ends_with_units(rank):
             return tensor
-        return ops.reshape(_transposed(tensor, self._unit_order(len(shape))), arranged)
+        shape = self.units_shape(tensor.shape)
+        return ops.reshape(_transposed(tensor, self._unit_order(rank)), shape)
 
     def from_units(self, tensor, shape):
         """Arranges the axes as they were: see `to_units`."""
-        if tuple(tensor.shape) == tuple(shape):
+        if self.ends_with_units(len(shape)):
             return tensor
         order = self._unit_order(len(shape))
         tensor = ops.reshape(tensor, [shape[i] for i in order])
@@ -118,13 +119,16 @@ class Axes:
 
     def spread(self, values, shape):
         """Shapes one value for each unit so that it broadcasts against a gradient."""
-        if not len(values.shape) or self._ends_with_units(len(shape)):
+        if not len(values.shape):
             return values
         sizes = [1 if i in self.inputs else size for i, size in enumerate(shape)]
         return self.from_units(values, sizes)
 
-    def _ends_with_units(self, rank):
-        return self.role != "vector" and self.inputs == tuple(range(rank - 1))
+    def ends_with_units(self, rank):
+        """Whether the units are on the last axis already, or there is one axis only."""
+        return rank < 2 or (
+            self.role != "vector" and self.inputs == tuple(range(rank - 1))
+        )
 
     def _unit_order(self, rank):
         if self.role == "vector":

@@ -195,27 +195,27 @@ def _has_experts(layer, variable):
     return "expert" in names or count == variable.shape[0]
 
 
-def find(variables, paths, given):
+def find(variables, paths, patterns):
     """Finds the axes of all variables of an optimizer.
 
     Args:
         variables: List of the variables.
         paths: List of their paths.
-        given: What the user passed as `axes`: a dict from regular expressions, or
+        patterns: What the user passed as `axes`: a dict from regular expressions, or
             `None`. The first expression that is found in a path counts.
 
     Returns:
         A list of `Axes`, and a dict that says of each variable whose axes are guessed,
         by its number, which layer it is in, or `None`.
     """
-    _warn_of_idle_patterns(given, paths)
+    _warn_of_idle_patterns(patterns, paths)
     guessed: dict[int, Any] = {}
     result = []
     creators = layers.creators(variables)
     for number, (variable, path, known) in enumerate(
         zip(variables, paths, creators, strict=True)
     ):
-        axes = _given(given, path, tuple(variable.shape))
+        axes = given(patterns, path, tuple(variable.shape))
         if axes is None:
             axes = _of_layers(known, variable)
         if axes is None:
@@ -244,8 +244,8 @@ def _of_layers(known, variable):
     return min((a for a in found if a), key=lambda a: ranks[a.role], default=None)
 
 
-def _warn_of_idle_patterns(given, paths):
-    for pattern in given or ():
+def _warn_of_idle_patterns(patterns, paths):
+    for pattern in patterns or ():
         if not any(re.search(pattern, path) for path in paths):
             warnings.warn(
                 f"axes={{{pattern!r}: …}} matches none of the variables. Their paths "
@@ -254,9 +254,9 @@ def _warn_of_idle_patterns(given, paths):
             )
 
 
-def _given(given, path, shape):
+def given(patterns, path, shape):
     """Returns the axes that the user gave for a variable, or `None`."""
-    for pattern, value in (given or {}).items():
+    for pattern, value in (patterns or {}).items():
         if not re.search(pattern, path):
             continue
         if value == "vector":
@@ -267,7 +267,7 @@ def _given(given, path, shape):
         inputs, outputs = (
             tuple(i + rank if i < 0 else i for i in group) for group in value[:2]
         )
-        role = "embedding" if given[pattern] == "embedding" else "kernel"
+        role = "embedding" if patterns[pattern] == "embedding" else "kernel"
         axes = Axes(role, inputs, outputs, *value[2:])
         every = (*axes.inputs, *axes.outputs)
         if any(not 0 <= i < rank for i in every):
@@ -279,7 +279,8 @@ def _given(given, path, shape):
         if problem:
             raise ValueError(
                 f"`axes` does not fit the variable {path!r} of shape {shape}. "
-                f"{problem} Received: axes={{{pattern!r}: {given[pattern]}}}"
+                f"{problem} Let the pattern match only what has these axes. "
+                f"Received: axes={{{pattern!r}: {patterns[pattern]}}}"
             )
         return axes
     return None

@@ -63,7 +63,7 @@ class Gradients:
         self._units = units
         for i, axes in enumerate(units or ()):
             # A sparse gradient holds rows of the first axis only.
-            if arranged_shape(self.tensors[i], axes) != tuple(self.tensors[i].shape):
+            if not axes.ends_with_units(len(self.tensors[i].shape)):
                 self.tensors[i] = sparse.densify(self.tensors[i])
         self._groups = groups_of(self.tensors, blocks, units)
         self._forget()
@@ -196,7 +196,7 @@ class Gradients:
             quotients = ops.reshape(quotients, (len(positions), *shape))
         each = ops.unstack(quotients, len(positions))
         for position, tensor in zip(positions, each, strict=True):
-            if shape != tuple(first.shape):
+            if axes is not None:
                 tensor = axes.from_units(tensor, first.shape)
             self.tensors[position] = tensor
 

@@ -237,8 +237,9 @@ def with_defaults(cls, name, summary, references, **defaults):
     def __init__(self, *args, **kwargs):  # noqa: N807
         try:
             given = signature.bind_partial(self, *args, **kwargs).arguments
-        except TypeError:
-            given = {}  # `cls` raises a better error.
+        except TypeError:  # An error of `cls` says more.
+            cls.__init__(self, *args, **kwargs)
+            return
         missing = {k: v for k, v in defaults.items() if k not in given}
         cls.__init__(self, *args, **kwargs, **missing)
 

@@ -93,11 +93,13 @@ class NormalizedMixin(OptimizerMixin):
             norm_epsilon = 1e-30 if direction is None else 1e-20
         norm_epsilon = checked_float(norm_epsilon, "norm_epsilon", at_least=0)
         if direction is not None:
-            kwargs["norm"] = _check_direction(direction, **kwargs)
+            _check_direction(direction, **kwargs)
+            kwargs["norm"] = None
         super().__init__(*args, **kwargs)
         self._norm_epsilon, self._step_size = norm_epsilon, step_size
         self._direction = direction
         self._factors: dict[int, Any] = {}
+        self._directions: list[Any] = []
         if self.step_size is not None and self.apply_to == "gradient":
             self._check_base_takes_factors()
 
@@ -108,6 +110,12 @@ class NormalizedMixin(OptimizerMixin):
             "direction": directions.serialize(self.direction),
         }
         return super().get_config() | config
+
+    @OptimizerMixin.norm.setter  # type: ignore[attr-defined]
+    def norm(self, norm):
+        if self.direction is not None:
+            _check_direction(self.direction, norm)
+        OptimizerMixin.norm.fset(self, norm)  # type: ignore[attr-defined]
 
     @property
     def norm_epsilon(self) -> float:
@@ -256,11 +264,7 @@ class NormalizedMixin(OptimizerMixin):
 
 
 def _check_direction(direction, norm=None, scope="variable", **other):
-    """Returns the norm of an optimizer with a direction, `None`.
-
-    Raises:
-        ValueError: If another norm is given, or a scope that does not go with it.
-    """
+    """Raises a `ValueError` for a norm, or a scope, that a direction excludes."""
     received = f"direction={direction}"
     if norm is not None:
         raise ValueError(
@@ -273,4 +277,3 @@ def _check_direction(direction, norm=None, scope="variable", **other):
             f'Received: scope="unit", {received}. Leave `scope` out. '
             'direction="rows" gives every unit the same length.'
         )
-    return

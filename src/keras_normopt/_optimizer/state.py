@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_normopt._blocks.arrangement import Axes, last
-from keras_normopt._blocks.axes import find
+from keras_normopt._blocks.axes import find, given
 from keras_normopt._optimizer.types import MixinBase
 
 
@@ -40,8 +40,9 @@ class Paths(MixinBase):
     def from_config(cls, config, custom_objects=None):
         own = ("variable_paths", "variable_axes", "variable_shapes")
         paths, axes, shapes = map(config.get, own)
-        # A config of this class that has no `axes` is of an earlier version.
-        knows_axes = "axes" in config or "track_norms" not in config
+        of_earlier = {"norm", "scope", "exclude", "apply_to", "centralize"}
+        # A whole config without `axes` is of an earlier version.
+        knows_axes = "axes" in config or not of_earlier <= set(config)
         config = {k: v for k, v in config.items() if k not in own}
         exclude = config.get("exclude")
         if exclude == "" or (isinstance(exclude, list | tuple) and "" in exclude):
@@ -99,7 +100,13 @@ class Paths(MixinBase):
             # So that its running norms stay those of the same units.
             return [last(shape) for shape in shapes]
         if are_known:
-            return self._saved_axes
+            # The user may have said since what they are.
+            return [
+                given(self.axes, path, shape) or saved
+                for path, shape, saved in zip(
+                    self._paths, shapes, self._saved_axes, strict=True
+                )
+            ]
         found, self._guessed = find(variables, self._paths, self.axes)
         if self._saved_axes and self._saved_axes != found:
             warnings.warn(

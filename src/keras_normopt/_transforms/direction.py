@@ -30,12 +30,13 @@ class Direction(Configured):
     #: The classes, by name.
     classes: ClassVar[dict[str, type["Direction"]]] = {}
     name: str
-    #: What has the length of a step.
+    #: What `length` measures.
     unit: str
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        Direction.classes[cls.name] = cls
+        if "name" in vars(cls):  # Not of a user's subclass, which inherits it.
+            Direction.classes[cls.name] = cls
 
     def of_role(self, role):
         """Returns what acts on variables of a role, or `None`: see `Axes`."""

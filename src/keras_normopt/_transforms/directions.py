@@ -23,9 +23,9 @@ class ByPattern(Configured):
         """The arguments, by name."""
         return {"patterns": [[p, config_of(d)] for p, d in self.patterns]}
 
-    def matches(self, path):
-        """Returns the directions of all patterns that a path contains."""
-        return [d for p, d in self.patterns if re.search(p, path)]
+    def of(self, path):
+        """Returns the direction for a path, or `None`."""
+        return next((d for p, d in self.patterns if re.search(p, path)), None)
 
 
 def get(identifier: Any) -> Any:
@@ -65,9 +65,7 @@ def serialize(direction: Any) -> Any:
 
 def of_path(direction: Any, path: str) -> Any:
     """Returns the direction for a path, or `None`, of what `get` returned."""
-    if isinstance(direction, ByPattern):
-        return next(iter(direction.matches(path)), None)
-    return direction
+    return direction.of(path) if isinstance(direction, ByPattern) else direction
 
 
 def resolve(direction: Any, paths: Any, axes: list[Any]) -> list[Any]:
@@ -79,20 +77,33 @@ def resolve(direction: Any, paths: Any, axes: list[Any]) -> list[Any]:
         axes: List of their `Axes`.
     """
     if isinstance(direction, ByPattern):
-        _warn_of_patterns(direction, [path for path in paths if path is not None])
+        roles = zip(paths, axes, strict=True)
+        _warn_of_patterns(direction, {p: a.role for p, a in roles if p is not None})
     found = [None if path is None else of_path(direction, path) for path in paths]
     return [d and d.of_role(a.role) for d, a in zip(found, axes, strict=True)]
 
 
-def _warn_of_patterns(direction, paths):
+def _warn_of_patterns(direction, roles):
+    """Warns of patterns without variables, and of kernels without a pattern.
+
+    Args:
+        direction: A `ByPattern`.
+        roles: Dict from the paths of the variables to the roles of their axes.
+    """
+    left = list(roles)
     for pattern, _ in direction.patterns:
-        if not any(re.search(pattern, path) for path in paths):
+        matched = [path for path in left if re.search(pattern, path)]
+        left = [path for path in left if path not in matched]
+        # A last pattern for all others may find none left.
+        is_for_all = all(re.search(pattern, path) for path in roles)
+        if not matched and not is_for_all:
             warnings.warn(
-                f"direction={{{pattern!r}: …}} matches none of the variables. Their "
-                f"paths are {reprlib.repr(paths)}.",
+                f"direction={{{pattern!r}: …}} matches none of the variables that are "
+                "not excluded or matched by a pattern before it. Paths are "
+                f"{reprlib.repr(list(roles))}.",
                 stacklevel=6,
             )
-    without = [path for path in paths if not direction.matches(path)]
+    without = [path for path in left if roles[path] != "vector"]
     if without:
         warnings.warn(
             f"`direction` has no pattern for {reprlib.repr(without)}. These variables "
