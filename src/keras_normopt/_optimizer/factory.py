@@ -25,8 +25,9 @@ def normalized(optimizer_class: type) -> type[Any]:
 
     The subclass takes what its base takes, and the keyword arguments `norm`,
     `norm_epsilon`, `scope`, `exclude`, `step_size`, `direction`, `axes`, `apply_to`,
-    `centralize` and `track_norms`. Before the base's own update, each gradient is divided by its norm,
-    `g ← g / max(norm(g), norm_epsilon)`; or, with `apply_to="update"`, the update is.
+    `centralize` and `track_norms`. Before the base's own update, each gradient is
+    divided by its norm, `g ← g / max(norm(g), norm_epsilon)`; or, with
+    `apply_to="update"`, the update is.
 
     A base has one normalized class, made on the first call and returned on later ones.
     That of a Keras optimizer is registered for saving as
@@ -65,8 +66,9 @@ def clipped(optimizer_class: type) -> type[Any]:
     The subclass takes what its base takes, and the keyword arguments `norm`,
     `max_norm`, `scope`, `exclude`, `axes`, `apply_to`, `centralize` and `track_norms`.
     Before the base's own update, a gradient whose norm is above `max_norm` is scaled
-    down to it, `g ← g · min(1, max_norm / norm(g))`. Everything else is as with `normalized`;
-    the classes are registered for saving as `keras_normopt>Clipped<Name>`.
+    down to it, `g ← g · min(1, max_norm / norm(g))`. Everything else is as with
+    `normalized`; the classes are registered for saving as
+    `keras_normopt>Clipped<Name>`.
 
     Args:
         optimizer_class: As for `normalized`.
