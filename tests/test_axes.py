@@ -305,6 +305,13 @@ def transposed():
     return layer
 
 
+def kernel_of(path, shape=(2, 3, 4)):
+    """A kernel in no layer, with a path."""
+    variable = keras.Variable(np.zeros(shape), name="kernel")
+    variable._path = path
+    return variable
+
+
 @pytest.fixture
 def saved_config():
     optimizer = keras_normopt.NormalizedSGD(1.0, scope="unit")
@@ -317,8 +324,7 @@ def test_axes_are_saved_beside_paths(saved_config):
     assert saved_config["variable_paths"] == ["layer/kernel"]
     optimizer = keras_normopt.NormalizedSGD.from_config(saved_config)
     # The layer is gone: shape and path say that it is the same variable.
-    variable = keras.Variable(np.zeros((2, 3, 4)), name="kernel")
-    variable._path = "model/layer/kernel"
+    variable = kernel_of("model/layer/kernel")
     gradient = RNG.normal(size=(2, 3, 4)).astype("float32")
     expected = gradient / length(gradient, (0, 2))
     assert_close(moved(optimizer, variable, gradient), expected)
@@ -330,8 +336,7 @@ def test_axes_are_saved_beside_paths(saved_config):
 )
 def test_axes_of_other_variables_are_found_anew(saved_config, path, shape):
     optimizer = keras_normopt.NormalizedSGD.from_config(saved_config)
-    variable = keras.Variable(np.zeros(shape), name="kernel")
-    variable._path = path
+    variable = kernel_of(path, shape)
     gradient = RNG.normal(size=shape).astype("float32")
     with pytest.warns(UserWarning, match="other paths or shapes") as caught:
         actual = moved(optimizer, variable, gradient)
@@ -447,8 +452,7 @@ def test_a_partial_config_is_of_this_version():
 def test_axes_given_after_saving_come_first(saved_config):
     config = saved_config | {"axes": {"kernel": ((0, 1), (2,))}}
     optimizer = keras_normopt.NormalizedSGD.from_config(config)
-    variable = keras.Variable(np.zeros((2, 3, 4)), name="kernel")
-    variable._path = "layer/kernel"
+    variable = kernel_of("layer/kernel")
     gradient = RNG.normal(size=(2, 3, 4)).astype("float32")
     expected = gradient / length(gradient, (0, 1))
     assert_close(moved(optimizer, variable, gradient), expected)

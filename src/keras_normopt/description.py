@@ -11,6 +11,7 @@ from keras_normopt._blocks import layers
 from keras_normopt._blocks.axes import find
 from keras_normopt._optimizer.clipped import ClippedMixin
 from keras_normopt._optimizer.mixin import OptimizerMixin
+from keras_normopt._optimizer.model_optimizers import inner_optimizers
 from keras_normopt.norms._user_norms import describe as name_of
 
 
@@ -95,7 +96,7 @@ def describe(model: keras.Model) -> Description:
     if optimizer is not None and not optimizer.built:
         optimizer = copy.deepcopy(optimizer)
         optimizer.build(model.trainable_variables)
-    own = [o for o in _inside(optimizer) if isinstance(o, OptimizerMixin)]
+    own = [o for o in inner_optimizers(optimizer) if isinstance(o, OptimizerMixin)]
     if not own:
         raise ValueError(
             "`describe` needs a model that is compiled with an optimizer of "
@@ -103,15 +104,6 @@ def describe(model: keras.Model) -> Description:
         )
     steps = [step for o in own for step in _steps_of(o)]
     return Description([_title(o) for o in own], steps)
-
-
-def _inside(optimizer):
-    """Returns the optimizers that make the steps."""
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return _inside(optimizer.inner_optimizer)
-    if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
-        return [o for inner in optimizer.optimizers for o in _inside(inner)]
-    return [optimizer]
 
 
 def _title(optimizer):

@@ -38,8 +38,7 @@ So the singular values of a step are nearly equal, however small the gradients a
 Kernels of attention, convolutions and recurrent layers are matrices too: see
 `keras_normopt.directions.Orthogonal`. Rows of an embedding get steps of equal length.
 Biases, gains and scalars step with their momentum. The optimizer keeps one slot for
-each variable, as SGD with momentum does.
-""",
+each variable, as SGD with momentum does.""",
     """\
     - [Jordan et al., 2024, Muon: An optimizer for hidden layers in neural
       networks](https://kellerjordan.github.io/posts/muon/)

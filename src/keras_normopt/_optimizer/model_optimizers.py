@@ -7,13 +7,18 @@ import keras
 from keras_normopt._blocks.partition import unique
 
 
-def tracking_optimizers(optimizer):
-    """Finds the optimizers that keep norms, in what may be wrapped around them."""
+def inner_optimizers(optimizer):
+    """Finds the optimizers that make the steps, in what may be wrapped around them."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return tracking_optimizers(optimizer.inner_optimizer)
+        return inner_optimizers(optimizer.inner_optimizer)
     if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
-        return [o for inner in optimizer.optimizers for o in tracking_optimizers(inner)]
-    return [optimizer] if getattr(optimizer, "track_norms", False) else []
+        return [o for inner in optimizer.optimizers for o in inner_optimizers(inner)]
+    return [optimizer]
+
+
+def tracking_optimizers(optimizer):
+    """Finds the inner optimizers that keep norms."""
+    return [o for o in inner_optimizers(optimizer) if getattr(o, "track_norms", False)]
 
 
 def optimizers_of(model):
