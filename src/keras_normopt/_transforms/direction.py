@@ -85,10 +85,14 @@ def unit_vectors(tensor, axes, floor):
     """
     # Operators, as PyTorch takes longer for the checks of `keras.ops` than to compute.
     largest = ops.amax(abs(tensor), axis=axes, keepdims=True)
+    limits = np.finfo(dtype_of(tensor))
     # Compilers flush numbers below the smallest normal number to 0.
-    one_if_zero = ops.cast(largest < np.finfo(dtype_of(tensor)).tiny, tensor.dtype)
+    one_if_zero = ops.cast(largest < limits.tiny, tensor.dtype)
+    # XLA multiplies by reciprocals, and those of the largest numbers would be flushed.
+    most = constant_like(largest, 2.0 ** (limits.maxexp - 2))
+    divisor = ops.where(largest > most, most, largest + one_if_zero)
     # The quotients do not depend on this scale, so its derivative is left out.
-    tensor = divide(tensor, ops.stop_gradient(largest + one_if_zero))
+    tensor = tensor / ops.stop_gradient(divisor)
     squares = ops.sum(tensor * tensor, axis=axes, keepdims=True)
     unit = tensor / ops.sqrt(squares + one_if_zero)
     return unit, ops.where(largest < floor, largest, floor) / floor

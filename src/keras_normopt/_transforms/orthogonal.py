@@ -128,16 +128,13 @@ class Orthogonal(Direction):
 
     def point(self, stack, axes, floor, factor):
         n, *shape = stack.shape
-        matrices = axes.to_matrices(stack)
-        is_tall = matrices.shape[1] > matrices.shape[2]
-        if is_tall:
-            matrices = transposed(matrices)
-        unit, fade = unit_vectors(matrices, (1, 2), floor)
+        unit, fade = unit_vectors(axes.to_matrices(stack), (1, 2), floor)
+        # After the reductions above, as XLA copies what it reduces in another order.
+        is_tall = unit.shape[1] > unit.shape[2]
+        unit = transposed(unit) if is_tall else unit
         result = newton_schulz(unit, self._polynomials())
-        length = self.length(axes, shape) * factor
-        result = result * (fade * length)
-        if is_tall:
-            result = transposed(result)
+        result = transposed(result) if is_tall else result
+        result = result * (fade * (self.length(axes, shape) * factor))
         return axes.from_matrices(result, n, shape)
 
     def _polynomials(self):
