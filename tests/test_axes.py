@@ -160,7 +160,7 @@ def test_given_axes_come_first(value):
     layer = layers.Conv1D(4, 2)
     layer.build((None, 5, 3))
     found, _ = find(
-        layer, given={"no/such/kernel|conv1d.*kernel": value, "k": "vector"}
+        layer, given={"no/such/kernel|conv1d.*kernel": value, ".*": "vector"}
     )
     assert found["kernel"][1] == GIVEN[value]
     optimizer = keras_normopt.NormalizedSGD(scope="unit", axes={"kernel": value})
@@ -189,8 +189,41 @@ def test_axes_that_a_variable_does_not_have(value, problem):
 
 def test_a_pattern_that_matches_nothing():
     optimizer = keras_normopt.NormalizedSGD(scope="unit", axes={"x": "vector"})
-    with pytest.warns(UserWarning, match=r"axes=\{'x'.*matches none"):
+    with pytest.warns(UserWarning, match=r"`axes`.*'x' matches none.*'w'"):
         optimizer.build([keras.Variable(np.ones((2, 3)), name="w")])
+
+
+def test_a_pattern_behind_one_that_matches_the_same():
+    patterns = {"w": "embedding", "w_2": "vector"}
+    optimizer = keras_normopt.NormalizedSGD(scope="unit", axes=patterns)
+    variables = [keras.Variable(np.ones((2, 3)), name=name) for name in ("w_2", "k")]
+    with pytest.warns(UserWarning, match=r"'w_2' has no effect.*first match counts"):
+        optimizer.build(variables)
+    assert optimizer._variable_axes[0].role == "embedding"
+
+
+def test_axes_that_no_option_uses():
+    optimizer = keras_normopt.NormalizedSGD(axes={"w": "vector"})
+    with pytest.warns(UserWarning, match=r"`axes`.*has no effect.*'w': 'vector'"):
+        optimizer.build([keras.Variable(np.ones((2, 3)), name="w")])
+
+
+def test_a_weight_that_a_user_adds_to_a_layer_of_keras_is_guessed():
+    layer = layers.Dense(4)
+    with layer._open_name_scope():
+        layer.adapter = keras.Variable(np.ones((3, 2, 4)), name="adapter")
+    layer.build((None, 3))
+    optimizer = keras_normopt.NormalizedSGD(scope="unit")
+    with pytest.warns(UserWarning, match=r"adapter of shape \(3, 2, 4\) in Dense"):
+        optimizer.build(layer.trainable_variables)
+    found = {
+        v.name: a
+        for v, a in zip(
+            layer.trainable_variables, optimizer._variable_axes, strict=True
+        )
+    }
+    assert found["bias"].role == "vector"
+    assert found["adapter"] == axes.Axes("kernel", (0, 1), (2,))
 
 
 # What goes by units.

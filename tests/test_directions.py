@@ -316,7 +316,8 @@ def test_a_config_makes_the_same_optimizer(direction):
     ("patterns", "message"),
     [
         ({"nothing": "sign", ".*": "sign"}, r"'nothing'.* matches none"),
-        ({".*": None, "kernel": "sign"}, r"'kernel'.* matches none"),
+        ({".*": None, "kernel": "sign"}, r"'kernel' has no effect.*first match"),
+        ({"embed": "sign", "bias": "orthogonal", ".*": "sign"}, r"'bias'.*raw grad"),
         ({"kernel": "sign"}, r"no pattern for \['embed'\]"),
     ],
 )
@@ -338,6 +339,7 @@ def test_a_pattern_without_variables_and_the_other_way_round_warn(patterns, mess
         ({"direction": {"name": "rows", "config": {"scale": "x"}}}, "scale='x'"),
         ({"axes": {"k": ((0,), (1,), 0)}}, "(inputs, outputs)"),
         ({"axes": {"k": (0, 1)}}, "(inputs, outputs)"),
+        ({"axes": {"k": np.zeros((2, 1))}}, "(inputs, outputs)"),
         ({"axes": {"(": "vector"}}, "regular expression"),
     ],
 )

@@ -339,3 +339,11 @@ def test_sparse_gradients():
         optimizer.apply([slices], [variable])
         expected = table - 0.5 * factor * np.float64(oracle.normalize("l2", dense))
         np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)
+    # A factor for each column, of which Keras would gather rows.
+    variable = keras.Variable(table)
+    optimizer = keras_normopt.NormalizedSGD(
+        0.5, norm=None, scope="unit", step_size="weight_norm"
+    )
+    optimizer.apply([slices], [variable])
+    expected = table - 0.5 * np.sqrt(np.square(table).sum(axis=0)) * dense
+    np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)

@@ -77,7 +77,8 @@ def describe(model: keras.Model) -> Description:
         `why`.
 
     Raises:
-        ValueError: If the model has no variables yet, or no optimizer of this package.
+        ValueError: If the model has no variables yet, or no optimizer of this package;
+            or if the optimizer is not built and cannot be copied.
 
     Example:
         >>> import keras, keras_normopt
@@ -94,7 +95,7 @@ def describe(model: keras.Model) -> Description:
             "The model has no trainable variables. Build it, or call it on data, first."
         )
     if optimizer is not None and not optimizer.built:
-        optimizer = copy.deepcopy(optimizer)
+        optimizer = _copied(optimizer)
         optimizer.build(model.trainable_variables)
     own = [o for o in inner_optimizers(optimizer) if isinstance(o, OptimizerMixin)]
     if not own:
@@ -106,9 +107,22 @@ def describe(model: keras.Model) -> Description:
     return Description([_title(o) for o in own], steps)
 
 
+def _copied(optimizer):
+    try:
+        return copy.deepcopy(optimizer)
+    except ValueError as error:
+        raise ValueError(
+            f"`describe` cannot copy this {type(optimizer).__name__}, which is not "
+            f"built yet: {error} Or build it before: "
+            "`model.optimizer.build(model.trainable_variables)`."
+        ) from error
+
+
 def _title(optimizer):
     of = "updates" if optimizer.apply_to == "update" else "gradients"
-    return f"{type(optimizer).__name__}, of its {of}:"
+    step_size = getattr(optimizer, "step_size", None)
+    text = f", step_size={step_size}" if step_size else ""
+    return f"{type(optimizer).__name__}, of its {of}{text}:"
 
 
 def _steps_of(optimizer):

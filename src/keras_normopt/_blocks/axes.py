@@ -9,7 +9,6 @@ import dataclasses
 import gc
 import math
 import re
-import reprlib
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -19,6 +18,7 @@ import keras
 from keras_normopt._backend import torch_modules
 from keras_normopt._blocks import layers
 from keras_normopt._blocks.arrangement import Axes, last
+from keras_normopt._blocks.patterns import first_match, warn_of_idle
 
 #: Finds the axes of one variable of a layer, from the layer and the variable's shape.
 Rule: TypeAlias = Callable[[Any, tuple[int, ...]], Axes]
@@ -118,8 +118,10 @@ def of_layer(layer, variable):
             return rules[variable.name](layer, shape)
     # A subclass of somebody else may have kernels that its base does not have.
     is_own = type(layer).__module__.partition(".")[0] == "keras"
-    has_rules = is_own and not _is_container(layer)
-    return Axes("vector") if has_rules else None
+    if not is_own or _is_container(layer):
+        return None
+    # Users may add weights of their own to a layer of Keras.
+    return _by_name(variable.name, shape)
 
 
 def _is_container(layer):
@@ -208,7 +210,7 @@ def find(variables, paths, patterns):
         A list of `Axes`, and a dict that says of each variable whose axes are guessed,
         by its number, which layer it is in, or `None`.
     """
-    _warn_of_idle_patterns(patterns, paths)
+    warn_of_idle("axes", patterns or (), paths, stacklevel=5)
     guessed: dict[int, Any] = {}
     result = []
     creators = layers.creators(variables)
@@ -244,43 +246,32 @@ def _of_layers(known, variable):
     return min((a for a in found if a), key=lambda a: ranks[a.role], default=None)
 
 
-def _warn_of_idle_patterns(patterns, paths):
-    for pattern in patterns or ():
-        if not any(re.search(pattern, path) for path in paths):
-            warnings.warn(
-                f"axes={{{pattern!r}: …}} matches none of the variables. Their paths "
-                f"are {reprlib.repr(paths)}.",
-                stacklevel=6,
-            )
-
-
 def given(patterns, path, shape):
     """Returns the axes that the user gave for a variable, or `None`."""
-    for pattern, value in (patterns or {}).items():
-        if not re.search(pattern, path):
-            continue
-        if value == "vector":
-            return Axes("vector")
-        if value == "embedding":
-            value = [[0], list(range(1, len(shape)))]
-        rank, problem = len(shape), None
-        inputs, outputs = (
-            tuple(i + rank if i < 0 else i for i in group) for group in value[:2]
+    pattern = first_match(patterns or (), path)
+    if pattern is None:
+        return None
+    value, rank = patterns[pattern], len(shape)
+    if value == "vector":
+        return Axes("vector")
+    role = "kernel"
+    if value == "embedding":
+        role, value = value, [[0], list(range(1, rank))]
+    inputs, outputs = (
+        tuple(i + rank if i < 0 else i for i in group) for group in value[:2]
+    )
+    axes = Axes(role, inputs, outputs, *value[2:])
+    every, problem = (*inputs, *outputs), None
+    if any(not 0 <= i < rank for i in every):
+        problem = "It has no such axes."
+    elif len(set(every)) < len(every):
+        problem = "An axis is named twice."
+    elif math.prod(shape[i] for i in outputs) % axes.parts:
+        problem = f"Its outputs cannot be split into {axes.parts} equal parts."
+    if problem:
+        raise ValueError(
+            f"`axes` does not fit the variable {path!r} of shape {shape}. "
+            f"{problem} Let the pattern match only what has these axes. "
+            f"Received: axes={{{pattern!r}: {patterns[pattern]}}}"
         )
-        role = "embedding" if patterns[pattern] == "embedding" else "kernel"
-        axes = Axes(role, inputs, outputs, *value[2:])
-        every = (*axes.inputs, *axes.outputs)
-        if any(not 0 <= i < rank for i in every):
-            problem = "It has no such axes."
-        elif len(set(every)) < len(every):
-            problem = "An axis is named twice."
-        elif math.prod(shape[i] for i in axes.outputs) % axes.parts:
-            problem = f"Its outputs cannot be split into {axes.parts} equal parts."
-        if problem:
-            raise ValueError(
-                f"`axes` does not fit the variable {path!r} of shape {shape}. "
-                f"{problem} Let the pattern match only what has these axes. "
-                f"Received: axes={{{pattern!r}: {patterns[pattern]}}}"
-            )
-        return axes
-    return None
+    return axes

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from keras_normopt._blocks import layers
+from keras_normopt._blocks.patterns import warn_of_idle
 
 SCOPES = ("variable", "unit", "layer", "global")
 
@@ -32,7 +33,8 @@ class Blocks:
         #: For each variable its axes if every unit has a norm, or `None`.
         self.units = axes if scope == "unit" else None
         self.excluded = [any(re.search(p, path) for p in exclude) for path in paths]
-        _warn_of_idle_patterns(exclude, paths)
+        for pattern in exclude:
+            warn_of_idle("exclude", [pattern], paths, stacklevel=4)
         included = [
             i
             for i, variable in enumerate(variables)
@@ -152,16 +154,6 @@ def _layer_keys(paths, around):
             stacklevel=5,
         )
     return keys
-
-
-def _warn_of_idle_patterns(exclude, paths):
-    for pattern in exclude:
-        if not any(re.search(pattern, path) for path in paths):
-            warnings.warn(
-                f"exclude={pattern!r} matches none of the variables. Their paths are "
-                f"{reprlib.repr(paths)}.",
-                stacklevel=5,
-            )
 
 
 def unique(names, taken=()):

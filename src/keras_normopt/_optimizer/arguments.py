@@ -4,7 +4,7 @@ import re
 import reprlib
 from typing import Any
 
-from keras_normopt._transforms.config import check_pattern
+from keras_normopt._blocks.patterns import check_pattern
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -109,7 +109,7 @@ def check_axes(axes: Any) -> dict[str, Any] | None:
 
 
 def _checked_axes(pattern: str, value: Any) -> Any:
-    if value in ("vector", "embedding"):
+    if isinstance(value, str) and value in ("vector", "embedding"):
         return value
     is_right = isinstance(value, list | tuple) and len(value) in (2, 3)
     if is_right:

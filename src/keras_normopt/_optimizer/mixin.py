@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import reprlib
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -176,6 +177,13 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
         self._paths = self._paths_of(variables)
         if self._uses_axes():
             self._variable_axes = self._axes_of(variables)
+        elif self.axes:
+            warnings.warn(
+                f"`axes` of {type(self).__name__} has no effect. Only `direction`, "
+                '`scope="unit"` and `centralize` go by axes. '
+                f"Received: axes={reprlib.repr(self.axes)}",
+                stacklevel=3,
+            )
         self._blocks = Blocks(
             self.scope, self.exclude, variables, self._paths, self._variable_axes
         )

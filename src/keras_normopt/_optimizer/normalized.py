@@ -9,11 +9,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_normopt._backend import sparse
 from keras_normopt._backend.devices import near
 from keras_normopt._optimizer.arguments import fixed
 from keras_normopt._optimizer.mixin import OptimizerMixin
 from keras_normopt._optimizer.types import DirectionLike, StepSize
-from keras_normopt._transforms import directions, step_sizes
+from keras_normopt._transforms import direction_argument, step_sizes
 from keras_normopt._transforms.config import checked_float, config_of
 from keras_normopt._transforms.direction import point
 from keras_normopt._transforms.rescale import normalize
@@ -74,7 +75,9 @@ class NormalizedMixin(OptimizerMixin):
     """
 
     step_size = fixed("step_size", "An object of `keras_normopt.step_sizes` or `None`.")
-    direction = fixed("direction", "An object of `keras_normopt.directions` or `None`.")
+    direction = fixed(
+        "direction", "An object of `keras_normopt.directions`, a dictionary, or `None`."
+    )
 
     PREFIX = "Normalized"
     VERB = "normalize"
@@ -88,7 +91,7 @@ class NormalizedMixin(OptimizerMixin):
         **kwargs: Any,
     ) -> None:
         step_size = step_sizes.get(step_size)
-        direction = directions.get(direction)
+        direction = direction_argument.get(direction)
         if norm_epsilon is None:
             norm_epsilon = 1e-30 if direction is None else 1e-20
         norm_epsilon = checked_float(norm_epsilon, "norm_epsilon", at_least=0)
@@ -107,7 +110,7 @@ class NormalizedMixin(OptimizerMixin):
         config = {
             "norm_epsilon": self.norm_epsilon,
             "step_size": config_of(self.step_size),
-            "direction": directions.serialize(self.direction),
+            "direction": direction_argument.serialize(self.direction),
         }
         return super().get_config() | config
 
@@ -173,7 +176,7 @@ class NormalizedMixin(OptimizerMixin):
         return super()._uses_axes() or self.direction is not None
 
     def _is_doubtful(self, path, layer, variable):
-        direction = directions.of_path(self.direction, path)
+        direction = direction_argument.of_path(self.direction, path)
         if direction is None or not direction.uses_axes:
             return super()._is_doubtful(path, layer, variable)
         return layer is not None or len(variable.shape) > 2
@@ -189,7 +192,7 @@ class NormalizedMixin(OptimizerMixin):
                 None if number is None else path
                 for number, path in zip(self._blocks.of, self._paths, strict=True)
             ]
-            self._directions = directions.resolve(self.direction, paths, axes)
+            self._directions = direction_argument.resolve(self.direction, paths, axes)
             return functools.partial(
                 point,
                 directions=self._directions,
@@ -224,6 +227,8 @@ class NormalizedMixin(OptimizerMixin):
                 factor = self._blocks.units[index].spread(factor, variable.shape)
             factor = near(factor, ops.convert_to_tensor(variable))
             learning_rate = ops.cast(learning_rate, variable.dtype) * factor
+            if factor.shape:  # Keras would gather the rows of the factor, too.
+                gradient = sparse.densify(gradient)
         super().update_step(gradient, variable, learning_rate)
 
     if keras.backend.backend() == "torch":

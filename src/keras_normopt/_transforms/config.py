@@ -1,7 +1,6 @@
 """Checks, shows and serializes the objects that options take, such as `WeightNorm`."""
 
 import numbers
-import re
 import reprlib
 from typing import Any
 
@@ -105,15 +104,3 @@ def checked_float(
             f"Received: {name}={reprlib.repr(value)}"
         )
     return float(value)
-
-
-def check_pattern(name: str, pattern: Any, received: Any) -> None:
-    """Raises an error if a key of a dictionary is not a regular expression."""
-    problem = f"The keys of `{name}` must be regular expressions. "
-    text = f"Received: {name}={reprlib.repr(received)}"
-    if not isinstance(pattern, str):
-        raise TypeError(problem + text)
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{problem}{text}: {error}") from error

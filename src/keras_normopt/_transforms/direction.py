@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_normopt._backend import sparse
 from keras_normopt._backend.devices import device_of, near
-from keras_normopt._backend.tensors import constant_like, divide, dtype_of
+from keras_normopt._backend.tensors import constant_like, dtype_of
 from keras_normopt._transforms.config import Configured, find
 
 #: The largest number of entries in one stack. A stack is a copy, and one product of

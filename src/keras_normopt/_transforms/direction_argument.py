@@ -5,27 +5,9 @@ import reprlib
 import warnings
 from typing import Any
 
-from keras_normopt._transforms.config import Configured, check_pattern, config_of
+from keras_normopt._blocks.patterns import check_pattern, first_match, warn_of_idle
+from keras_normopt._transforms.config import config_of
 from keras_normopt._transforms.direction import get_one
-
-
-class ByPattern(Configured):
-    """The direction of each variable by the first pattern that its path contains.
-
-    Args:
-        patterns: List of pairs of a regular expression and a direction or `None`.
-    """
-
-    def __init__(self, patterns):
-        self.patterns = patterns
-
-    def get_config(self):
-        """The arguments, by name."""
-        return {"patterns": [[p, config_of(d)] for p, d in self.patterns]}
-
-    def of(self, path):
-        """Returns the direction for a path, or `None`."""
-        return next((d for p, d in self.patterns if re.search(p, path)), None)
 
 
 def get(identifier: Any) -> Any:
@@ -35,12 +17,13 @@ def get(identifier: Any) -> Any:
         identifier: `None`, a name, an object, what `serialize` made of one, or a
             dictionary from regular expressions to these.
 
+    Returns:
+        A `Direction`, or `None`, or a dictionary from regular expressions to these.
+
     Raises:
         TypeError: If a key of the dictionary is not a string.
         ValueError: If it is none of these, or its arguments are wrong.
     """
-    if isinstance(identifier, ByPattern):
-        return identifier
     patterns = identifier
     pairs = identifier.get("patterns") if isinstance(identifier, dict) else None
     if isinstance(pairs, list):
@@ -53,19 +36,23 @@ def get(identifier: Any) -> Any:
         raise ValueError("`direction` must not be an empty dictionary.")
     for pattern in patterns:
         check_pattern("direction", pattern, identifier)
-    return ByPattern([(p, get_one(d, "direction")) for p, d in patterns.items()])
+    return {p: get_one(d, "direction") for p, d in patterns.items()}
 
 
 def serialize(direction: Any) -> Any:
     """Returns what `get` makes the same direction of, in types that JSON has."""
-    if isinstance(direction, ByPattern):
-        return direction.get_config()
+    if isinstance(direction, dict):
+        # Pairs, as some ways of saving sort the keys of a dictionary.
+        return {"patterns": [[p, config_of(d)] for p, d in direction.items()]}
     return config_of(direction)
 
 
 def of_path(direction: Any, path: str) -> Any:
     """Returns the direction for a path, or `None`, of what `get` returned."""
-    return direction.of(path) if isinstance(direction, ByPattern) else direction
+    if not isinstance(direction, dict):
+        return direction
+    pattern = first_match(direction, path)
+    return None if pattern is None else direction[pattern]
 
 
 def resolve(direction: Any, paths: Any, axes: list[Any]) -> list[Any]:
@@ -76,34 +63,36 @@ def resolve(direction: Any, paths: Any, axes: list[Any]) -> list[Any]:
         paths: List of the paths of the variables, `None` for those without direction.
         axes: List of their `Axes`.
     """
-    if isinstance(direction, ByPattern):
+    found = [None if path is None else of_path(direction, path) for path in paths]
+    result = [d and d.of_role(a.role) for d, a in zip(found, axes, strict=True)]
+    if isinstance(direction, dict):
         roles = zip(paths, axes, strict=True)
         _warn_of_patterns(direction, {p: a.role for p, a in roles if p is not None})
-    found = [None if path is None else of_path(direction, path) for path in paths]
-    return [d and d.of_role(a.role) for d, a in zip(found, axes, strict=True)]
+    return result
 
 
 def _warn_of_patterns(direction, roles):
-    """Warns of patterns without variables, and of kernels without a pattern.
+    """Warns of patterns that change nothing, and of kernels without a pattern.
 
     Args:
-        direction: A `ByPattern`.
-        roles: Dict from the paths of the variables to the roles of their axes.
+        direction: Dictionary from patterns to directions.
+        roles: Dictionary from the paths of the variables to the roles of their axes.
     """
-    left = list(roles)
-    for pattern, _ in direction.patterns:
-        matched = [path for path in left if re.search(pattern, path)]
-        left = [path for path in left if path not in matched]
-        # A last pattern for all others may find none left.
+    warn_of_idle("direction", direction, roles, stacklevel=6)
+    matches = {path: first_match(direction, path) for path in roles}
+    for pattern, of_pattern in direction.items():
+        matched = [path for path, first in matches.items() if first == pattern]
         is_for_all = all(re.search(pattern, path) for path in roles)
-        if not matched and not is_for_all:
+        if not (matched and of_pattern) or is_for_all:
+            continue
+        if not any(of_pattern.of_role(roles[path]) for path in matched):
             warnings.warn(
-                f"direction={{{pattern!r}: …}} matches none of the variables that are "
-                "not excluded or matched by a pattern before it. Paths are "
-                f"{reprlib.repr(list(roles))}.",
+                f"direction={{{pattern!r}: {of_pattern}}} does not change "
+                f"{reprlib.repr(matched)}. These are vectors or embeddings, and keep "
+                "their raw gradients: see its `vectors` and `embeddings`.",
                 stacklevel=6,
             )
-    without = [path for path in left if roles[path] != "vector"]
+    without = [p for p, first in matches.items() if not first and roles[p] != "vector"]
     if without:
         warnings.warn(
             f"`direction` has no pattern for {reprlib.repr(without)}. These variables "

@@ -1,0 +1,50 @@
+"""Regular expressions that are searched for in the paths of variables."""
+
+import re
+import reprlib
+import warnings
+from typing import Any
+
+
+def check_pattern(name: str, pattern: Any, received: Any) -> None:
+    """Raises an error if a key of a dictionary is not a regular expression."""
+    problem = f"The keys of `{name}` must be regular expressions. "
+    text = f"Received: {name}={reprlib.repr(received)}"
+    if not isinstance(pattern, str):
+        raise TypeError(problem + text)
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{problem}{text}: {error}") from error
+
+
+def first_match(patterns: Any, path: str) -> str | None:
+    """Returns the first of several patterns that is found in a path, or `None`."""
+    return next((p for p in patterns if re.search(p, path)), None)
+
+
+def warn_of_idle(name: str, patterns: Any, paths: Any, stacklevel: int) -> None:
+    """Warns of patterns that are the first match of no path.
+
+    A pattern that matches every path does not count: it is there for what others leave.
+
+    Args:
+        name: The name of the argument.
+        patterns: The patterns, in the order in which they count.
+        paths: List of the paths.
+        stacklevel: As for `warnings.warn`, from the caller.
+    """
+    used = {first_match(patterns, path) for path in paths}
+    for pattern in patterns:
+        matched = [path for path in paths if re.search(pattern, path)]
+        if pattern in used or len(matched) == len(paths):
+            continue
+        why = f"matches none of the paths {reprlib.repr(list(paths))}"
+        if matched:
+            why = (
+                f"has no effect: an earlier pattern matches {reprlib.repr(matched)} as "
+                "well, and the first match counts"
+            )
+        warnings.warn(
+            f"`{name}`: the pattern {pattern!r} {why}.", stacklevel=stacklevel + 1
+        )
