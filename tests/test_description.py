@@ -99,7 +99,16 @@ def test_the_title_names_step_sizes():
     text = str(keras_normopt.describe(make_model(optimizer)))
     title, _, header, *rows = text.splitlines()
     assert title.startswith("NormalizedSGD, of its gradients, step_size=WeightNorm(")
-    assert header.split() == ["path", "shape", "layer", "axes", "step", "length", "why"]
+    assert header.split() == [
+        "path",
+        "shape",
+        "layer",
+        "axes",
+        "step",
+        "length",
+        "rate",
+        "why",
+    ]
     assert len(rows) == 5
 
 

@@ -75,8 +75,8 @@ def test_third_party():
         "apply_to",
         "centralize",
         "axes",
-        "norm_epsilon",
         "step_size",
+        "norm_epsilon",
         "direction",
         "kwargs",
     ]
@@ -259,7 +259,7 @@ PYTHON_ERROR = r"__init__\(\) got an unexpected keyword argument '\w+'.* "
         ("NormalizedAdam", "maxnorm", "`max_norm` is an argument of `keras_normopt.C"),
         ("NormalizedLion", "max_norm", "of `keras_normopt.clipped(Lion)`, which can c"),
         ("ClippedAdam", "norm_epsilon", "`keras_normopt.NormalizedAdam`, which can no"),
-        ("ClippedAdam", "step_size", "argument of `keras_normopt.NormalizedAdam`, "),
+        ("ClippedAdam", "direction", "argument of `keras_normopt.NormalizedAdam`, "),
         ("NormalizedSGD", "betas", "NormalizedSGD takes apply_to, axes, centralize"),
         (normalized(MySGD), "wramth", "Did you mean `warmth`?"),
         (normalized(MySGD), "momentun", "Did you mean `momentum`?"),

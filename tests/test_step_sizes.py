@@ -273,7 +273,10 @@ def test_config():
         {"name": "weight_norm", "config": {"other": 1.0}},
         {"name": "eval", "config": {}},
         {"class_name": "WeightNorm", "module": "os", "config": {}},
-        ["weight_norm"],
+        ["lars"],
+        [],
+        [None],
+        ["weight_norm", GradientCorrelation()],
     ],
     ids=repr,
 )

@@ -29,6 +29,7 @@ class Step:
             `"divided"`, `"clipped"`, `"centralized"`, or `"raw"` if nothing changes it.
         length: The length that what is replaced, divided or clipped has after that. Of
             updates, multiply it by the learning rate.
+        rate: What patterns of `step_size` multiply the learning rate by.
         why: The reason.
     """
 
@@ -38,6 +39,7 @@ class Step:
     axes: str
     step: str
     length: str
+    rate: str
     why: str
 
 
@@ -73,8 +75,8 @@ def describe(model: keras.Model) -> Description:
 
     Returns:
         A sequence with one row for each trainable variable, which prints as a table.
-        A row has the attributes `path`, `shape`, `layer`, `axes`, `step`, `length` and
-        `why`.
+        A row has the attributes `path`, `shape`, `layer`, `axes`, `step`, `length`,
+        `rate` and `why`.
 
     Raises:
         ValueError: If the model has no variables yet, or no optimizer of this package;
@@ -135,8 +137,9 @@ def _steps_of(optimizer):
     ):
         shape = tuple(variable.shape)
         layer = type(creators[0]).__name__ if creators else ""
-        what = _what(optimizer, number, of_variable, shape)
-        yield Step(path, shape, layer, str(of_variable), *what)
+        step, length, why = _what(optimizer, number, of_variable, shape)
+        rate = str(optimizer._multipliers[number] or 1)
+        yield Step(path, shape, layer, str(of_variable), step, length, rate, why)
 
 
 def _what(optimizer, number, axes, shape) -> tuple[str, str, str]:

@@ -68,8 +68,8 @@ class NormalizedSGD(NormalizedMixin, keras.optimizers.SGD):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -100,8 +100,8 @@ class NormalizedAdam(NormalizedMixin, keras.optimizers.Adam):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -132,8 +132,8 @@ class NormalizedAdamW(NormalizedMixin, keras.optimizers.AdamW):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -164,8 +164,8 @@ class NormalizedRMSprop(NormalizedMixin, keras.optimizers.RMSprop):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -194,8 +194,8 @@ class NormalizedAdagrad(NormalizedMixin, keras.optimizers.Adagrad):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -224,8 +224,8 @@ class NormalizedAdadelta(NormalizedMixin, keras.optimizers.Adadelta):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -255,8 +255,8 @@ class NormalizedAdamax(NormalizedMixin, keras.optimizers.Adamax):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -286,8 +286,8 @@ class NormalizedNadam(NormalizedMixin, keras.optimizers.Nadam):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -320,8 +320,8 @@ class NormalizedFtrl(NormalizedMixin, keras.optimizers.Ftrl):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -350,8 +350,8 @@ class NormalizedLion(NormalizedMixin, keras.optimizers.Lion):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -383,8 +383,8 @@ class NormalizedAdafactor(NormalizedMixin, keras.optimizers.Adafactor):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -414,8 +414,8 @@ class NormalizedLamb(NormalizedMixin, keras.optimizers.Lamb):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -456,8 +456,8 @@ class NormalizedMuon(NormalizedMixin, keras.optimizers.Muon):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -488,8 +488,8 @@ class NormalizedScheduleFreeAdamW(NormalizedMixin, keras.optimizers.ScheduleFree
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = None,
         step_size: StepSize = None,
+        norm_epsilon: float | None = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None: ...
@@ -518,8 +518,8 @@ class OrthogonalSGD(NormalizedSGD):
         apply_to: ApplyTo = "update",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
-        norm_epsilon: float | None = 1e-20,
         step_size: StepSize = None,
+        norm_epsilon: float | None = 1e-20,
         direction: DirectionLike = "orthogonal",
         **kwargs: Any,
     ) -> None: ...
@@ -548,6 +548,7 @@ class ClippedSGD(ClippedMixin, keras.optimizers.SGD):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
+        step_size: StepSize = None,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
@@ -578,6 +579,7 @@ class ClippedAdam(ClippedMixin, keras.optimizers.Adam):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
+        step_size: StepSize = None,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
@@ -608,6 +610,7 @@ class ClippedAdamW(ClippedMixin, keras.optimizers.AdamW):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
+        step_size: StepSize = None,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...
@@ -638,6 +641,7 @@ class ClippedRMSprop(ClippedMixin, keras.optimizers.RMSprop):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
+        step_size: StepSize = None,
         max_norm: MaxNorm = 1.0,
         **kwargs: Any,
     ) -> None: ...

@@ -24,6 +24,7 @@ from keras_normopt._optimizer.arguments import (
     refuse_after_build,
 )
 from keras_normopt._optimizer.docstrings import options_of
+from keras_normopt._optimizer.rates import Rates
 from keras_normopt._optimizer.state import OwnVariables, Paths
 from keras_normopt._optimizer.types import (
     ApplyTo,
@@ -31,8 +32,10 @@ from keras_normopt._optimizer.types import (
     NormLike,
     Patterns,
     Scope,
+    StepSize,
 )
 from keras_normopt._optimizer.update_capture import UpdateCapture
+from keras_normopt._transforms import step_size_argument
 from keras_normopt._transforms.center import center
 from keras_normopt._transforms.track_norms import NormTracker
 from keras_normopt.norms import _registry, l2
@@ -41,7 +44,7 @@ from keras_normopt.norms import _registry, l2
 Transform: TypeAlias = Callable[[Gradients], None]
 
 
-class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
+class OptimizerMixin(Paths, OwnVariables, Rates, UpdateCapture):
     """Adds options to an optimizer, and the transforms that they ask for.
 
     A transform is a function of the `Gradients` of one step. `build` makes two tuples
@@ -84,6 +87,18 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             not listed count separate matrices, such as heads. The first pattern that is
             found counts. The layers of Keras need none. Used by `scope="unit"`,
             `centralize` and `direction`. Defaults to `None`.
+        step_size: What multiplies the learning rate: `None`; a dictionary from regular
+            expressions, searched for in the paths of variables, to factors;
+            `"weight_norm"`, the norm of each block's weights, as in LARS;
+            `"gradient_correlation"`, a factor that adapts to how successive gradients
+            agree; an object of `keras_normopt.step_sizes`, with arguments; or a list
+            of dictionaries and at most one of the others, whose factors are
+            multiplied. A factor is a float of at least 0, or a `LearningRateSchedule`
+            that counts optimizer steps. The first expression that is found counts. The
+            factors of a dictionary reach excluded variables and weight decay. With 0 a
+            variable stays, and the slots of {base} move. Bases that set the size of
+            their steps refuse all but dictionaries (Lamb, Ftrl, Adafactor with
+            `relative_step`). Defaults to `None`.
     """
 
     scope = fixed("scope", 'What shares a norm, such as `"variable"`.')
@@ -113,6 +128,7 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
+        step_size: StepSize = None,
         **kwargs: Any,
     ) -> None:
         # Before Keras's own: a wrong argument should not leave half an optimizer.
@@ -123,12 +139,15 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
         check_flag("track_norms", track_norms)
         check_flag("centralize", centralize)
         axes = check_axes(axes)
+        step_size = step_size_argument.get(step_size)
         super().__init__(*args, **kwargs)
         # The function, not the name: another function may get the name later.
         self._norm, self._resolved_norm = norm, resolved_norm
         self._scope, self._exclude, self._apply_to = scope, exclude, apply_to
         self._track_norms, self._centralize = track_norms, centralize
-        self._axes = axes
+        self._axes, self._step_size = axes, step_size
+        if step_size is not None:
+            self._check_base_takes_factors()
         if apply_to == "update":
             self._check_base_can_be_captured()
         self._blocks: Any = None  # The `Blocks`, from `build` on.
@@ -146,6 +165,7 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             "centralize": self.centralize,
             # Pairs, as some ways of saving sort the keys of a dictionary.
             "axes": self.axes and [list(pair) for pair in self.axes.items()],
+            "step_size": step_size_argument.serialize(self.step_size),
         }
         return self._with_paths(super().get_config() | config)
 
@@ -205,7 +225,8 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
         Returns:
             A list of functions for gradients, and one for updates.
         """
-        on_gradients: list[Transform] = []
+        # From raw gradients, so this comes first.
+        on_gradients, last = self._make_step_sizes(variables)
         if self.track_norms:
             self._norm_tracker = NormTracker(
                 self._blocks.names, self._add_own_variable, self.CLIPS
@@ -220,7 +241,7 @@ class OptimizerMixin(Paths, OwnVariables, UpdateCapture):
             rescale = self._make_rescaling(variables)
             target = on_gradients if self.apply_to == "gradient" else on_updates
             target.append(rescale)
-        return on_gradients, on_updates
+        return on_gradients, on_updates + last
 
     def _rescales(self):
         """Whether gradients, or updates, are changed by a norm or a direction."""

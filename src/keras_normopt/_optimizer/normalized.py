@@ -6,16 +6,11 @@ import functools
 import warnings
 from typing import Any
 
-import keras
-from keras import ops
-
-from keras_normopt._backend import sparse
-from keras_normopt._backend.devices import near
 from keras_normopt._optimizer.arguments import fixed
 from keras_normopt._optimizer.mixin import OptimizerMixin
-from keras_normopt._optimizer.types import DirectionLike, StepSize
-from keras_normopt._transforms import direction_argument, step_sizes
-from keras_normopt._transforms.config import checked_float, config_of
+from keras_normopt._optimizer.types import DirectionLike
+from keras_normopt._transforms import direction_argument
+from keras_normopt._transforms.config import checked_float
 from keras_normopt._transforms.direction import point
 from keras_normopt._transforms.rescale import normalize
 from keras_normopt.norms._overflow import BuiltIn
@@ -33,8 +28,8 @@ class NormalizedMixin(OptimizerMixin):
     loss scale is divided out, before they are normalized. Weight decay is not
     normalized. The norm is computed in float32 (float64 for float64 gradients), and the
     normalized gradient has the shape and dtype of the gradient. Files hold the
-    variables of {base} and no others, unless `track_norms` or `step_size` is set: saved
-    state loads into either.
+    variables of {base} and no others, unless `track_norms` or an object in `step_size`
+    is set: saved state loads into either.
 
     With `apply_to="update"` the update u of {base} is divided instead,
 
@@ -52,12 +47,6 @@ class NormalizedMixin(OptimizerMixin):
             decayed to nothing makes no steps. It may be set during
             training, as `learning_rate` may. `None` stands for 1e-30, or for 1e-20 with
             a direction. Defaults to `None`.
-        step_size: What multiplies the learning rate of each block: `None`;
-            `"weight_norm"`, the norm of the block's weights, as in LARS; or
-            `"gradient_correlation"`, a factor that adapts to how successive gradients
-            agree; or an object of `keras_normopt.step_sizes`, with arguments. Bases
-            that set the size of their steps refuse it (Lamb, Ftrl, Adafactor with
-            `relative_step`). Defaults to `None`.
         direction: What replaces each gradient, or with `apply_to="update"` each update,
             instead of dividing it by a norm: `None`; `"orthogonal"`, `"sign"` or
             `"rows"`; or an object of `keras_normopt.directions`, with arguments; or a
@@ -74,7 +63,6 @@ class NormalizedMixin(OptimizerMixin):
           SGD](https://arxiv.org/abs/2002.03305), for `apply_to="update"`
     """
 
-    step_size = fixed("step_size", "An object of `keras_normopt.step_sizes` or `None`.")
     direction = fixed(
         "direction", "An object of `keras_normopt.directions`, a dictionary, or `None`."
     )
@@ -86,11 +74,9 @@ class NormalizedMixin(OptimizerMixin):
         self,
         *args: Any,
         norm_epsilon: float | None = None,
-        step_size: StepSize = None,
         direction: DirectionLike = None,
         **kwargs: Any,
     ) -> None:
-        step_size = step_sizes.get(step_size)
         direction = direction_argument.get(direction)
         if norm_epsilon is None:
             norm_epsilon = 1e-30 if direction is None else 1e-20
@@ -99,17 +85,13 @@ class NormalizedMixin(OptimizerMixin):
             _check_direction(direction, **kwargs)
             kwargs["norm"] = None
         super().__init__(*args, **kwargs)
-        self._norm_epsilon, self._step_size = norm_epsilon, step_size
+        self._norm_epsilon = norm_epsilon
         self._direction = direction
-        self._factors: dict[int, Any] = {}
         self._directions: list[Any] = []
-        if self.step_size is not None and self.apply_to == "gradient":
-            self._check_base_takes_factors()
 
     def get_config(self):
         config = {
             "norm_epsilon": self.norm_epsilon,
-            "step_size": config_of(self.step_size),
             "direction": direction_argument.serialize(self.direction),
         }
         return super().get_config() | config
@@ -130,47 +112,11 @@ class NormalizedMixin(OptimizerMixin):
         self._norm_epsilon = checked_float(value, "norm_epsilon", at_least=0)
         self._assign_own_variable("norm_epsilon", self._norm_epsilon)
 
-    def _check_base_takes_factors(self):
-        # Ftrl finds its weights anew each time, from sums over all rates so far.
-        scales = isinstance(self, keras.optimizers.Lamb | keras.optimizers.Ftrl)
-        if isinstance(self, keras.optimizers.Adafactor):
-            scales = self.relative_step
-        if scales:
-            raise ValueError(
-                f"{type(self).__name__} sets the size of its steps by itself: there is "
-                "no learning rate of a step to multiply. Received: "
-                f"step_size={config_of(self.step_size)}. Leave it out, or "
-                "take another base (or Adafactor with `relative_step=False`)."
-            )
-        if not self._keeps("_backend_update_step"):
-            owner = self._next_in_line("_backend_update_step")
-            raise ValueError(
-                f"{owner.__name__} updates all variables together, in its "
-                "`_backend_update_step`, with one learning rate. Received: "
-                f"step_size={config_of(self.step_size)}. Leave it out, or "
-                "move the update to `update_step`."
-            )
-
     def build(self, variables):
         if self.built:
             return
         super().build(variables)
         self._warn_of_clipping_in_vain()
-
-    def _make_transforms(self, variables):
-        on_gradients, on_updates = super()._make_transforms(variables)
-        if self.step_size is not None:
-            self._add_factors(variables)
-            # From raw gradients, so this comes first.
-            set_factors = functools.partial(
-                step_sizes.set_factors, step_size=self.step_size, kept=self._factors
-            )
-            on_gradients.insert(0, set_factors)
-            if self.apply_to == "update":
-                on_updates.append(
-                    functools.partial(step_sizes.multiply, kept=self._factors)
-                )
-        return on_gradients, on_updates
 
     def _uses_axes(self):
         return super()._uses_axes() or self.direction is not None
@@ -200,47 +146,6 @@ class NormalizedMixin(OptimizerMixin):
                 epsilon=epsilon,
             )
         return functools.partial(normalize, norm=self._resolved_norm, epsilon=epsilon)
-
-    def _add_factors(self, variables):
-        # Factors are variables: TensorFlow hands nothing else on from the place where
-        # gradients are transformed to the updates of the replicas.
-        for i, variable in enumerate(variables):
-            if self._blocks.of[i] is not None:
-                self._factors[i] = self.step_size.add_factor_variables(
-                    self._add_own_variable,
-                    i,
-                    variable,
-                    self._blocks.norm_shape(i, variable),
-                )
-
-    def _multiplies_rates(self):
-        return self.step_size is not None and self.apply_to == "gradient"
-
-    def update_step(self, gradient, variable, learning_rate):
-        kept = None
-        if self._multiplies_rates():
-            index = self._get_variable_index(variable)
-            kept = self._factors.get(index)
-        if kept:
-            factor = ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype)
-            if self._blocks.units is not None:
-                factor = self._blocks.units[index].spread(factor, variable.shape)
-            factor = near(factor, ops.convert_to_tensor(variable))
-            learning_rate = ops.cast(learning_rate, variable.dtype) * factor
-            if factor.shape:  # Keras would gather the rows of the factor, too.
-                gradient = sparse.densify(gradient)
-        super().update_step(gradient, variable, learning_rate)
-
-    if keras.backend.backend() == "torch":
-
-        def _parallel_update_step(self, grads, variables, learning_rate):
-            # Keras's optimizers for PyTorch update all weights with one learning rate.
-            if not self._multiplies_rates():
-                super()._parallel_update_step(grads, variables, learning_rate)
-                return
-            # Past this class is the method that updates weight by weight.
-            foreach = self._next_in_line("_backend_update_step")
-            super(foreach, self)._backend_update_step(grads, variables, learning_rate)
 
     def _warn_of_clipping_in_vain(self):
         # Known of the built-in norms, all of which are homogeneous.

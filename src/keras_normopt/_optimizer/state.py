@@ -10,6 +10,7 @@ from keras import ops
 from keras_normopt._blocks.arrangement import Axes, last
 from keras_normopt._blocks.axes import find, given
 from keras_normopt._optimizer.types import MixinBase
+from keras_normopt._transforms.step_size_argument import patterns_of
 
 
 class Paths(MixinBase):
@@ -32,6 +33,7 @@ class Paths(MixinBase):
     _paths_match = True
     exclude: Any
     track_norms: Any
+    step_size: Any
     axes: Any
     scope: Any
     centralize: Any
@@ -67,7 +69,8 @@ class Paths(MixinBase):
         if not self._knows_axes:
             del config["axes"]
         axes = self._variable_axes or self._saved_axes
-        if self._paths and (self.exclude or self.track_norms or axes):
+        patterns = patterns_of(self.step_size)
+        if self._paths and (self.exclude or self.track_norms or axes or patterns):
             config["variable_paths"] = list(self._paths)
         if axes and self._knows_axes:
             config["variable_axes"] = [one.get_config() for one in axes]
@@ -81,13 +84,15 @@ class Paths(MixinBase):
         if len(saved) == len(paths) and all(map(_are_one, saved, paths)):
             return saved
         self._paths_match = False
-        if self.exclude:
-            warnings.warn(
-                f"{type(self).__name__} was saved with other variables than it is "
-                f"built on, so that exclude={self.exclude} is searched for in the "
-                "paths of the latter. Look whether the same ones are excluded.",
-                stacklevel=4,
-            )
+        used = {"exclude": self.exclude, "step_size": patterns_of(self.step_size)}
+        for name, patterns in used.items():
+            if patterns:
+                warnings.warn(
+                    f"{type(self).__name__} was saved with other variables than it is "
+                    f"built on, so that {name}={patterns} is searched for in the paths "
+                    "of the latter. Look whether the same ones match.",
+                    stacklevel=4,
+                )
         return paths
 
     def _axes_of(self, variables):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import keras
+from keras.optimizers.schedules import LearningRateSchedule
 
 from keras_normopt._transforms.orthogonal import Orthogonal
 from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm
@@ -31,11 +32,12 @@ NormLike: TypeAlias = (
 Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
 Patterns: TypeAlias = str | list[str] | tuple[str, ...]
 ApplyTo: TypeAlias = Literal["gradient", "update"]
+_StepSize: TypeAlias = (
+    Literal["weight_norm", "gradient_correlation"] | WeightNorm | GradientCorrelation
+)
+_FactorByPattern: TypeAlias = dict[str, float | LearningRateSchedule]
 StepSize: TypeAlias = (
-    Literal["weight_norm", "gradient_correlation"]
-    | WeightNorm
-    | GradientCorrelation
-    | None
+    _StepSize | _FactorByPattern | list[_StepSize | _FactorByPattern] | None
 )
 AxesByPattern: TypeAlias = dict[str, Any]
 Direction: TypeAlias = (

@@ -4,6 +4,7 @@ import numbers
 import reprlib
 from typing import Any
 
+import keras
 import numpy as np
 
 _LARGEST = float(np.finfo("float32").max)
@@ -104,3 +105,22 @@ def checked_float(
             f"Received: {name}={reprlib.repr(value)}"
         )
     return float(value)
+
+
+def schedule_of(value: Any) -> Any:
+    """Returns the `LearningRateSchedule` that an argument stands for, or `None`.
+
+    Args:
+        value: A schedule, or what `schedule_config` made of one.
+    """
+    schedules = keras.optimizers.schedules
+    if isinstance(value, schedules.LearningRateSchedule):
+        return value
+    if isinstance(value, dict) and "class_name" in value:
+        return schedules.deserialize(value)
+    return None
+
+
+def schedule_config(schedule: Any) -> Any:
+    """Returns what `schedule_of` makes the same schedule of."""
+    return keras.optimizers.schedules.serialize(schedule)

@@ -1,14 +1,11 @@
 """Multiplies the learning rate of each block, or variable, by a factor."""
 
-import reprlib
-from typing import Any
-
 from keras import ops
 
 from keras_normopt._backend import sparse
 from keras_normopt._backend.tensors import constant_like, divide
 from keras_normopt._blocks.gradients import norms_of_each
-from keras_normopt._transforms.config import Configured, checked_float, find
+from keras_normopt._transforms.config import Configured, checked_float
 from keras_normopt._transforms.rescale import NO_LIMIT
 from keras_normopt.norms import l2
 
@@ -18,8 +15,8 @@ class WeightNorm(Configured):
 
     The blocks are those of the optimizer's `scope`.
 
-    As `step_size` of a normalized optimizer it multiplies the step, and ‖w‖ is the l2
-    norm. With `NormalizedSGD`, `norm="l2"` and no momentum, a step has the l2 norm
+    As `step_size` of an optimizer it multiplies the step, and ‖w‖ is the l2 norm. With
+    `NormalizedSGD`, `norm="l2"` and no momentum, a step has the l2 norm
     lr · coefficient · ‖w‖, a fraction of the weights' norm. With `scope="layer"` this
     is LARS. Adam's own step on N entries has a norm of about √N, so the fraction grows
     with N. `NormalizedAdam(apply_to="update")` avoids this, and is LAMB.
@@ -244,23 +241,19 @@ def multiply(gradients, kept):
     )
 
 
-_CLASSES = {cls.name: cls for cls in (WeightNorm, GradientCorrelation)}
-
-
-def get(identifier: Any) -> Any:
-    """Returns what `step_size=` stands for.
+def multiply_by_patterns(gradients, multipliers, iterations):
+    """Multiplies updates by the factors of patterns.
 
     Args:
-        identifier: `None`, a name, an instance, or what `config_of` made of one.
-
-    Raises:
-        ValueError: If it is none of these, or its arguments are wrong.
+        gradients: The `Gradients`, which are updates.
+        multipliers: List of the `Multiplier` of each variable of the optimizer, or
+            `None`.
+        iterations: Scalar tensor, the number of steps so far.
     """
-    found = find(identifier, "step_size", _CLASSES)
-    if found is None and identifier is not None:
-        raise ValueError(
-            f"`step_size` must be None, {', '.join(map(repr, _CLASSES))}, or an object "
-            "of `keras_normopt.step_sizes`. "
-            f"Received: step_size={reprlib.repr(identifier)}"
-        )
-    return found
+    found = [multipliers[index] for index in gradients.indices]
+    factors = {
+        i: ops.convert_to_tensor(multiplier.at(iterations), "float32")
+        for i, multiplier in enumerate(found)
+        if multiplier is not None
+    }
+    gradients.multiply(factors)

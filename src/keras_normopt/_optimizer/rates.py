@@ -1,0 +1,194 @@
+"""Multiplies the learning rate of each variable: the option `step_size`."""
+
+import functools
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_normopt._backend import sparse
+from keras_normopt._backend.devices import near
+from keras_normopt._backend.tracing import Local
+from keras_normopt._optimizer.arguments import fixed
+from keras_normopt._optimizer.types import MixinBase
+from keras_normopt._transforms import step_size_argument, step_sizes
+
+_BACKEND = keras.backend.backend()
+
+
+# TensorFlow decays weights in another thread than that of a replica.
+class _Decay(object if _BACKEND == "tensorflow" else Local):  # type: ignore[misc]
+    """What multiplies the rate at which weights decay, or `None`."""
+
+    multiplier: Any = None
+
+
+class Rates(MixinBase):
+    """Multiplies the learning rate by factors of patterns, and by those of an object.
+
+    The factors of patterns reach every variable and its weight decay. Those of an
+    object reach the variables in blocks.
+    """
+
+    step_size = fixed("step_size", "An object, a dictionary, a list, or `None`.")
+    _blocks: Any
+    _paths: Any
+    _add_own_variable: Any
+    apply_to: Any
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        #: For each variable its `Multiplier`, or `None`.
+        self._multipliers: list[Any] = []
+        #: For each variable in a block the variables of the object.
+        self._factors: dict[int, Any] = {}
+        self._decay = _Decay()
+
+    def _check_base_takes_factors(self):
+        # Ftrl finds its weights anew each time, from sums over all rates so far.
+        scales = isinstance(self, keras.optimizers.Lamb | keras.optimizers.Ftrl)
+        scales = scales or bool(getattr(self, "relative_step", False))
+        config = step_size_argument.serialize(self.step_size)
+        received = f"Received: step_size={config}."
+        if scales and self._factor_object is not None and self.apply_to == "gradient":
+            raise ValueError(
+                f"{type(self).__name__} sets the size of its steps by itself: there is "
+                f"no learning rate of a step to multiply. {received} Leave it out, or "
+                "take another base (or Adafactor with `relative_step=False`)."
+            )
+        patterns = step_size_argument.patterns_of(self.step_size)
+        if isinstance(self, keras.optimizers.Ftrl) and any(
+            factor == 0 for one in patterns for factor in one.values()
+        ):
+            raise ValueError(
+                f"{type(self).__name__} divides by the learning rate, so no factor may "
+                f"be 0. {received} Set `trainable = False` on the layers instead."
+            )
+        if self.apply_to == "gradient" and not self._keeps("_backend_update_step"):
+            owner = self._next_in_line("_backend_update_step")
+            raise ValueError(
+                f"{owner.__name__} updates all variables together, in its "
+                "`_backend_update_step`, with one learning rate. "
+                f"{received} Leave it out, or move the update to `update_step`."
+            )
+
+    @property
+    def _factor_object(self):
+        return step_size_argument.object_of(self.step_size)
+
+    def _multiplies_updates(self):
+        """Whether factors multiply updates, and not learning rates."""
+        # Adafactor's relative steps are no multiples of the learning rate.
+        is_relative = getattr(self, "relative_step", False)
+        return self.apply_to == "update" or bool(is_relative)
+
+    def _make_step_sizes(self, variables):
+        """Makes the transforms of `step_size`, and adds the variables that they keep.
+
+        Returns:
+            A list of functions for raw gradients, and one for rescaled updates.
+        """
+        on_gradients: list[Any] = []
+        on_updates: list[Any] = []
+        self._multipliers = step_size_argument.multipliers(self.step_size, self._paths)
+        if any(self._multipliers) and self._multiplies_updates():
+            on_updates.append(self._multiply_updates)
+        step_size = self._factor_object
+        if step_size is not None:
+            self._add_factors(step_size, variables)
+            on_gradients.append(
+                functools.partial(
+                    step_sizes.set_factors, step_size=step_size, kept=self._factors
+                )
+            )
+            if self._multiplies_updates():
+                on_updates.append(
+                    functools.partial(step_sizes.multiply, kept=self._factors)
+                )
+        return on_gradients, on_updates
+
+    def _add_factors(self, step_size, variables):
+        # Factors are variables: TensorFlow hands nothing else on from the place where
+        # gradients are transformed to the updates of the replicas.
+        for i, variable in enumerate(variables):
+            if self._blocks.of[i] is not None:
+                self._factors[i] = step_size.add_factor_variables(
+                    self._add_own_variable,
+                    i,
+                    variable,
+                    self._blocks.norm_shape(i, variable),
+                )
+
+    def _multiply_updates(self, updates):
+        step_sizes.multiply_by_patterns(updates, self._multipliers, self.iterations)
+
+    def _multiplies_rates(self):
+        is_used = self._factors or any(self._multipliers)
+        return bool(is_used) and not self._multiplies_updates()
+
+    def _multiplied(self, learning_rate, multiplier):
+        if multiplier is None:
+            return learning_rate
+        factor = multiplier.at(self.iterations)
+        return ops.convert_to_tensor(learning_rate) * factor
+
+    def _by_multiplier(self, variables):
+        """Returns the positions of variables in a list, by their `Multiplier`."""
+        groups: dict[Any, list[int]] = {}
+        for position, variable in enumerate(variables):
+            multiplier = self._multipliers[self._get_variable_index(variable)]
+            groups.setdefault(multiplier, []).append(position)
+        return groups
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self._multiplies_rates():
+            index = self._get_variable_index(variable)
+            learning_rate = self._multiplied(learning_rate, self._multipliers[index])
+            kept = self._factors.get(index)
+            if kept:
+                factor = ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype)
+                if self._blocks.units is not None:
+                    factor = self._blocks.units[index].spread(factor, variable.shape)
+                factor = near(factor, ops.convert_to_tensor(variable))
+                learning_rate = ops.cast(learning_rate, variable.dtype) * factor
+                if factor.shape:  # Keras would gather the rows of the factor, too.
+                    gradient = sparse.densify(gradient)
+        super().update_step(gradient, variable, learning_rate)
+
+    def _apply_weight_decay(self, variables):
+        if not any(self._multipliers):
+            super()._apply_weight_decay(variables)
+            return
+        variables = [v for v in variables if self._use_weight_decay(v)]
+        for multiplier, positions in self._by_multiplier(variables).items():
+            self._decay.multiplier = multiplier
+            try:
+                super()._apply_weight_decay([variables[i] for i in positions])
+            finally:
+                self._decay.multiplier = None
+
+    def _get_current_learning_rate(self):
+        rate = super()._get_current_learning_rate()
+        return self._multiplied(rate, self._decay.multiplier)
+
+    if _BACKEND == "torch":
+
+        def _parallel_update_step(self, grads, variables, learning_rate):
+            # Keras's optimizers for PyTorch update all weights with one learning rate.
+            if not self._multiplies_rates():
+                super()._parallel_update_step(grads, variables, learning_rate)
+                return
+            # Nadam advances a product of its own in each call for several weights.
+            if self._factors or isinstance(self, keras.optimizers.Nadam):
+                # Past this class is the method that updates weight by weight.
+                foreach = self._next_in_line("_backend_update_step")
+                super(foreach, self)._backend_update_step(
+                    grads, variables, learning_rate
+                )
+                return
+            for multiplier, positions in self._by_multiplier(variables).items():
+                super()._parallel_update_step(
+                    [grads[i] for i in positions],
+                    [variables[i] for i in positions],
+                    self._multiplied(learning_rate, multiplier),
+                )

@@ -1,0 +1,153 @@
+"""What `step_size=` stands for, and the factors that patterns give to variables."""
+
+import dataclasses
+import reprlib
+from typing import Any
+
+from keras_normopt._blocks.patterns import check_pattern, first_match, warn_of_idle
+from keras_normopt._transforms.config import (
+    checked_float,
+    config_of,
+    find,
+    schedule_config,
+    schedule_of,
+)
+from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm
+
+_CLASSES = {cls.name: cls for cls in (WeightNorm, GradientCorrelation)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiplier:
+    """What patterns multiply the learning rate of a variable by.
+
+    Attributes:
+        constant: Float.
+        schedules: Tuple of `LearningRateSchedule` objects.
+    """
+
+    constant: float
+    schedules: tuple[Any, ...] = ()
+
+    def at(self, iterations: Any) -> Any:
+        """Returns the factor after so many steps, a float or a scalar tensor."""
+        factor: Any = self.constant
+        for schedule in self.schedules:
+            factor = factor * schedule(iterations)
+        return factor
+
+    def __str__(self) -> str:
+        named = [type(schedule).__name__ for schedule in self.schedules]
+        return " · ".join([f"{self.constant:g}", *named])
+
+
+def get(identifier: Any) -> Any:
+    """Returns what `step_size=` stands for.
+
+    Args:
+        identifier: `None`; a name or an object; a dictionary from regular expressions
+            to factors; a list of these; or what `serialize` made of one.
+
+    Raises:
+        TypeError: If a key of a dictionary is not a string.
+        ValueError: If it is none of these, or its arguments are wrong.
+    """
+    if identifier is None:
+        return None
+    if not isinstance(identifier, list | tuple):
+        return _get_one(identifier)
+    found = [_get_one(one) for one in identifier]
+    objects = [one for one in found if not isinstance(one, dict)]
+    if not found or len(objects) > 1:
+        raise ValueError(
+            "A list in `step_size` must have dictionaries, and one object or name at "
+            f"most. Received: step_size={reprlib.repr(identifier)}"
+        )
+    return found
+
+
+def _get_one(identifier):
+    patterns = identifier
+    pairs = identifier.get("patterns") if isinstance(identifier, dict) else None
+    if isinstance(pairs, list):  # Of a config.
+        patterns = dict(pairs)
+    elif isinstance(identifier, dict) and set(identifier) == {"name", "config"}:
+        patterns = None
+    if isinstance(patterns, dict):
+        return {p: _factor(p, f, identifier) for p, f in patterns.items()}
+    found = find(identifier, "step_size", _CLASSES)
+    if found is None:
+        raise ValueError(
+            f"`step_size` must be None, {', '.join(map(repr, _CLASSES))}, an object of "
+            "`keras_normopt.step_sizes`, a dictionary from regular expressions to "
+            "factors, or a list of these. "
+            f"Received: step_size={reprlib.repr(identifier)}"
+        )
+    return found
+
+
+def _factor(pattern, factor, received):
+    check_pattern("step_size", pattern, received)
+    schedule = schedule_of(factor)
+    if schedule is not None:
+        return schedule
+    try:
+        return checked_float(factor, "factor", at_least=0)
+    except ValueError as error:
+        raise ValueError(
+            "The factors of `step_size` must be finite floats of at least 0, within "
+            "float32, or `LearningRateSchedule` objects. "
+            f"Received: step_size={{{pattern!r}: {reprlib.repr(factor)}}}"
+        ) from error
+
+
+def serialize(step_size: Any) -> Any:
+    """Returns what `get` makes the same of, in types that JSON has."""
+    if isinstance(step_size, list):
+        return [serialize(one) for one in step_size]
+    if isinstance(step_size, dict):
+        # Pairs, as some ways of saving sort the keys of a dictionary.
+        pairs = [
+            [pattern, factor if isinstance(factor, float) else schedule_config(factor)]
+            for pattern, factor in step_size.items()
+        ]
+        return {"patterns": pairs}
+    return config_of(step_size)
+
+
+def patterns_of(step_size: Any) -> list[dict[str, Any]]:
+    """Returns the dictionaries in what `get` returned."""
+    parts = step_size if isinstance(step_size, list) else [step_size]
+    return [part for part in parts if isinstance(part, dict)]
+
+
+def object_of(step_size: Any) -> Any:
+    """Returns the object in what `get` returned, or `None`."""
+    parts = step_size if isinstance(step_size, list) else [step_size]
+    return next((part for part in parts if not isinstance(part, dict)), None)
+
+
+def multipliers(step_size: Any, paths: Any) -> list[Multiplier | None]:
+    """Returns the `Multiplier` of each variable, `None` where no pattern matches.
+
+    Args:
+        step_size: What `get` returned.
+        paths: List of the paths of the variables.
+    """
+    dictionaries = patterns_of(step_size)
+    for patterns in dictionaries:
+        warn_of_idle("step_size", patterns, paths, stacklevel=6)
+    result: list[Multiplier | None] = []
+    for path in paths:
+        constant, schedules, is_matched = 1.0, [], False
+        for patterns in dictionaries:
+            pattern = first_match(patterns, path)
+            if pattern is None:
+                continue
+            is_matched, factor = True, patterns[pattern]
+            if isinstance(factor, float):
+                constant *= factor
+            else:
+                schedules.append(factor)
+        result.append(Multiplier(constant, tuple(schedules)) if is_matched else None)
+    return result
