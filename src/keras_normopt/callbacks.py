@@ -18,8 +18,16 @@ from keras_normopt._optimizer.model_optimizers import (
 
 __all__ = ["GradientNorms"]
 
-_MEAN, _MAX, _CLIPPED = "grad_norm/", "grad_norm_max/", "clipped/"
-_PREFIXES = (_MEAN, _MAX, _CLIPPED)
+_MEAN, _MAX = "grad_norm/", "grad_norm_max/"
+_PREFIXES = (
+    _MEAN,
+    _MAX,
+    "clipped/",
+    "skipped/",
+    "weight_norm/",
+    "update_norm/",
+    "update_ratio/",
+)
 # By name, so as to import none. Of others nobody knows whether they read the logs.
 _WRITERS = {"CSVLogger", "RemoteMonitor", "TensorBoard"}
 _WRITERS |= {"MlflowCallback", "WandbCallback", "WandbMetricsLogger"}
@@ -32,7 +40,11 @@ class GradientNorms(keras.callbacks.Callback):
     `grad_norm/<block>`, the mean over the steps, and `grad_norm_max/<block>`, the
     largest; and, under `total` in place of a block, those of the l2 norm of the whole
     gradient. A clipping optimizer adds `clipped/<block>`, the share of the steps in
-    which it clipped. To watch a plain Adam, take `NormalizedAdam(norm=None,
+    which it clipped, and with `skip=True` `skipped/<block>`, the share that it skipped.
+    With `track_norms="all"` the logs gain three more means for each block and for
+    `total`: `weight_norm/<block>`; `update_norm/<block>`, of the updates that were
+    made, weight decay included; and `update_ratio/<block>`, of ‖update‖ / ‖weights‖.
+    A ratio near 1e-3 is usual. To watch a plain Adam, take `NormalizedAdam(norm=None,
     track_norms=True)`. The optimizer may be inside a `LossScaleOptimizer` or a
     `MultiOptimizer`.
 
@@ -146,10 +158,9 @@ class GradientNorms(keras.callbacks.Callback):
         means: dict[str, float] = {}
         largest: dict[str, float] = {}
         for tracker, names in self._trackers():
-            count = tracker.count
-            if not count:
+            if not tracker.count:
                 continue
-            for prefix, values in ((_MEAN, tracker.mean), (_CLIPPED, tracker.clipped)):
+            for prefix, count, values in _means(tracker):
                 for name, mean in values.items():
                     key = prefix + names[name]
                     means[key] = mean
@@ -163,6 +174,21 @@ class GradientNorms(keras.callbacks.Callback):
             before = self._largest.get(key, value)
             self._largest[key] = float(np.maximum(before, value))
         return means, largest
+
+
+def _means(tracker):
+    """Returns what the logs gain: prefix, number of steps, and means by block."""
+    kept = tracker.statistics
+    prefixes = {
+        "gradients": _MEAN,
+        "weights": "weight_norm/",
+        "updates": "update_norm/",
+        "ratios": "update_ratio/",
+    }
+    found = [(prefixes[name], one.count, one.mean) for name, one in kept.items()]
+    found += [("clipped/", tracker.count, tracker.clipped)]
+    found += [("skipped/", tracker.count, tracker.skipped)]
+    return [one for one in found if one[1]]
 
 
 def _described(optimizer):

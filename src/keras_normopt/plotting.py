@@ -12,7 +12,20 @@ from keras_normopt._transforms.track_norms import TOTAL
 
 __all__ = ["plot_gradient_norms"]
 
-PREFIXES = {"mean": "grad_norm/", "max": "grad_norm_max/"}
+PREFIXES = {
+    "mean": "grad_norm/",
+    "max": "grad_norm_max/",
+    "weight": "weight_norm/",
+    "update": "update_norm/",
+    "ratio": "update_ratio/",
+}
+LABELS = {
+    "mean": "mean gradient norm",
+    "max": "max gradient norm",
+    "weight": "mean weight norm",
+    "update": "mean update norm",
+    "ratio": "mean ratio of update to weights",
+}
 ZERO = "0.8"
 NOT_FINITE: dict[str, Any] = {
     "hatch": "xxxx",
@@ -26,7 +39,7 @@ BIASES_AND_SCALES = r"(^|/)(bias|gamma|beta|scale)(_\d+)?$"
 def plot_gradient_norms(
     history: Any,
     ax: Any = None,
-    statistic: Literal["mean", "max"] = "mean",
+    statistic: Literal["mean", "max", "weight", "update", "ratio"] = "mean",
     exclude: str | Sequence[str] = BIASES_AND_SCALES,
 ) -> Any:
     """Draws the norms that `GradientNorms` logged: blocks down, epochs across.
@@ -41,8 +54,10 @@ def plot_gradient_norms(
         history: What `fit` returned, or its dict `history.history`.
         ax: Matplotlib axes to draw on; room for labels and colour bar is taken from
             them. Defaults to those of a new figure of 7 × 4.5 inches.
-        statistic: `"mean"` over the steps of an epoch, or `"max"`, the largest of
-            them. Defaults to `"mean"`.
+        statistic: Of the gradients' norms, `"mean"` over the steps of an epoch, or
+            `"max"`, the largest of them; or the mean of the `"weight"` norms, of the
+            `"update"` norms, or of their `"ratio"`, which `track_norms="all"` keeps.
+            Defaults to `"mean"`.
         exclude: A regular expression or several, as those of the optimizer: a block in
             whose name one is found is not drawn. `()` draws all. Defaults to
             biases and scales, which are names that end in `bias`, `gamma`, `beta` or
@@ -52,8 +67,8 @@ def plot_gradient_norms(
         The axes.
 
     Raises:
-        ValueError: If `statistic` is neither, or if there are no gradient norms in the
-            history, or none that is not excluded.
+        ValueError: If `statistic` is none of these, or if there are no such norms in
+            the history, or none that is not excluded.
         ImportError: If Matplotlib is not installed.
 
     Example:
@@ -65,7 +80,7 @@ def plot_gradient_norms(
 
     if statistic not in PREFIXES:
         raise ValueError(
-            '`statistic` must be "mean" or "max". '
+            f"`statistic` must be one of {', '.join(map(repr, PREFIXES))}. "
             f"Received: statistic={reprlib.repr(statistic)}"
         )
     blocks, totals = _select(history, PREFIXES[statistic], exclude)
@@ -76,7 +91,7 @@ def plot_gradient_norms(
     image = _draw(ax, blocks, norm)
     ax.set_xlabel("epoch", fontsize="small")
     bar = ax.figure.colorbar(image, cax=ax.inset_axes([1.04, 0, 0.04, 1]))
-    bar.set_label(f"{statistic} gradient norm", fontsize="small")
+    bar.set_label(LABELS[statistic], fontsize="small")
     bar.ax.tick_params(which="both", labelsize="small")
     if totals:
         strip = ax.inset_axes([0, 1.03, 1, 0.05 * len(totals)])
@@ -96,8 +111,9 @@ def _select(history, prefix, exclude):
     norms = {k.removeprefix(prefix): v for k, v in logs.items() if k.startswith(prefix)}
     if not norms:
         raise ValueError(
-            f"There are no gradient norms in the history, only {sorted(logs)}. Train "
-            "with `track_norms=True` and the callback `GradientNorms`."
+            f"There are no such norms in the history, only {sorted(logs)}. Train with "
+            f"`track_norms={'True' if prefix.startswith('grad') else repr('all')}` and "
+            "the callback `GradientNorms`."
         )
     # The optimizers of a `MultiOptimizer` have one each. Those that a model holds have
     # one each as well, with the name of the attribute before it.

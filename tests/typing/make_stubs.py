@@ -31,6 +31,7 @@ from keras_normopt._optimizer.types import (
     Patterns,
     Scope,
     StepSize,
+    TrackNorms,
 )
 
 NORMALIZED: dict[str, type[NormalizedMixin]]

@@ -10,7 +10,7 @@ from keras import ops
 _BACKEND = keras.backend.backend()
 
 if _BACKEND == "torch":
-    from torch.compiler import is_compiling
+    from torch.compiler import is_compiling as is_compiling
 else:
 
     def is_compiling():

@@ -24,6 +24,15 @@ def check_flag(name: str, value: Any) -> None:
         )
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raises a `ValueError` if a value is not an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"`{name}` must be an integer of at least 1. "
+            f"Received: {name}={reprlib.repr(value)}"
+        )
+
+
 def check_patterns(exclude: Any) -> tuple[str, ...]:
     """Returns regular expressions as a tuple.
 

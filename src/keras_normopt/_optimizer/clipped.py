@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_normopt._optimizer.arguments import refuse_after_build
+from keras import ops
+
+from keras_normopt._optimizer.arguments import (
+    check_count,
+    check_flag,
+    fixed,
+    refuse_after_build,
+)
 from keras_normopt._optimizer.mixin import OptimizerMixin
 from keras_normopt._optimizer.types import MaxNorm
 from keras_normopt._transforms import thresholds
@@ -33,8 +40,16 @@ class ClippedMixin(OptimizerMixin):
             block's weights, as in adaptive gradient clipping; or
             `keras_normopt.RunningNorm(...)`, a multiple of the running mean of the
             block's own norm, as in AdaGC; or one of them by name, `"weight_norm"` or
-            `"running_norm"`. During training a float may replace a float, as with
-            `learning_rate`. Defaults to `1.0`.
+            `"running_norm"`; or a `LearningRateSchedule` of floats above 0, which
+            counts steps of the optimizer. During training a float may replace a float,
+            as with `learning_rate`. Defaults to `1.0`.
+        skip: Boolean, whether to leave out the whole step where a gradient would be
+            clipped, or its norm is infinite or NaN. No state moves then: no slot, no
+            weight decay, no moving average, no running norm, no `iterations`. It needs
+            `scope="global"` and `apply_to="gradient"`. Defaults to `False`.
+        max_skips: Integer, at least 1, how many steps in a row may be skipped. A finite
+            gradient after them is clipped, and its step made. One that is not finite is
+            always skipped. Defaults to `10`.
 
     References:
         - [Pascanu et al., 2013, On the difficulty of training recurrent neural
@@ -47,13 +62,44 @@ class ClippedMixin(OptimizerMixin):
     VERB = "clip"
     CLIPS = True
 
-    def __init__(self, *args: Any, max_norm: MaxNorm = 1.0, **kwargs: Any) -> None:
+    skip = fixed("skip", "Whether steps are skipped where gradients would be clipped.")
+    max_skips = fixed("max_skips", "How many steps in a row may be skipped.")
+
+    def __init__(
+        self,
+        *args: Any,
+        max_norm: MaxNorm = 1.0,
+        skip: bool = False,
+        max_skips: int = 10,
+        **kwargs: Any,
+    ) -> None:
         max_norm = thresholds.get(max_norm)
+        check_flag("skip", skip)
+        check_count("max_skips", max_skips)
+        if skip:
+            _check_skip(**kwargs)
         super().__init__(*args, **kwargs)
-        self._max_norm = max_norm
+        self._max_norm, self._skip, self._max_skips = max_norm, skip, max_skips
 
     def get_config(self):
-        return super().get_config() | {"max_norm": thresholds.serialize(self.max_norm)}
+        return super().get_config() | {
+            "max_norm": thresholds.serialize(self.max_norm),
+            "skip": self.skip,
+            "max_skips": self.max_skips,
+        }
+
+    @property
+    def skipped_steps(self) -> int:
+        """The number of steps that were skipped so far.
+
+        Raises:
+            AttributeError: If the optimizer was not made with `skip=True`.
+        """
+        if not self.skip:
+            raise AttributeError(
+                f"{type(self).__name__} skips no steps. Make it with `skip=True`."
+            )
+        return int(ops.convert_to_numpy(self._all_skips)) if self.built else 0
 
     @property
     def max_norm(self) -> MaxNorm:
@@ -81,14 +127,46 @@ class ClippedMixin(OptimizerMixin):
 
     def _make_rescaling(self, variables):
         norm, tracker = self._resolved_norm, self._norm_tracker
-        threshold = thresholds.threshold_of(self.max_norm)
+        threshold = thresholds.threshold_of(self.max_norm, lambda: self.iterations)
         shapes = self._blocks.norm_shapes(variables)
         kept = threshold.add_limit_variables(self._add_own_variable, shapes)
 
+        if self.skip:
+            self._add_skip_variables()
+
         def clip_at_threshold(gradients):
             limits = threshold.limits(gradients, norm, kept)
+            skipped = None
+            if self.skip and limits:
+                # The gradient is one block. On PyTorch its norm is in a vector.
+                [of_step] = gradients.norms(norm)
+                skipped = self._decide(
+                    *(ops.reshape(t, ()) for t in (of_step, *limits))
+                )
+                skipped = ops.reshape(skipped, of_step.shape)
             above = clip(gradients, norm, limits)
+            if skipped is not None:
+                above = [one & ops.logical_not(skipped) for one in above]
             if tracker is not None:
-                tracker.update_clipped(gradients, above)
+                tracker.update_share("clipped", gradients, above)
+                if skipped is not None:
+                    tracker.update_share("skipped", gradients, [skipped])
+            if self.skip:
+                self._end_if_skipped()
 
         return clip_at_threshold
+
+
+def _check_skip(norm="l2", scope="variable", apply_to="gradient", **other):
+    """Raises a `ValueError` for options that `skip` excludes."""
+    needs = [
+        (norm is not None, "norm", norm, "a norm"),
+        (scope == "global", "scope", scope, '`scope="global"`'),
+        (apply_to == "gradient", "apply_to", apply_to, '`apply_to="gradient"`'),
+    ]
+    for is_right, name, value, needed in needs:
+        if not is_right:
+            raise ValueError(
+                "`skip=True` leaves out whole steps by the norm of the whole gradient, "
+                f"and needs {needed}. Received: {name}={value!r}"
+            )

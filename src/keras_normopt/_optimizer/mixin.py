@@ -24,7 +24,9 @@ from keras_normopt._optimizer.arguments import (
     refuse_after_build,
 )
 from keras_normopt._optimizer.docstrings import options_of
+from keras_normopt._optimizer.measuring import Measuring
 from keras_normopt._optimizer.rates import Rates
+from keras_normopt._optimizer.skipping import Skipping
 from keras_normopt._optimizer.state import OwnVariables, Paths
 from keras_normopt._optimizer.types import (
     ApplyTo,
@@ -33,6 +35,7 @@ from keras_normopt._optimizer.types import (
     Patterns,
     Scope,
     StepSize,
+    TrackNorms,
 )
 from keras_normopt._optimizer.update_capture import UpdateCapture
 from keras_normopt._transforms import step_size_argument
@@ -44,7 +47,7 @@ from keras_normopt.norms import _registry, l2
 Transform: TypeAlias = Callable[[Gradients], None]
 
 
-class OptimizerMixin(Paths, OwnVariables, Rates, UpdateCapture):
+class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapture):
     """Adds options to an optimizer, and the transforms that they ask for.
 
     A transform is a function of the `Gradients` of one step. `build` makes two tuples
@@ -66,10 +69,12 @@ class OptimizerMixin(Paths, OwnVariables, Rates, UpdateCapture):
         exclude: Regular expression, or list of them, searched for in the path of a
             variable, such as `("bias", "gamma", "beta")`. A variable that matches one
             steps with its raw gradient. Defaults to `()`.
-        track_norms: Boolean, whether to keep the norm of each block's gradient, as it
-            was before this step changed it (l2 if `norm` is `None`), for the property
-            `gradient_norms` and the callback `keras_normopt.callbacks.GradientNorms`.
-            Defaults to `False`.
+        track_norms: Whether to keep norms for the property `gradient_norms` and the
+            callback `keras_normopt.callbacks.GradientNorms`. `True` keeps the norm of
+            each block's gradient, as it was before this step changed it (l2 if `norm`
+            is `None`). `"all"` also keeps the l2 norms of the weights before the step
+            and of the update that the step made, weight decay included, and the ratio
+            ‖update‖ / ‖weights‖. Defaults to `False`.
         apply_to: What is measured and rescaled: `"gradient"`, which {base} then
             receives; or `"update"`, the u of the step w ← w + lr · u that {base} is
             about to make, with momentum and without weight decay. A learning rate of 0
@@ -103,7 +108,7 @@ class OptimizerMixin(Paths, OwnVariables, Rates, UpdateCapture):
 
     scope = fixed("scope", 'What shares a norm, such as `"variable"`.')
     exclude = fixed("exclude", "Regular expressions for paths of excluded variables.")
-    track_norms = fixed("track_norms", "Whether the norms of the gradients are kept.")
+    track_norms = fixed("track_norms", 'Whether norms are kept, a boolean or `"all"`.')
     apply_to = fixed("apply_to", 'What is rescaled, `"gradient"` or `"update"`.')
     centralize = fixed("centralize", "Whether units' means are subtracted first.")
     axes = fixed("axes", "Dictionary from patterns to the axes of kernels.")
@@ -124,7 +129,7 @@ class OptimizerMixin(Paths, OwnVariables, Rates, UpdateCapture):
         norm: NormLike = "l2",
         scope: Scope = "variable",
         exclude: Patterns = (),
-        track_norms: bool = False,
+        track_norms: TrackNorms = False,
         apply_to: ApplyTo = "gradient",
         centralize: bool = False,
         axes: AxesByPattern | None = None,
@@ -136,7 +141,8 @@ class OptimizerMixin(Paths, OwnVariables, Rates, UpdateCapture):
         resolved_norm = self._resolve(norm, scope)
         exclude = check_patterns(exclude)
         check_choice("apply_to", apply_to, ("gradient", "update"))
-        check_flag("track_norms", track_norms)
+        if track_norms != "all":
+            check_flag("track_norms", track_norms)
         check_flag("centralize", centralize)
         axes = check_axes(axes)
         step_size = step_size_argument.get(step_size)
@@ -229,7 +235,11 @@ class OptimizerMixin(Paths, OwnVariables, Rates, UpdateCapture):
         on_gradients, last = self._make_step_sizes(variables)
         if self.track_norms:
             self._norm_tracker = NormTracker(
-                self._blocks.names, self._add_own_variable, self.CLIPS
+                self._blocks.names,
+                functools.partial(self._add_own_variable, observes=True),
+                clips=self.CLIPS,
+                skips=getattr(self, "skip", False),
+                updates=self.track_norms == "all",
             )
             norm = l2.norm if self._resolved_norm is None else self._resolved_norm
             track = functools.partial(self._norm_tracker.update, norm=norm.tracked)
@@ -276,7 +286,9 @@ class OptimizerMixin(Paths, OwnVariables, Rates, UpdateCapture):
                 "was not called, and its gradients would not be changed. Make a new "
                 "optimizer, and compile the model with it."
             )
-        return self._transform(self._gradient_transforms, grads, variables)
+        grads = self._transform(self._gradient_transforms, grads, variables)
+        self._decay_now()
+        return grads
 
     def _transform_updates(self, updates, variables, learning_rate):
         rate = ops.cast(learning_rate, "float32")
@@ -312,6 +324,24 @@ class OptimizerMixin(Paths, OwnVariables, Rates, UpdateCapture):
         """
         tracker = self.norm_tracker
         return tracker.last if tracker else {}
+
+    @property
+    def update_ratios(self) -> dict[str, float]:
+        """The ratio ‖update‖ / ‖weights‖ of each block in the last step, by its name.
+
+        Under `"total"` is that of all variables together. Empty before the optimizer is
+        built.
+
+        Raises:
+            AttributeError: If the optimizer was not made with `track_norms="all"`.
+        """
+        if self.track_norms != "all":
+            raise AttributeError(
+                f"{type(self).__name__} measures no updates. Make it with "
+                '`track_norms="all"`.'
+            )
+        tracker = self._norm_tracker
+        return tracker.statistics["ratios"].last if tracker else {}
 
     @property
     def norm_tracker(self) -> NormTracker | None:

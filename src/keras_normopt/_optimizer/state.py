@@ -162,14 +162,17 @@ class OwnVariables(MixinBase):
         super().__init__(*args, **kwargs)
         self._own_variables: dict[str, Any] = {}
         self._not_saved: set[str] = set()
+        #: The identities of variables that skipped steps change as well.
+        self._observing: set[int] = set()
 
-    def _add_own_variable(self, name, value=None, **arguments):
+    def _add_own_variable(self, name, value=None, observes=False, **arguments):
         """Adds a variable, the same on all replicas.
 
         Args:
             name: Name of the variable.
             value: Float or `None`. A float makes a scalar of this value, which is not
                 saved, because the config holds the number.
+            observes: Whether skipped steps change it as well.
             arguments: Arguments of `add_variable`.
         """
         if value is not None:
@@ -180,6 +183,8 @@ class OwnVariables(MixinBase):
             name=name, aggregation="only_first_replica", **arguments
         )
         self._own_variables[name] = variable
+        if observes:
+            self._observing.add(id(variable))
         return variable
 
     def _assign_own_variable(self, name, value):

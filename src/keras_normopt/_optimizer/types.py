@@ -31,6 +31,7 @@ NormLike: TypeAlias = (
 )
 Scope: TypeAlias = Literal["variable", "unit", "layer", "global"]
 Patterns: TypeAlias = str | list[str] | tuple[str, ...]
+TrackNorms: TypeAlias = bool | Literal["all"]
 ApplyTo: TypeAlias = Literal["gradient", "update"]
 _StepSize: TypeAlias = (
     Literal["weight_norm", "gradient_correlation"] | WeightNorm | GradientCorrelation
@@ -45,7 +46,11 @@ Direction: TypeAlias = (
 )
 DirectionLike: TypeAlias = Direction | dict[str, Direction]
 MaxNorm: TypeAlias = (
-    float | Literal["weight_norm", "running_norm"] | WeightNorm | RunningNorm
+    float
+    | LearningRateSchedule
+    | Literal["weight_norm", "running_norm"]
+    | WeightNorm
+    | RunningNorm
 )
 
 # A mixin calls methods of the optimizer class that comes after it.

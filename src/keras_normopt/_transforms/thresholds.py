@@ -6,10 +6,11 @@ import reprlib
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_normopt._backend.devices import constant_near, near
-from keras_normopt._backend.tensors import cast, join
+from keras_normopt._backend.tensors import cast, constant_like, join
 from keras_normopt._backend.tracing import cond
 from keras_normopt._transforms import config
 from keras_normopt._transforms.config import Configured, checked_float, is_real
@@ -192,6 +193,29 @@ class _Constant:
         return [ops.convert_to_tensor(kept)] * len(gradients.norms(norm))
 
 
+class _Scheduled:
+    """The same limit for all norms, from a schedule.
+
+    Args:
+        schedule: A `LearningRateSchedule`.
+        iterations: Callable that returns the number of steps so far.
+    """
+
+    def __init__(self, schedule, iterations):
+        self._schedule, self._iterations = schedule, iterations
+
+    def add_limit_variables(self, add_variable, shapes):
+        """Adds no variables: optimizers count their steps."""
+
+    def limits(self, gradients, norm, kept):
+        """Returns the limits of the norms of one step, packed."""
+        limit = ops.cast(self._schedule(self._iterations()), "float32")
+        # A limit of 0 would be divided by.
+        smallest = constant_like(limit, np.finfo("float32").tiny)
+        limit = ops.where(limit < smallest, smallest, limit)
+        return [limit] * len(gradients.norms(norm))
+
+
 _CLASSES = {cls.name: cls for cls in (WeightNorm, RunningNorm)}
 
 
@@ -199,19 +223,23 @@ def get(identifier: Any) -> Any:
     """Returns what `max_norm=` stands for.
 
     Args:
-        identifier: A float above 0, a name, an object, or what `serialize` made of one.
+        identifier: A float above 0, a `LearningRateSchedule`, a name, an object, or
+            what `serialize` made of one.
 
     Raises:
         ValueError: If it is none of these, or its arguments are wrong.
     """
     if is_real(identifier):
         return checked_float(identifier, "max_norm", above=0)
-    found = config.find(identifier, "max_norm", _CLASSES)
+    found = config.schedule_of(identifier)
+    if found is None:
+        found = config.find(identifier, "max_norm", _CLASSES)
     if found is None:
         choices = ", ".join(map(repr, _CLASSES))
         raise ValueError(
-            f"`max_norm` must be a finite float above 0, within float32, {choices}, or "
-            "an object of `keras_normopt.WeightNorm` or `keras_normopt.RunningNorm`. "
+            "`max_norm` must be a finite float above 0, within float32, a "
+            f"`LearningRateSchedule`, {choices}, or an object of "
+            "`keras_normopt.WeightNorm` or `keras_normopt.RunningNorm`. "
             f"Received: max_norm={reprlib.repr(identifier)}"
         )
     return found
@@ -219,9 +247,22 @@ def get(identifier: Any) -> Any:
 
 def serialize(max_norm: Any) -> Any:
     """Returns what `get` makes the same threshold of, in types that JSON has."""
-    return max_norm if isinstance(max_norm, float) else config.config_of(max_norm)
+    if isinstance(max_norm, float):
+        return max_norm
+    if config.schedule_of(max_norm) is not None:
+        return config.schedule_config(max_norm)
+    return config.config_of(max_norm)
 
 
-def threshold_of(max_norm):
-    """Returns the object that computes the limits for what `get` returned."""
-    return _Constant(max_norm) if isinstance(max_norm, float) else max_norm
+def threshold_of(max_norm, iterations):
+    """Returns the object that computes limits.
+
+    Args:
+        max_norm: What `get` returned.
+        iterations: Callable that returns the number of steps so far.
+    """
+    if isinstance(max_norm, float):
+        return _Constant(max_norm)
+    if config.schedule_of(max_norm) is not None:
+        return _Scheduled(max_norm, iterations)
+    return max_norm

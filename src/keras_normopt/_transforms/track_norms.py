@@ -1,6 +1,4 @@
-"""Tracks the norms of gradients, which normalization removes."""
-
-from typing import Any
+"""Tracks norms of gradients, weights and updates, for logs."""
 
 import numpy as np
 from keras import ops
@@ -8,36 +6,128 @@ from keras import ops
 from keras_normopt._backend.devices import constant_near, near
 from keras_normopt._backend.tensors import cast
 from keras_normopt._blocks.partition import unique
+from keras_normopt.norms import l2
 
-#: The name of the l2 norm of the whole gradient, beside those of the blocks.
+#: The name of the l2 norm of all variables together, beside those of the blocks.
 TOTAL = "total"
 
 
-class NormTracker:
-    """The norm of each block: that of the last step, and mean and maximum over steps.
+class Statistics:
+    """Values of the last step, and their means and largest values over several steps.
 
     They are kept in variables of the optimizer, so that they are right in compiled
     steps, in several steps per execution, and after loading.
 
     Args:
-        blocks: List of the names of the blocks.
+        name: What the values are.
+        names: List of the names of the values.
         add_variable: Callable like `add_variable` of an optimizer.
-        clips: Whether to keep how often each block was clipped, too.
     """
 
-    def __init__(self, blocks, add_variable, clips=False):
+    def __init__(self, name, names, add_variable):
+        self.names = names
+        shape = (len(names),)
+        self._last = add_variable(f"{name}_last", shape=shape, dtype="float32")
+        self._mean = add_variable(f"{name}_mean", shape=shape, dtype="float32")
+        self._max = add_variable(f"{name}_max", shape=shape, dtype="float32")
+        self._count = add_variable(f"{name}_count", shape=(), dtype="float32")
+
+    def take(self, values, counts=None):
+        """Takes in the values of one step.
+
+        Args:
+            values: Vector of the values.
+            counts: Scalar boolean tensor, whether the step counts. Defaults to yes.
+        """
+        count = ops.add(self._count, 1.0)
+        change = ops.divide(ops.subtract(values, self._mean), count)
+        new = [
+            (self._last, values),
+            (self._mean, ops.add(self._mean, change)),
+            (self._max, ops.maximum(self._max, values)),
+            (self._count, count),
+        ]
+        for variable, value in new:
+            if counts is not None:
+                value = ops.where(counts, value, ops.convert_to_tensor(variable))
+            variable.assign(value)
+
+    @property
+    def tensor(self):
+        """The values of the last step, as a vector."""
+        return ops.convert_to_tensor(self._last)
+
+    @property
+    def last(self):
+        """The values of the last step, by name."""
+        return self._read(self._last)
+
+    @property
+    def mean(self):
+        """The means over the steps since the last reset, by name."""
+        return self._read(self._mean)
+
+    @property
+    def max(self):
+        """The largest values over the steps since the last reset, by name."""
+        return self._read(self._max)
+
+    @property
+    def count(self):
+        """The number of steps since the last reset."""
+        return int(ops.convert_to_numpy(self._count))
+
+    def reset(self):
+        """Starts means and largest values afresh."""
+        for variable in (self._mean, self._max, self._count):
+            variable.assign(np.zeros(variable.shape, "float32"))
+
+    def _read(self, variable):
+        values = ops.convert_to_numpy(variable)
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+
+class NormTracker:
+    """The norms of each block and of all variables together.
+
+    Args:
+        blocks: List of the names of the blocks.
+        add_variable: Callable like `add_variable` of an optimizer.
+        clips: Whether to keep how often each block was clipped.
+        skips: Whether to keep how often each block was skipped.
+        updates: Whether to keep the norms of weights and updates, and their ratios.
+
+    Attributes:
+        blocks: The names of the blocks.
+        names: The names of the norms: those of the blocks, and that of the total.
+        statistics: Dict of `Statistics`: under `"gradients"` those of the norms of
+            gradients. Where updates are kept, under `"weights"` and `"updates"` those
+            of their l2 norms, and under `"ratios"` those of the ratio of update to
+            weights, which counts as 0 if the weights are all 0.
+        shares: Dict from `"clipped"` and `"skipped"` to variables, where something
+            clips or skips: the share of steps for each block.
+    """
+
+    def __init__(self, blocks, add_variable, clips=False, skips=False, updates=False):
         self.blocks = blocks
         self.names = unique([*blocks, TOTAL])
-        shape = (len(self.names),)
-        self._last = add_variable("gradient_norm_last", shape=shape, dtype="float32")
-        self._mean = add_variable("gradient_norm_mean", shape=shape, dtype="float32")
-        self._max = add_variable("gradient_norm_max", shape=shape, dtype="float32")
-        self._count = add_variable("gradient_norm_count", shape=(), dtype="float32")
-        self._clipped: Any = None
-        if clips:
-            self._clipped = add_variable(
-                "clipped_share", shape=(len(blocks),), dtype="float32"
-            )
+        kinds = {"gradients": "gradient_norm"}
+        if updates:
+            kinds |= {"weights": "weight_norm", "updates": "update_norm"}
+            kinds["ratios"] = "update_ratio"
+        self.statistics = {
+            kind: Statistics(name, self.names, add_variable)
+            for kind, name in kinds.items()
+        }
+        self.shares = {
+            name: add_variable(f"{name}_share", shape=(len(blocks),), dtype="float32")
+            for name, is_kept in (("clipped", clips), ("skipped", skips))
+            if is_kept
+        }
+
+    @property
+    def _gradients(self):
+        return self.statistics["gradients"]
 
     def update(self, gradients, norm):
         """Takes in the norms of one step.
@@ -46,30 +136,46 @@ class NormTracker:
             gradients: The `Gradients`.
             norm: The `Norm` that is tracked. Of the units of a block it is the mean.
         """
-        norms = self._means(gradients, gradients.norms(norm))
-        total = near(cast(gradients.total(), "float32"), norms)
-        norms = ops.append(norms, total)
-        count = ops.add(self._count, 1.0)
-        change = ops.divide(ops.subtract(norms, self._mean), count)
-        self._last.assign(norms)
-        self._mean.assign(ops.add(self._mean, change))
-        self._max.assign(ops.maximum(self._max, norms))
-        self._count.assign(count)
+        self._gradients.take(self._norms(gradients, norm))
 
-    def update_clipped(self, gradients, above):
-        """Takes in which norms of a step were clipped, after `update`.
+    def update_share(self, name, gradients, packed):
+        """Takes in which norms of a step were clipped or skipped, after `update`.
 
         Args:
+            name: `"clipped"` or `"skipped"`.
             gradients: The `Gradients`.
-            above: Packed booleans. Of the units of a block it is the share.
+            packed: Packed booleans. Of the units of a block it is the share.
         """
-        change = self._means(gradients, above) - self._clipped
-        self._clipped.assign(self._clipped + change / self._count)
+        share, count = self.shares[name], self._gradients._count
+        change = self._means(gradients, packed) - share
+        share.assign(share + change / count)
+
+    def update_made(self, weights, updates, counts=None):
+        """Takes in the weights before a step, and what the step added to them.
+
+        Args:
+            weights: `Gradients` that hold the weights.
+            updates: `Gradients` that hold the differences.
+            counts: Scalar boolean tensor, whether the step was made.
+        """
+        sizes, changes = (self._norms(of, l2.norm) for of in (weights, updates))
+        is_zero = ops.equal(sizes, 0)
+        ratios = changes / ops.where(is_zero, ops.ones_like(sizes), sizes)
+        ratios = ops.where(is_zero, ops.zeros_like(ratios), ratios)
+        kinds = {"weights": sizes, "updates": changes, "ratios": ratios}
+        for kind, values in kinds.items():
+            self.statistics[kind].take(values, counts)
+
+    def _norms(self, gradients, norm):
+        """Returns a vector of the norms of all blocks, and of the total."""
+        norms = self._means(gradients, gradients.norms(norm))
+        total = near(cast(gradients.total(), "float32"), norms)
+        return ops.append(norms, total)
 
     def _means(self, gradients, packed):
         """Returns the mean of packed values over each block, 0 if it has none."""
         values = [cast(value, "float32") for value in packed]
-        means = near(gradients.block_means(values), ops.convert_to_tensor(self._last))
+        means = near(gradients.block_means(values), self._gradients.tensor)
         place = {number: i for i, number in enumerate(gradients.numbers)}
         absent = len(place)
         indices = [place.get(number, absent) for number in range(len(self.blocks))]
@@ -78,18 +184,18 @@ class NormTracker:
 
     @property
     def last(self):
-        """The norms of the last step, `{block: float}`."""
-        return self._read(self._last)
+        """The norms of the gradients of the last step, `{block: float}`."""
+        return self._gradients.last
 
     @property
     def mean(self):
-        """The mean norms over the steps since the last reset, `{block: float}`."""
-        return self._read(self._mean)
+        """The mean norms of gradients since the last reset, `{block: float}`."""
+        return self._gradients.mean
 
     @property
     def max(self):
-        """The largest norms over the steps since the last reset, `{block: float}`."""
-        return self._read(self._max)
+        """The largest norms of gradients since the last reset, `{block: float}`."""
+        return self._gradients.max
 
     @property
     def clipped(self):
@@ -97,22 +203,30 @@ class NormTracker:
 
         Empty where nothing clips.
         """
-        if self._clipped is None:
+        return self._share("clipped")
+
+    @property
+    def skipped(self):
+        """The share of the steps since the last reset that were skipped, by block.
+
+        Empty where nothing skips.
+        """
+        return self._share("skipped")
+
+    def _share(self, name):
+        if name not in self.shares:
             return {}
-        shares = ops.convert_to_numpy(self._clipped).tolist()
-        return dict(zip(self.blocks, shares, strict=True))
+        values = ops.convert_to_numpy(self.shares[name]).tolist()
+        return dict(zip(self.blocks, values, strict=True))
 
     @property
     def count(self):
         """The number of steps since the last reset."""
-        return int(ops.convert_to_numpy(self._count))
+        return self._gradients.count
 
     def reset(self):
-        """Starts mean and maximum afresh."""
-        for variable in (self._mean, self._max, self._count, self._clipped):
-            if variable is not None:
-                variable.assign(np.zeros(variable.shape, "float32"))
-
-    def _read(self, variable):
-        values = ops.convert_to_numpy(variable)
-        return dict(zip(self.names, values.tolist(), strict=True))
+        """Starts all means, largest values and shares afresh."""
+        for one in self.statistics.values():
+            one.reset()
+        for variable in self.shares.values():
+            variable.assign(np.zeros(variable.shape, "float32"))

@@ -1,0 +1,160 @@
+"""Leaves out whole steps: the option `skip` of clipping optimizers."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_normopt._backend.tracing import Local, is_compiling
+from keras_normopt._optimizer.measuring import copies
+from keras_normopt._optimizer.types import MixinBase
+
+_BACKEND = keras.backend.backend()
+
+
+class _Waiting(Local):
+    """The variables whose weights decay once it is known whether the step is made."""
+
+    variables: Any = ()
+
+
+class _Skipped(Exception):  # noqa: N818
+    """Ends a step that is made eagerly on PyTorch, before it changes anything."""
+
+
+class Skipping(MixinBase):
+    """Restores all state of a step whose gradient is too large.
+
+    On JAX and TensorFlow, and where PyTorch compiles, a step is made and then undone
+    by a selection on the device, so that nothing waits for the decision. Where PyTorch
+    is eager, a copy of all state would double its memory. There the step ends early.
+    """
+
+    _blocks: Any
+    _own_variables: Any
+    _observing: Any
+    _add_own_variable: Any
+    _merged: Any
+    max_skips: Any
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        #: Whether this step is skipped, how many in a row were, and how many in all.
+        self._is_skipped: Any = None
+        self._skips_in_a_row: Any = None
+        self._all_skips: Any = None
+        self._waiting = _Waiting()
+
+    def _add_skip_variables(self):
+        """Adds the variables. From then on steps may be skipped."""
+        self._is_skipped, self._skips_in_a_row, self._all_skips = (
+            self._add_own_variable(
+                name, shape=(), dtype="int32", initializer="zeros", observes=True
+            )
+            for name in ("is_skipped", "skips_in_a_row", "skipped_steps")
+        )
+
+    def _is_made(self):
+        """Whether the step is made: a scalar boolean tensor, or `None` for always."""
+        if self._is_skipped is None:
+            return None
+        return ops.equal(ops.convert_to_tensor(self._is_skipped), 0)
+
+    def _decide(self, norm, limit):
+        """Decides whether to skip the step, and counts.
+
+        Args:
+            norm: Scalar tensor, the norm of the gradient.
+            limit: Scalar tensor.
+
+        Returns:
+            Scalar boolean tensor.
+        """
+        row = ops.convert_to_tensor(self._skips_in_a_row)
+        is_free = ops.less(row, self.max_skips)
+        # Not the negation of `<=`: TensorFlow replaces that by `>`, which NaN fails.
+        is_above = norm > ops.cast(limit, norm.dtype)
+        skips = (is_above & is_free) | ops.logical_not(ops.isfinite(norm))
+        count = ops.cast(skips, "int32")
+        self._is_skipped.assign(count)
+        self._skips_in_a_row.assign((row + 1) * count)
+        self._all_skips.assign(ops.convert_to_tensor(self._all_skips) + count)
+        return skips
+
+    def _end_if_skipped(self):
+        """Ends the step where PyTorch is eager, once all is counted."""
+        if self._ends_early() and bool(self._is_skipped.value):
+            raise _Skipped
+
+    def _ends_early(self):
+        return _BACKEND == "torch" and not is_compiling()
+
+    def _apply_weight_decay(self, variables):
+        if self._is_skipped is None:
+            super()._apply_weight_decay(variables)
+        else:
+            self._waiting.variables = variables
+
+    def _decay_now(self):
+        if self._is_skipped is not None:
+            variables, self._waiting.variables = self._waiting.variables, ()
+            super()._apply_weight_decay(variables)
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        if self._is_skipped is None:
+            super()._backend_apply_gradients(grads, trainable_variables)
+            return
+        # On JAX a batch that is only accumulated restores this.
+        self._is_skipped.assign(0)
+        of_step = self._variables_of_a_step()
+        if self._ends_early():
+            of_step = [v for v in self._own_variables.values() if id(v) in of_step]
+        else:
+            of_step = [*of_step.values()]
+        before = copies(of_step)
+        try:
+            super()._backend_apply_gradients(grads, trainable_variables)
+        except _Skipped:
+            if self.gradient_accumulation_steps:
+                self._backend_reset_gradient_accumulators()
+        self._restore(of_step, before)
+        # Keras adds 1 for each batch.
+        batches = self.gradient_accumulation_steps or 1
+        count = ops.cast(self._is_skipped, self._iterations.dtype) * batches
+        self._iterations.assign(self._iterations - count)
+
+    def _backend_reset_gradient_accumulators(self):
+        # Keras multiplies by 0 on PyTorch, which keeps NaN.
+        if self._is_skipped is None:
+            super()._backend_reset_gradient_accumulators()
+            return
+        for variable in self._accumulated_gradients:
+            if variable is not None:
+                variable.assign(ops.zeros_like(variable))
+
+    def _variables_of_a_step(self):
+        """Returns all that a step changes, by identity."""
+        out = [self._iterations, *getattr(self, "_accumulated_gradients", ())]
+        left_out = {id(v) for v in out} | self._observing
+        every = [*self._trainable_variables, *self.variables]
+        return {id(v): v for v in every if id(v) not in left_out}
+
+    def _restore(self, variables, before):
+        """Assigns old values to variables, if the step is skipped."""
+        if _BACKEND != "tensorflow":
+            is_made = self._is_made()
+            for variable, old in zip(variables, before, strict=True):
+                new = ops.convert_to_tensor(variable)
+                variable.assign(ops.where(is_made, new, old))
+            return
+
+        def restore(distribution, variables, before, is_made):
+            def assign(variable, old, is_made):
+                variable.assign(ops.where(is_made, variable, old))
+
+            for variable, old in zip(variables, before, strict=True):
+                distribution.extended.update(
+                    variable, assign, args=(old, is_made), group=False
+                )
+
+        self._merged(restore, [v.value for v in variables], before, self._is_made())
