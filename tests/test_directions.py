@@ -7,7 +7,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
@@ -76,6 +76,7 @@ def test_orthogonal_equals_the_polynomials_in_numpy(shape, rank, name, triples):
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+@settings(max_examples=100 if BACKEND == "torch" else 25)
 @given(
     shape=st.sampled_from([(8, 8), (3, 11), (11, 3)]),  # Each is compiled.
     smallest=st.floats(0.005, 1.0),

@@ -4,6 +4,7 @@ Each pair is trained from the same weights on the same gradients, in float64; wh
 compared is how far the weights have moved.
 """
 
+import functools
 import inspect
 import pathlib
 import re
@@ -393,6 +394,23 @@ OF_OPTAX = {
             RATE, 0.9, max_norm=0.5, scope="global", apply_to="update"
         ),
     ),
+    "multi_transform": Pair(
+        lambda o: o.multi_transform(
+            {"conv": o.sgd(0.25 * RATE, 0.9), "other": o.sgd(RATE, 0.9)},
+            {n: "conv" if "conv" in n else "other" for n in SHAPES},
+        ),
+        lambda: kn.NormalizedSGD(RATE, 0.9, norm=None, step_size={"conv": 0.25}),
+    ),
+    "skip_large_updates": Pair(
+        lambda o: o.MultiSteps(
+            o.sgd(RATE, 0.9),
+            1,
+            should_skip_update_fn=functools.partial(
+                o.skip_large_updates, max_squared_norm=25.0
+            ),
+        ),
+        lambda: kn.ClippedSGD(RATE, 0.9, scope="global", max_norm=5.0, skip=True),
+    ),
     "clip_by_block_rms": Pair(
         lambda o: o.chain(o.clip_by_block_rms(0.5), o.sgd(RATE, 0.9)),
         lambda: kn.ClippedSGD(RATE, 0.9, norm="avg_l2", max_norm=0.5),
@@ -554,6 +572,20 @@ def test_optax(pair, optax):
     check(pair, train_optax(pair.peer(optax), *draw(pair)))
 
 
+def test_optax_applies_what_is_finite(optax):
+    pair = Pair(None, lambda: kn.ClippedAdam())
+    weights, steps = draw(pair)
+    steps[2]["dense"][0, 0], steps[3]["bias"][1] = np.nan, np.inf
+    theirs = optax.apply_if_finite(optax.adam(RATE, *BETAS, eps=TINY), 5)
+    ours = kn.ClippedAdam(
+        RATE, *BETAS, epsilon=TINY, scope="global", max_norm=1e30, skip=True
+    )
+    moved = train(ours, weights, steps)
+    assert_same(moved, train_optax(theirs, weights, steps))
+    assert ours.skipped_steps == 2
+    assert all(np.isfinite(m).all() for m in moved.values())
+
+
 def test_optax_takes_other_units_at_rank_3(optax):
     pair = OF_OPTAX["adaptive_grad_clip-axis"]
     theirs = optax.chain(optax.adaptive_grad_clip(0.1, eps=1.2), optax.sgd(RATE, 0.9))
@@ -631,6 +663,22 @@ OF_TORCH = {
         lambda: kn.ClippedSGD(RATE, 0.9, max_norm=5.0),
     ),
 }
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's optimizers")
+def test_parameter_groups():
+    def groups(torch, params):
+        own = [{"params": params[3:], "lr": 0.25 * RATE}, {"params": params[:3]}]
+        return torch.optim.AdamW(own, RATE, BETAS, TINY, weight_decay=0.125)
+
+    pair = Pair(
+        groups,
+        lambda: kn.NormalizedAdamW(
+            RATE, 0.125, *BETAS, TINY, norm=None, step_size={"conv": 0.25}
+        ),
+    )
+    assert list(SHAPES)[3:] == ["conv1d", "conv2d", "conv3d"]
+    check(pair, train_torch(pair.peer, *draw(pair)))
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's functions")

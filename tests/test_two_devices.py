@@ -15,6 +15,7 @@ if keras.backend.backend() != "jax":
 
 import jax
 
+nightly = pytest.mark.nightly  # Eager JAX compiles each call of each shape.
 CLASSES = {
     cls.__name__: cls for cls in (keras_normopt.NormalizedSGD, keras_normopt.ClippedSGD)
 }
@@ -46,7 +47,7 @@ def train(cls, arguments, devices):
 @pytest.mark.parametrize(
     ("cls", "arguments"),
     [
-        ("NormalizedSGD", {"scope": "unit"}),
+        pytest.param("NormalizedSGD", {"scope": "unit"}, marks=nightly),
         ("NormalizedSGD", {"scope": "layer", "norm": "std"}),
         ("NormalizedSGD", {"scope": "global", "norm": "min_max", "exclude": "bias"}),
         ("NormalizedSGD", {"scope": "layer", "norm": lambda g: ops.max(ops.abs(g))}),
@@ -59,11 +60,15 @@ def train(cls, arguments, devices):
         (
             "NormalizedSGD",
             {
-                "direction": {"kernel": Orthogonal(steps=1), ".*": "rows"},
+                "direction": {"a/kernel": Orthogonal(steps=1), ".*": "rows"},
                 **AXES,
             },
         ),
-        ("NormalizedSGD", {"direction": "sign", "apply_to": "update", **AXES}),
+        pytest.param(
+            "NormalizedSGD",
+            {"direction": "sign", "apply_to": "update", **AXES},
+            marks=nightly,
+        ),
         ("ClippedSGD", {"max_norm": RunningNorm(warmup=1), "scope": "layer"}),
         ("ClippedSGD", {"max_norm": WeightNorm(0.01), "apply_to": "update"}),
     ],

@@ -127,6 +127,17 @@ class Hook(MixinBase):
                 "this version of keras_normopt supports, or a newer keras_normopt."
             )
 
+    def _require(self, option, *names):
+        """Raises an error if Keras lacks a private method that an option needs."""
+        missing = [name for name in names if self._next_in_line(name) is None]
+        if missing:
+            raise RuntimeError(
+                f"{type(self).__name__} cannot take {option}: Keras "
+                f"{keras.version()} has no `{missing[0]}`, which keras_normopt needs "
+                "for it. Leave the option out, or install a version of Keras that this "
+                "version of keras_normopt supports, or a newer keras_normopt."
+            )
+
     def _transform_gradients(self, grads, variables):
         """Returns the gradients that the base optimizer makes its step with."""
         raise NotImplementedError

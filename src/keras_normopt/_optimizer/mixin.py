@@ -233,6 +233,8 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         """
         # From raw gradients, so this comes first.
         on_gradients, last = self._make_step_sizes(variables)
+        if self.track_norms == "all":
+            self._require('track_norms="all"', "_apply_weight_decay")
         if self.track_norms:
             self._norm_tracker = NormTracker(
                 self._blocks.names,

@@ -34,6 +34,7 @@ class Rates(MixinBase):
     _blocks: Any
     _paths: Any
     _add_own_variable: Any
+    _require: Any
     apply_to: Any
 
     def __init__(self, *args, **kwargs):
@@ -91,6 +92,9 @@ class Rates(MixinBase):
         on_gradients: list[Any] = []
         on_updates: list[Any] = []
         self._multipliers = step_size_argument.multipliers(self.step_size, self._paths)
+        if any(self._multipliers):
+            names = "_apply_weight_decay", "_get_current_learning_rate"
+            self._require("`step_size`", *names)
         if any(self._multipliers) and self._multiplies_updates():
             on_updates.append(self._multiply_updates)
         step_size = self._factor_object

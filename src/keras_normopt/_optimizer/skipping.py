@@ -35,6 +35,7 @@ class Skipping(MixinBase):
     _observing: Any
     _add_own_variable: Any
     _merged: Any
+    _require: Any
     max_skips: Any
 
     def __init__(self, *args, **kwargs):
@@ -47,6 +48,7 @@ class Skipping(MixinBase):
 
     def _add_skip_variables(self):
         """Adds the variables. From then on steps may be skipped."""
+        self._require("`skip`", "_apply_weight_decay", "_backend_apply_gradients")
         self._is_skipped, self._skips_in_a_row, self._all_skips = (
             self._add_own_variable(
                 name, shape=(), dtype="int32", initializer="zeros", observes=True
