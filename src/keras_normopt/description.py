@@ -138,7 +138,7 @@ def _steps_of(optimizer):
         shape = tuple(variable.shape)
         layer = type(creators[0]).__name__ if creators else ""
         step, length, why = _what(optimizer, number, of_variable, shape)
-        rate = str(optimizer._multipliers[number] or 1)
+        rate = str(optimizer._multipliers.get(number, 1))
         yield Step(path, shape, layer, str(of_variable), step, length, rate, why)
 
 

@@ -46,20 +46,26 @@ class Measuring(MixinBase):
     # Keras calls this first in each step, with and without weight decay.
     def _apply_weight_decay(self, variables):
         if self._measures_updates():
-            self._before.weights = copies(variables)
+            self._before.weights = copies(self._measured_variables())
         super()._apply_weight_decay(variables)
+
+    def _measured_variables(self):
+        """Returns the variables that gradients update, whether they have one or not."""
+        return [
+            variable
+            for variable in self._trainable_variables
+            if not getattr(variable, "overwrite_with_gradient", False)
+        ]
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         super()._backend_update_step(grads, trainable_variables, learning_rate)
         if not self._measures_updates():
             return
         before, self._before.weights = self._before.weights, ()
-        after = [ops.convert_to_tensor(v) for v in trainable_variables]
+        variables = self._measured_variables()
+        after = [ops.convert_to_tensor(v) for v in variables]
         changes = [new - old for new, old in zip(after, before, strict=True)]
-        indices = [self._get_variable_index(v) for v in trainable_variables]
+        indices = [self._get_variable_index(v) for v in variables]
         blocks = self._blocks.of_step(indices)
-        weights, updates = (
-            Gradients(tensors, blocks, None, trainable_variables, indices)
-            for tensors in (before, changes)
-        )
+        weights, updates = (Gradients(t, blocks) for t in (before, changes))
         self._norm_tracker.update_made(weights, updates, self._is_made())

@@ -141,8 +141,11 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         resolved_norm = self._resolve(norm, scope)
         exclude = check_patterns(exclude)
         check_choice("apply_to", apply_to, ("gradient", "update"))
-        if track_norms != "all":
-            check_flag("track_norms", track_norms)
+        if not isinstance(track_norms, bool) and track_norms != "all":
+            raise ValueError(
+                "`track_norms` must be True, False or 'all'. "
+                f"Received: track_norms={reprlib.repr(track_norms)}"
+            )
         check_flag("centralize", centralize)
         axes = check_axes(axes)
         step_size = step_size_argument.get(step_size)

@@ -39,8 +39,8 @@ class Rates(MixinBase):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        #: For each variable its `Multiplier`, or `None`.
-        self._multipliers: list[Any] = []
+        #: The `Multiplier` of each variable that a pattern matches, by its number.
+        self._multipliers: dict[int, Any] = {}
         #: For each variable in a block the variables of the object.
         self._factors: dict[int, Any] = {}
         self._decay = _Decay()
@@ -49,8 +49,7 @@ class Rates(MixinBase):
         # Ftrl finds its weights anew each time, from sums over all rates so far.
         scales = isinstance(self, keras.optimizers.Lamb | keras.optimizers.Ftrl)
         scales = scales or bool(getattr(self, "relative_step", False))
-        config = step_size_argument.serialize(self.step_size)
-        received = f"Received: step_size={config}."
+        received = f"Received: step_size={self.step_size}."
         if scales and self._factor_object is not None and self.apply_to == "gradient":
             raise ValueError(
                 f"{type(self).__name__} sets the size of its steps by itself: there is "
@@ -92,10 +91,10 @@ class Rates(MixinBase):
         on_gradients: list[Any] = []
         on_updates: list[Any] = []
         self._multipliers = step_size_argument.multipliers(self.step_size, self._paths)
-        if any(self._multipliers):
+        if self._multipliers:
             names = "_apply_weight_decay", "_get_current_learning_rate"
             self._require("`step_size`", *names)
-        if any(self._multipliers) and self._multiplies_updates():
+        if self._multipliers and self._multiplies_updates():
             on_updates.append(self._multiply_updates)
         step_size = self._factor_object
         if step_size is not None:
@@ -127,7 +126,7 @@ class Rates(MixinBase):
         step_sizes.multiply_by_patterns(updates, self._multipliers, self.iterations)
 
     def _multiplies_rates(self):
-        is_used = self._factors or any(self._multipliers)
+        is_used = self._factors or self._multipliers
         return bool(is_used) and not self._multiplies_updates()
 
     def _multiplied(self, learning_rate, multiplier):
@@ -137,17 +136,21 @@ class Rates(MixinBase):
         return ops.convert_to_tensor(learning_rate) * factor
 
     def _by_multiplier(self, variables):
-        """Returns the positions of variables in a list, by their `Multiplier`."""
-        groups: dict[Any, list[int]] = {}
+        """Returns pairs of a `Multiplier`, or `None`, and of positions in a list."""
+        groups: dict[Any, tuple[Any, list[int]]] = {}
         for position, variable in enumerate(variables):
-            multiplier = self._multipliers[self._get_variable_index(variable)]
-            groups.setdefault(multiplier, []).append(position)
-        return groups
+            multiplier = self._multipliers.get(self._get_variable_index(variable))
+            key = multiplier and multiplier.key
+            _, positions = groups.setdefault(key, (multiplier, []))
+            positions.append(position)
+        return list(groups.values())
 
     def update_step(self, gradient, variable, learning_rate):
         if self._multiplies_rates():
             index = self._get_variable_index(variable)
-            learning_rate = self._multiplied(learning_rate, self._multipliers[index])
+            learning_rate = self._multiplied(
+                learning_rate, self._multipliers.get(index)
+            )
             kept = self._factors.get(index)
             if kept:
                 factor = ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype)
@@ -160,11 +163,13 @@ class Rates(MixinBase):
         super().update_step(gradient, variable, learning_rate)
 
     def _apply_weight_decay(self, variables):
-        if not any(self._multipliers):
+        # `_use_weight_decay` makes an attribute, and PyTorch would compile once more.
+        rates = (getattr(self, n, None) for n in ("weight_decay", "adam_weight_decay"))
+        if not self._multipliers or all(rate is None for rate in rates):
             super()._apply_weight_decay(variables)
             return
         variables = [v for v in variables if self._use_weight_decay(v)]
-        for multiplier, positions in self._by_multiplier(variables).items():
+        for multiplier, positions in self._by_multiplier(variables):
             self._decay.multiplier = multiplier
             try:
                 super()._apply_weight_decay([variables[i] for i in positions])
@@ -190,7 +195,7 @@ class Rates(MixinBase):
                     grads, variables, learning_rate
                 )
                 return
-            for multiplier, positions in self._by_multiplier(variables).items():
+            for multiplier, positions in self._by_multiplier(variables):
                 super()._parallel_update_step(
                     [grads[i] for i in positions],
                     [variables[i] for i in positions],

@@ -112,13 +112,22 @@ def schedule_of(value: Any) -> Any:
 
     Args:
         value: A schedule, or what `schedule_config` made of one.
+
+    Raises:
+        ValueError: If a config names no class that is known.
     """
     schedules = keras.optimizers.schedules
     if isinstance(value, schedules.LearningRateSchedule):
         return value
-    if isinstance(value, dict) and "class_name" in value:
-        return schedules.deserialize(value)
-    return None
+    if not isinstance(value, dict) or "class_name" not in value:
+        return None
+    try:
+        found = schedules.deserialize(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{reprlib.repr(value)} is no config of a `LearningRateSchedule`: {error}"
+        ) from error
+    return found if isinstance(found, schedules.LearningRateSchedule) else None
 
 
 def schedule_config(schedule: Any) -> Any:

@@ -1,6 +1,7 @@
 """What `step_size=` stands for, and the factors that patterns give to variables."""
 
 import dataclasses
+import math
 import reprlib
 from typing import Any
 
@@ -28,6 +29,11 @@ class Multiplier:
 
     constant: float
     schedules: tuple[Any, ...] = ()
+
+    @property
+    def key(self) -> tuple[float, tuple[int, ...]]:
+        """What equal multipliers have in common. A schedule may have no hash."""
+        return self.constant, tuple(map(id, self.schedules))
 
     def at(self, iterations: Any) -> Any:
         """Returns the factor after so many steps, a float or a scalar tensor."""
@@ -127,8 +133,8 @@ def object_of(step_size: Any) -> Any:
     return next((part for part in parts if not isinstance(part, dict)), None)
 
 
-def multipliers(step_size: Any, paths: Any) -> list[Multiplier | None]:
-    """Returns the `Multiplier` of each variable, `None` where no pattern matches.
+def multipliers(step_size: Any, paths: Any) -> dict[int, Multiplier]:
+    """Returns a `Multiplier` for the number of each variable that a pattern matches.
 
     Args:
         step_size: What `get` returned.
@@ -137,17 +143,12 @@ def multipliers(step_size: Any, paths: Any) -> list[Multiplier | None]:
     dictionaries = patterns_of(step_size)
     for patterns in dictionaries:
         warn_of_idle("step_size", patterns, paths, stacklevel=6)
-    result: list[Multiplier | None] = []
-    for path in paths:
-        constant, schedules, is_matched = 1.0, [], False
-        for patterns in dictionaries:
-            pattern = first_match(patterns, path)
-            if pattern is None:
-                continue
-            is_matched, factor = True, patterns[pattern]
-            if isinstance(factor, float):
-                constant *= factor
-            else:
-                schedules.append(factor)
-        result.append(Multiplier(constant, tuple(schedules)) if is_matched else None)
+    result = {}
+    for number, path in enumerate(paths):
+        matches = [(patterns, first_match(patterns, path)) for patterns in dictionaries]
+        factors = [patterns[match] for patterns, match in matches if match is not None]
+        if factors:
+            constant = math.prod(f for f in factors if isinstance(f, float))
+            schedules = [f for f in factors if not isinstance(f, float)]
+            result[number] = Multiplier(float(constant), tuple(schedules))
     return result

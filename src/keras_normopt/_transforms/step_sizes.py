@@ -246,11 +246,10 @@ def multiply_by_patterns(gradients, multipliers, iterations):
 
     Args:
         gradients: The `Gradients`, which are updates.
-        multipliers: List of the `Multiplier` of each variable of the optimizer, or
-            `None`.
+        multipliers: Dict from the numbers of variables to their `Multiplier`.
         iterations: Scalar tensor, the number of steps so far.
     """
-    found = [multipliers[index] for index in gradients.indices]
+    found = [multipliers.get(index) for index in gradients.indices]
     factors = {
         i: ops.convert_to_tensor(multiplier.at(iterations), "float32")
         for i, multiplier in enumerate(found)
