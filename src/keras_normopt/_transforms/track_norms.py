@@ -1,10 +1,14 @@
 """Tracks norms of gradients, weights and updates, for logs."""
 
+import copy
+from typing import Any
+
 import numpy as np
 from keras import ops
 
 from keras_normopt._backend.devices import constant_near, near
-from keras_normopt._backend.tensors import cast
+from keras_normopt._backend.tensors import cast, join
+from keras_normopt._blocks.gradients import Gradients
 from keras_normopt._blocks.partition import unique
 from keras_normopt.norms import l2
 
@@ -26,11 +30,23 @@ class Statistics:
 
     def __init__(self, name, names, add_variable):
         self.names = names
+        self._places = slice(None)
         shape = (len(names),)
         self._last = add_variable(f"{name}_last", shape=shape, dtype="float32")
         self._mean = add_variable(f"{name}_mean", shape=shape, dtype="float32")
         self._max = add_variable(f"{name}_max", shape=shape, dtype="float32")
         self._count = add_variable(f"{name}_count", shape=(), dtype="float32")
+
+    def part(self, names, start):
+        """Returns what reads some of the values, which have other names there.
+
+        Args:
+            names: List of the names.
+            start: The place of the first of these values.
+        """
+        part = copy.copy(self)
+        part.names, part._places = names, slice(start, start + len(names))
+        return part
 
     def take(self, values, counts=None):
         """Takes in the values of one step.
@@ -83,7 +99,7 @@ class Statistics:
             variable.assign(np.zeros(variable.shape, "float32"))
 
     def _read(self, variable):
-        values = ops.convert_to_numpy(variable)
+        values = ops.convert_to_numpy(variable)[self._places]
         return dict(zip(self.names, values.tolist(), strict=True))
 
 
@@ -111,14 +127,17 @@ class NormTracker:
     def __init__(self, blocks, add_variable, clips=False, skips=False, updates=False):
         self.blocks = blocks
         self.names = unique([*blocks, TOTAL])
-        kinds = {"gradients": "gradient_norm"}
-        if updates:
-            kinds |= {"weights": "weight_norm", "updates": "update_norm"}
-            kinds["ratios"] = "update_ratio"
         self.statistics = {
-            kind: Statistics(name, self.names, add_variable)
-            for kind, name in kinds.items()
+            "gradients": Statistics("gradient_norm", self.names, add_variable)
         }
+        self._of_updates: Any = None
+        if updates:
+            # In one vector, as each operation takes long on PyTorch.
+            whole = Statistics("update_norm", self.names * 3, add_variable)
+            self._of_updates = whole
+            for i, kind in enumerate(("weights", "updates", "ratios")):
+                part = whole.part(self.names, i * len(self.names))
+                self.statistics[kind] = part
         self.shares = {
             name: add_variable(f"{name}_share", shape=(len(blocks),), dtype="float32")
             for name, is_kept in (("clipped", clips), ("skipped", skips))
@@ -150,21 +169,36 @@ class NormTracker:
         change = self._means(gradients, packed) - share
         share.assign(share + change / count)
 
-    def update_made(self, weights, updates, counts=None):
+    def update_made(self, weights, updates, blocks, counts=None):
         """Takes in the weights before a step, and what the step added to them.
 
         Args:
-            weights: `Gradients` that hold the weights.
-            updates: `Gradients` that hold the differences.
+            weights: List of tensors.
+            updates: List of tensors.
+            blocks: Dict from the numbers of blocks to lists of positions in these.
             counts: Scalar boolean tensor, whether the step was made.
         """
-        sizes, changes = (self._norms(of, l2.norm) for of in (weights, updates))
+        inside = {i for positions in blocks.values() for i in positions}
+        groups = [blocks.get(number, []) for number in range(len(self.blocks))]
+        # In no block, but in the total.
+        groups += [[i] for i in range(len(weights)) if i not in inside]
+        count = len(weights)
+        both = groups + [[i + count for i in positions] for positions in groups]
+        measured = {n: positions for n, positions in enumerate(both) if positions}
+        gradients = Gradients([*weights, *updates], measured)
+        norms = cast(join(gradients.norms(l2.norm)), "float32")
+        place = {number: i for i, number in enumerate(gradients.numbers)}
+        padded = ops.append(norms, near(ops.zeros((1,)), norms))
+        order = [place.get(number, len(place)) for number in range(len(both))]
+        norms = ops.take(padded, constant_near(order, "int32", norms))
+        sizes, changes = (
+            ops.append(part[: len(self.blocks)], l2(part))
+            for part in (norms[: len(groups)], norms[len(groups) :])
+        )
         is_zero = ops.equal(sizes, 0)
         ratios = changes / ops.where(is_zero, ops.ones_like(sizes), sizes)
         ratios = ops.where(is_zero, ops.zeros_like(ratios), ratios)
-        kinds = {"weights": sizes, "updates": changes, "ratios": ratios}
-        for kind, values in kinds.items():
-            self.statistics[kind].take(values, counts)
+        self._of_updates.take(ops.concatenate([sizes, changes, ratios]), counts)
 
     def _norms(self, gradients, norm):
         """Returns a vector of the norms of all blocks, and of the total."""
