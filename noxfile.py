@@ -35,7 +35,8 @@ QUICKEST = "torch"
 NEWEST_ONLY = ["arguments", "blocks", "centralization", "check_norm", "custom"]
 NEWEST_ONLY += ["degenerate", "examples", "gan", "groups", "meta_gradients", "norms"]
 NEWEST_ONLY += ["numeric_checks", "peers", "peers_directions", "properties", "rates"]
-NEWEST_ONLY += ["thresholds", "training", "two_devices", "directions"]
+NEWEST_ONLY += ["thresholds", "training", "two_devices", "directions", "description"]
+NEWEST_ONLY += ["update_norms"]
 # From the unpacked sdist: those that read files beside the package, and a quick one.
 SDIST_TESTS = ["examples", "guide", "install", "norms"]
 

@@ -117,7 +117,7 @@ OPTIONS = {
 
 
 @pytest.mark.filterwarnings("ignore:`?exclude")  # It matches nothing, or everything.
-@pytest.mark.filterwarnings("ignore:`step_size`: the pattern")
+@pytest.mark.filterwarnings("ignore:.step_size.. the pattern")
 @pytest.mark.filterwarnings("ignore:NormalizedSGD was saved with an empty pattern")
 @pytest.mark.filterwarnings("ignore:Possible (nested )?set:FutureWarning")  # Python's.
 @pytest.mark.parametrize("from_config", [False, True])

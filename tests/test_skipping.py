@@ -180,6 +180,15 @@ def test_excluded_variables_stay_as_well():
     assert_same(train(ours, steps), train(stock, made(steps)))
 
 
+def test_nan_in_an_excluded_variable_skips_the_step():
+    ours = ClippedSGD(0.1, 0.9, exclude="bias", **SKIP)
+    steps = make_gradients([1, 1, 1])
+    steps[1][1][0] = NAN
+    expected = train(keras.optimizers.SGD(0.1, 0.9), [steps[0], steps[2]])
+    assert_same(train(ours, steps), expected)
+    assert ours.skipped_steps == 1
+
+
 def test_factors_of_patterns():
     factors = {"kernel": 0.5, "bias": 0.25}
     ours = ClippedSGD(0.5, 0.5, weight_decay=0.5, step_size=factors, **SKIP)

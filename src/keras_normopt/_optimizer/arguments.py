@@ -1,5 +1,6 @@
 """Checks the keyword arguments that the package adds."""
 
+import numbers
 import re
 import reprlib
 from typing import Any
@@ -26,7 +27,8 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_count(name: str, value: Any) -> None:
     """Raises a `ValueError` if a value is not an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_count or value < 1:
         raise ValueError(
             f"`{name}` must be an integer of at least 1. "
             f"Received: {name}={reprlib.repr(value)}"

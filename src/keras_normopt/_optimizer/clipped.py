@@ -79,7 +79,8 @@ class ClippedMixin(OptimizerMixin):
         if skip:
             _check_skip(**kwargs)
         super().__init__(*args, **kwargs)
-        self._max_norm, self._skip, self._max_skips = max_norm, skip, max_skips
+        self._max_norm, self._skip = max_norm, skip
+        self._max_skips = int(max_skips)
 
     def get_config(self):
         return super().get_config() | {
@@ -140,9 +141,9 @@ class ClippedMixin(OptimizerMixin):
             if self.skip and limits:
                 # The gradient is one block. On PyTorch its norm is in a vector.
                 [of_step] = gradients.norms(norm)
-                skipped = self._decide(
-                    *(ops.reshape(t, ()) for t in (of_step, *limits))
-                )
+                total = gradients.total() if any(self._blocks.excluded) else of_step
+                scalars = [ops.reshape(t, ()) for t in (of_step, *limits, total)]
+                skipped = self._decide(*scalars)
                 skipped = ops.reshape(skipped, of_step.shape)
             above = clip(gradients, norm, limits)
             if skipped is not None:

@@ -62,12 +62,13 @@ class Skipping(MixinBase):
             return None
         return ops.equal(ops.convert_to_tensor(self._is_skipped), 0)
 
-    def _decide(self, norm, limit):
+    def _decide(self, norm, limit, total):
         """Decides whether to skip the step, and counts.
 
         Args:
             norm: Scalar tensor, the norm of the gradient.
             limit: Scalar tensor.
+            total: Scalar tensor, a norm of all gradients, excluded ones among them.
 
         Returns:
             Scalar boolean tensor.
@@ -76,7 +77,8 @@ class Skipping(MixinBase):
         is_free = ops.less(row, self.max_skips)
         # Not the negation of `<=`: TensorFlow replaces that by `>`, which NaN fails.
         is_above = norm > ops.cast(limit, norm.dtype)
-        skips = (is_above & is_free) | ops.logical_not(ops.isfinite(norm))
+        is_finite = ops.isfinite(norm) & ops.isfinite(total)
+        skips = (is_above & is_free) | ops.logical_not(is_finite)
         count = ops.cast(skips, "int32")
         self._is_skipped.assign(count)
         self._skips_in_a_row.assign((row + 1) * count)

@@ -191,10 +191,10 @@ class NormTracker:
         padded = ops.append(norms, near(ops.zeros((1,)), norms))
         order = [place.get(number, len(place)) for number in range(len(both))]
         norms = ops.take(padded, constant_near(order, "int32", norms))
-        sizes, changes = (
-            ops.append(part[: len(self.blocks)], l2(part))
-            for part in (norms[: len(groups)], norms[len(groups) :])
-        )
+        norms = ops.reshape(norms, (2, len(groups)))
+        totals = _lengths(norms)
+        norms = ops.concatenate([norms[:, : len(self.blocks)], totals], axis=1)
+        sizes, changes = norms[0], norms[1]
         is_zero = ops.equal(sizes, 0)
         ratios = changes / ops.where(is_zero, ops.ones_like(sizes), sizes)
         ratios = ops.where(is_zero, ops.zeros_like(ratios), ratios)
@@ -264,3 +264,12 @@ class NormTracker:
             one.reset()
         for variable in self.shares.values():
             variable.assign(np.zeros(variable.shape, "float32"))
+
+
+def _lengths(rows):
+    """Returns the l2 norm of each row, whose squares may overflow."""
+    # `l2` would first try without the scale, and look whether that is right.
+    largest = ops.amax(rows, axis=1, keepdims=True)
+    scale = largest + ops.cast(ops.equal(largest, 0), rows.dtype)
+    unit = rows / scale
+    return scale * ops.sqrt(ops.sum(unit * unit, axis=1, keepdims=True))
