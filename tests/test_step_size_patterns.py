@@ -238,6 +238,12 @@ def test_with_0_weights_stay_to_the_bit_and_slots_move(base):
             np.testing.assert_array_equal(*map(ops.convert_to_numpy, (slot, expected)))
 
 
+def test_a_product_that_overflows():
+    optimizer = NormalizedAdam(RATE, step_size=[{"head": 1e38}, {"head": 1e38}])
+    with pytest.raises(ValueError, match=r"step_size of .*head.* within float32"):
+        optimizer.build(make_variables())
+
+
 @pytest.mark.parametrize("missing", ["__hash__", "get_config"])
 def test_a_schedule_without_a_method(missing):
     class Constant(schedules.LearningRateSchedule):
@@ -273,6 +279,7 @@ def test_sparse_gradients(base):
     np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-6)
 
 
+@pytest.mark.nightly
 def test_replicas(strategy):
     def train():
         optimizer = NormalizedSGD(0.1, 0.9, step_size={"kernel": 0.25}, **DECAY)

@@ -44,7 +44,9 @@ class Multiplier:
 
     def __str__(self) -> str:
         named = [type(schedule).__name__ for schedule in self.schedules]
-        return " · ".join([f"{self.constant:g}", *named])
+        if self.constant != 1 or not named:
+            named.insert(0, f"{self.constant:g}")
+        return " · ".join(named)
 
 
 def get(identifier: Any) -> Any:
@@ -75,7 +77,9 @@ def get(identifier: Any) -> Any:
 def _get_one(identifier):
     patterns = identifier
     pairs = identifier.get("patterns") if isinstance(identifier, dict) else None
-    if isinstance(pairs, list):  # Of a config.
+    if isinstance(pairs, list) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+    ):  # Of a config.
         patterns = dict(pairs)
     elif isinstance(identifier, dict) and set(identifier) == {"name", "config"}:
         patterns = None
@@ -148,7 +152,10 @@ def multipliers(step_size: Any, paths: Any) -> dict[int, Multiplier]:
         matches = [(patterns, first_match(patterns, path)) for patterns in dictionaries]
         factors = [patterns[match] for patterns, match in matches if match is not None]
         if factors:
-            constant = math.prod(f for f in factors if isinstance(f, float))
+            constants = [f for f in factors if isinstance(f, float)]
             schedules = [f for f in factors if not isinstance(f, float)]
-            result[number] = Multiplier(float(constant), tuple(schedules))
+            constant = checked_float(
+                math.prod(constants), f"step_size of {path!r}", at_least=0
+            )
+            result[number] = Multiplier(constant, tuple(schedules))
     return result
