@@ -238,6 +238,24 @@ def test_with_0_weights_stay_to_the_bit_and_slots_move(base):
             np.testing.assert_array_equal(*map(ops.convert_to_numpy, (slot, expected)))
 
 
+def test_a_negative_schedule_counts_as_0():
+    schedule = schedules.PiecewiseConstantDecay([1], [1.0, -1.0])
+    optimizer = NormalizedSGD(RATE, norm=None, step_size={"": schedule})
+    variable = keras.Variable([1.0])
+    for _ in range(3):
+        optimizer.apply([keras.ops.ones((1,))], [variable])
+    # Its boundary is part of the first piece.
+    np.testing.assert_allclose(variable.numpy(), [1.0 - 2 * RATE], rtol=1e-6)
+
+
+def test_changes_to_the_dictionary_are_no_changes_of_the_optimizer():
+    optimizer = NormalizedSGD(RATE, step_size=[{"head": 0.5}, "weight_norm"])
+    optimizer.step_size[0]["head"] = 7.0
+    optimizer.step_size.append({"encoder": 3.0})
+    assert optimizer.step_size[0] == {"head": 0.5}
+    assert len(optimizer.step_size) == 2
+
+
 def test_a_product_that_overflows():
     optimizer = NormalizedAdam(RATE, step_size=[{"head": 1e38}, {"head": 1e38}])
     with pytest.raises(ValueError, match=r"step_size of .*head.* within float32"):

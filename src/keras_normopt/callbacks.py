@@ -42,9 +42,9 @@ class GradientNorms(keras.callbacks.Callback):
     gradient. A clipping optimizer adds `clipped/<block>`, the share of the steps in
     which it clipped, and with `skip=True` `skipped/<block>`, the share that it skipped.
     With `track_norms="all"` the logs gain three more means for each block and for
-    `total`: `weight_norm/<block>`; `update_norm/<block>`, of the updates that were
-    made, weight decay included; and `update_ratio/<block>`, of ‖update‖ / ‖weights‖.
-    A ratio near 1e-3 is usual. To watch a plain Adam, take `NormalizedAdam(norm=None,
+    `total`. `weight_norm/<block>` is ‖weights‖ before the step. `update_norm/<block>`
+    is ‖update‖, weight decay included. `update_ratio/<block>` is their ratio, and near
+    1e-3 as a rule of thumb. To watch a plain Adam, take `NormalizedAdam(norm=None,
     track_norms=True)`. The optimizer may be inside a `LossScaleOptimizer` or a
     `MultiOptimizer`.
 

@@ -12,6 +12,7 @@ from keras_normopt._blocks.axes import find
 from keras_normopt._optimizer.clipped import ClippedMixin
 from keras_normopt._optimizer.mixin import OptimizerMixin
 from keras_normopt._optimizer.model_optimizers import inner_optimizers
+from keras_normopt._transforms.config import schedule_of
 from keras_normopt.norms._user_norms import describe as name_of
 
 
@@ -26,7 +27,8 @@ class Step:
         axes: Its axes (inputs | outputs), or `"vector"`. Axes that are not listed count
             separate matrices.
         step: The name of the direction that replaces its gradient or update,
-            `"divided"`, `"clipped"`, `"centralized"`, or `"raw"` if nothing changes it.
+            `"divided"`, `"clipped"`, `"skipped"`, `"centralized"`, or `"raw"` if
+            nothing changes it.
         length: The length that what is replaced, divided or clipped has after that. Of
             updates, multiply it by the learning rate.
         rate: What patterns of `step_size` multiply the learning rate by.
@@ -100,6 +102,8 @@ def describe(model: keras.Model) -> Description:
         optimizer = _copied(optimizer)
         optimizer.build(model.trainable_variables)
     own = [o for o in inner_optimizers(optimizer) if isinstance(o, OptimizerMixin)]
+    # A `MultiOptimizer` does not build an optimizer that gets no variables.
+    own = [o for o in own if o.built] or own
     if not own:
         raise ValueError(
             "`describe` needs a model that is compiled with an optimizer of "
@@ -165,7 +169,10 @@ def _what(optimizer, number, axes, shape) -> tuple[str, str, str]:
         optimizer.norm if isinstance(optimizer.norm, str) else name_of(optimizer.norm)
     )
     if isinstance(optimizer, ClippedMixin):
-        return "clipped", f"{name} of at most {optimizer.max_norm}", _scope(optimizer)
+        schedule = schedule_of(optimizer.max_norm)
+        limit = type(schedule).__name__ if schedule else optimizer.max_norm
+        step = "skipped" if optimizer.skip else "clipped"
+        return step, f"{name} of at most {limit}", _scope(optimizer)
     return "divided", f"{name} of 1", _scope(optimizer)
 
 

@@ -54,10 +54,9 @@ def plot_gradient_norms(
         history: What `fit` returned, or its dict `history.history`.
         ax: Matplotlib axes to draw on; room for labels and colour bar is taken from
             them. Defaults to those of a new figure of 7 × 4.5 inches.
-        statistic: Of the gradients' norms, `"mean"` over the steps of an epoch, or
-            `"max"`, the largest of them; or the mean of the `"weight"` norms, of the
-            `"update"` norms, or of their `"ratio"`, which `track_norms="all"` keeps.
-            Defaults to `"mean"`.
+        statistic: What is drawn. `"mean"` and `"max"` are those of the gradients' norms
+            over the steps of an epoch. `"weight"`, `"update"` and `"ratio"` are means
+            that need `track_norms="all"`. Defaults to `"mean"`.
         exclude: A regular expression or several, as those of the optimizer: a block in
             whose name one is found is not drawn. `()` draws all. Defaults to
             biases and scales, which are names that end in `bias`, `gamma`, `beta` or

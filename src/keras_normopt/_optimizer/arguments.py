@@ -26,11 +26,11 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raises a `ValueError` if a value is not an integer of at least 1."""
+    """Raises a `ValueError` if a value is not an integer from 1 to 2**31 - 1."""
     is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_count or value < 1:
+    if not is_count or not 1 <= value < 2**31:
         raise ValueError(
-            f"`{name}` must be an integer of at least 1. "
+            f"`{name}` must be an integer of at least 1, below 2**31. "
             f"Received: {name}={reprlib.repr(value)}"
         )
 
@@ -73,7 +73,7 @@ def fixed(name: str, about: str) -> Any:
     """
 
     def get(optimizer: Any) -> Any:
-        return getattr(optimizer, f"_{name}")
+        return _apart(getattr(optimizer, f"_{name}"))
 
     def refuse(optimizer: Any, value: Any) -> None:
         raise AttributeError(
@@ -82,6 +82,15 @@ def fixed(name: str, about: str) -> Any:
         )
 
     return property(get, refuse, doc=about)
+
+
+def _apart(value: Any) -> Any:
+    """Copies dictionaries and lists, as changes to them would have no effect."""
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, list):
+        return [_apart(one) for one in value]
+    return value
 
 
 def refuse_after_build(optimizer: Any, name: str, value: Any, advice: str) -> None:

@@ -47,9 +47,10 @@ class ClippedMixin(OptimizerMixin):
             clipped, or its norm is infinite or NaN. No state moves then: no slot, no
             weight decay, no moving average, no running norm, no `iterations`. It needs
             `scope="global"` and `apply_to="gradient"`. Defaults to `False`.
-        max_skips: Integer, at least 1, how many steps in a row may be skipped. A finite
-            gradient after them is clipped, and its step made. One that is not finite is
-            always skipped. Defaults to `10`.
+        max_skips: Integer, at least 1, how many steps in a row may be skipped. After
+            them finite gradients are clipped and their steps made, until a norm is no
+            longer above `max_norm`. A gradient that is not finite is always skipped.
+            Defaults to `10`.
 
     References:
         - [Pascanu et al., 2013, On the difficulty of training recurrent neural

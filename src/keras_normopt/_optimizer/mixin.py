@@ -73,8 +73,8 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
             callback `keras_normopt.callbacks.GradientNorms`. `True` keeps the norm of
             each block's gradient, as it was before this step changed it (l2 if `norm`
             is `None`). `"all"` also keeps the l2 norms of the weights before the step
-            and of the update that the step made, weight decay included, and the ratio
-            ‖update‖ / ‖weights‖. Defaults to `False`.
+            and of the update, and their ratio. Weight decay is part of the update.
+            Defaults to `False`.
         apply_to: What is measured and rescaled: `"gradient"`, which {base} then
             receives; or `"update"`, the u of the step w ← w + lr · u that {base} is
             about to make, with momentum and without weight decay. A learning rate of 0
@@ -92,17 +92,17 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
             not listed count separate matrices, such as heads. The first pattern that is
             found counts. The layers of Keras need none. Used by `scope="unit"`,
             `centralize` and `direction`. Defaults to `None`.
-        step_size: What multiplies the learning rate: `None`; a dictionary from regular
-            expressions, searched for in the paths of variables, to factors;
-            `"weight_norm"`, the norm of each block's weights, as in LARS;
-            `"gradient_correlation"`, a factor that adapts to how successive gradients
-            agree; an object of `keras_normopt.step_sizes`, with arguments; or a list
-            of dictionaries and at most one of the others, whose factors are
-            multiplied. A factor is a float of at least 0, or a `LearningRateSchedule`
-            that counts optimizer steps. The first expression that is found counts. The
-            factors of a dictionary reach excluded variables and weight decay. With 0 a
-            variable stays, and the slots of {base} move. Bases that set the size of
-            their steps refuse all but dictionaries (Lamb, Ftrl, Adafactor with
+        step_size: What multiplies the learning rate: `None`; a dictionary of patterns;
+            a name or object; or a list of dictionaries and at most one object, whose
+            factors are multiplied. A dictionary goes from regular expressions, searched
+            for in the paths of variables, to factors: floats of at least 0, or
+            `LearningRateSchedule` objects that count optimizer steps. The first
+            expression that is found counts. Its factor reaches excluded variables and
+            weight decay. With 0 a variable stays, and the slots of {base} move. The
+            names are `"weight_norm"`, the norm of each block's weights, as in LARS, and
+            `"gradient_correlation"`, which adapts to how successive gradients agree.
+            Objects of `keras_normopt.step_sizes` take arguments. Bases that set the
+            size of their steps refuse names and objects (Lamb, Ftrl, Adafactor with
             `relative_step`). Defaults to `None`.
     """
 

@@ -57,12 +57,15 @@ class Rates(MixinBase):
                 "take another base (or Adafactor with `relative_step=False`)."
             )
         patterns = step_size_argument.patterns_of(self.step_size)
-        if isinstance(self, keras.optimizers.Ftrl) and any(
-            factor == 0 for one in patterns for factor in one.values()
+        if isinstance(self, keras.optimizers.Ftrl) and not all(
+            isinstance(factor, float) and factor > 0
+            for one in patterns
+            for factor in one.values()
         ):
             raise ValueError(
-                f"{type(self).__name__} divides by the learning rate, so no factor may "
-                f"be 0. {received} Set `trainable = False` on the layers instead."
+                f"{type(self).__name__} divides by the learning rate, so factors must "
+                f"be floats above 0, and no schedules. {received} To freeze layers, "
+                "set `trainable = False` on them."
             )
         if self.apply_to == "gradient" and not self._keeps("_backend_update_step"):
             owner = self._next_in_line("_backend_update_step")
@@ -163,12 +166,12 @@ class Rates(MixinBase):
         super().update_step(gradient, variable, learning_rate)
 
     def _apply_weight_decay(self, variables):
-        # `_use_weight_decay` makes an attribute, and PyTorch would compile once more.
-        rates = (getattr(self, n, None) for n in ("weight_decay", "adam_weight_decay"))
-        if not self._multipliers or all(rate is None for rate in rates):
+        if not self._multipliers:
             super()._apply_weight_decay(variables)
             return
-        variables = [v for v in variables if self._use_weight_decay(v)]
+        # Only then, as this makes an attribute, and PyTorch would compile once more.
+        if self.weight_decay is not None:  # Keras takes no empty list on PyTorch.
+            variables = [v for v in variables if self._use_weight_decay(v)]
         for multiplier, positions in self._by_multiplier(variables):
             self._decay.multiplier = multiplier
             try:

@@ -25,9 +25,9 @@ class _Skipped(Exception):  # noqa: N818
 class Skipping(MixinBase):
     """Restores all state of a step whose gradient is too large.
 
-    On JAX and TensorFlow, and where PyTorch compiles, a step is made and then undone
-    by a selection on the device, so that nothing waits for the decision. Where PyTorch
-    is eager, a copy of all state would double its memory. There the step ends early.
+    On JAX, on TensorFlow, and in compiled PyTorch a step is made and then undone on
+    the device. So nothing waits for the decision. Where PyTorch is eager, a copy of all
+    state would double its memory. There the step ends early.
     """
 
     _blocks: Any
@@ -81,7 +81,9 @@ class Skipping(MixinBase):
         skips = (is_above & is_free) | ops.logical_not(is_finite)
         count = ops.cast(skips, "int32")
         self._is_skipped.assign(count)
-        self._skips_in_a_row.assign((row + 1) * count)
+        # Where a run has grown for good, one step in a few would be made otherwise.
+        goes_on = ops.where(is_above, row, ops.zeros_like(row))
+        self._skips_in_a_row.assign(ops.where(skips, row + 1, goes_on))
         self._all_skips.assign(ops.convert_to_tensor(self._all_skips) + count)
         return skips
 

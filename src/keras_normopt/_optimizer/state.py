@@ -56,7 +56,8 @@ class Paths(MixinBase):
                 stacklevel=2,
             )
             config["exclude"] = [".*"]
-        optimizer = super().from_config(config, custom_objects)
+        with keras.saving.CustomObjectScope(custom_objects or {}):
+            optimizer = super().from_config(config, custom_objects)
         optimizer._paths = paths and tuple(paths)
         optimizer._knows_axes = knows_axes
         if axes and shapes:

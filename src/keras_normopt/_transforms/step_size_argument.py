@@ -5,6 +5,8 @@ import math
 import reprlib
 from typing import Any
 
+from keras import ops
+
 from keras_normopt._blocks.patterns import check_pattern, first_match, warn_of_idle
 from keras_normopt._transforms.config import (
     checked_float,
@@ -36,10 +38,14 @@ class Multiplier:
         return self.constant, tuple(map(id, self.schedules))
 
     def at(self, iterations: Any) -> Any:
-        """Returns the factor after so many steps, a float or a scalar tensor."""
+        """Returns the factor after so many steps, a float or a scalar tensor.
+
+        Schedules count as 0 where they are negative.
+        """
         factor: Any = self.constant
         for schedule in self.schedules:
-            factor = factor * schedule(iterations)
+            value = ops.cast(schedule(iterations), "float32")
+            factor = factor * ops.where(value < 0, ops.zeros_like(value), value)
         return factor
 
     def __str__(self) -> str:

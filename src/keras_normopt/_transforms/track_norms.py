@@ -116,10 +116,9 @@ class NormTracker:
     Attributes:
         blocks: The names of the blocks.
         names: The names of the norms: those of the blocks, and that of the total.
-        statistics: Dict of `Statistics`: under `"gradients"` those of the norms of
-            gradients. Where updates are kept, under `"weights"` and `"updates"` those
-            of their l2 norms, and under `"ratios"` those of the ratio of update to
-            weights, which counts as 0 if the weights are all 0.
+        statistics: Dict of `Statistics`. `"gradients"` has the norms of gradients.
+            Where updates are kept, `"weights"` and `"updates"` have their l2 norms.
+            `"ratios"` has ‖update‖ / ‖weights‖, or 0 where the weights are all 0.
         shares: Dict from `"clipped"` and `"skipped"` to variables, where something
             clips or skips: the share of steps for each block.
     """
