@@ -161,7 +161,7 @@ def test_one_value(value):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"no gradient norms in the history.*'loss'"):
+    with pytest.raises(ValueError, match=r"no such norms in the history.*'loss'"):
         keras_normopt.plot_gradient_norms({"loss": [1.0]})
-    with pytest.raises(ValueError, match=r'"mean" or "max".*statistic=\'median\''):
+    with pytest.raises(ValueError, match=r"one of 'mean', 'max', .*statistic='median'"):
         keras_normopt.plot_gradient_norms(deep(1), statistic="median")
