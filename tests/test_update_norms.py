@@ -471,3 +471,17 @@ def test_plots():
         with pytest.raises(ValueError, match="Train with `track_norms='all'`"):
             keras_normopt.plot_gradient_norms(logs, statistic=statistic)
     pyplot.close("all")
+
+
+def test_an_epoch_without_steps_has_a_place_in_the_logs():
+    optimizer = keras_normopt.ClippedSGD(
+        0.1, scope="global", max_norm=1e3, skip=True, track_norms="all"
+    )
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(optimizer, "mse")
+    x, y = np.ones((4, 2)), np.ones((4, 1))
+    callbacks = [GradientNorms()]
+    for values in (x, np.full_like(x, np.nan), x):
+        logs = model.fit(values, y, verbose=0, callbacks=callbacks).history
+        [ratio] = logs["update_ratio/total"]
+        assert np.isnan(ratio) == np.isnan(values).any()

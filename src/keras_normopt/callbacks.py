@@ -142,7 +142,10 @@ class GradientNorms(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._take()
-        means = {key: s / self._counts[key] for key, s in self._sums.items()}
+        counts = self._counts
+        means = {
+            k: s / counts[k] if counts[k] else np.nan for k, s in self._sums.items()
+        }
         if logs is not None:
             logs.update(means | self._largest)
 
@@ -163,7 +166,8 @@ class GradientNorms(keras.callbacks.Callback):
             for prefix, count, values in _means(tracker):
                 for name, mean in values.items():
                     key = prefix + names[name]
-                    means[key] = mean
+                    # No step was made. Logs have one value for each epoch all the same.
+                    means[key] = mean if count else np.nan
                     # Optimizers of one model may make different numbers of steps.
                     self._sums[key] = self._sums.get(key, 0.0) + count * mean
                     self._counts[key] = self._counts.get(key, 0) + count
@@ -188,7 +192,7 @@ def _means(tracker):
     found = [(prefixes[name], one.count, one.mean) for name, one in kept.items()]
     found += [("clipped/", tracker.count, tracker.clipped)]
     found += [("skipped/", tracker.count, tracker.skipped)]
-    return [one for one in found if one[1]]
+    return found
 
 
 def _described(optimizer):
