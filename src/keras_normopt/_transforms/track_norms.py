@@ -186,10 +186,7 @@ class NormTracker:
         measured = {n: positions for n, positions in enumerate(both) if positions}
         gradients = Gradients([*weights, *updates], measured)
         norms = cast(join(gradients.norms(l2.norm)), "float32")
-        place = {number: i for i, number in enumerate(gradients.numbers)}
-        padded = ops.append(norms, near(ops.zeros((1,)), norms))
-        order = [place.get(number, len(place)) for number in range(len(both))]
-        norms = ops.take(padded, constant_near(order, "int32", norms))
+        norms = _in_order(norms, gradients.numbers, len(both))
         norms = ops.reshape(norms, (2, len(groups)))
         totals = _lengths(norms)
         norms = ops.concatenate([norms[:, : len(self.blocks)], totals], axis=1)
@@ -209,11 +206,7 @@ class NormTracker:
         """Returns the mean of packed values over each block, 0 if it has none."""
         values = [cast(value, "float32") for value in packed]
         means = near(gradients.block_means(values), self._gradients.tensor)
-        place = {number: i for i, number in enumerate(gradients.numbers)}
-        absent = len(place)
-        indices = [place.get(number, absent) for number in range(len(self.blocks))]
-        padded = ops.append(means, near(ops.zeros((1,)), means))
-        return ops.take(padded, constant_near(indices, "int32", means))
+        return _in_order(means, gradients.numbers, len(self.blocks))
 
     @property
     def last(self):
@@ -263,6 +256,20 @@ class NormTracker:
             one.reset()
         for variable in self.shares.values():
             variable.assign(np.zeros(variable.shape, "float32"))
+
+
+def _in_order(values, numbers, count):
+    """Orders the values of blocks by number. Blocks without a value get 0.
+
+    Args:
+        values: Vector.
+        numbers: The number of the block of each value.
+        count: The number of all blocks.
+    """
+    place = {number: i for i, number in enumerate(numbers)}
+    indices = [place.get(number, len(place)) for number in range(count)]
+    padded = ops.append(values, near(ops.zeros((1,)), values))
+    return ops.take(padded, constant_near(indices, "int32", values))
 
 
 def _lengths(rows):
