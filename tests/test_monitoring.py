@@ -16,6 +16,7 @@ from stored import stored
 from test_blocks import LAYERS, SHAPES, make_gradients, make_variables
 
 BACKEND = keras.backend.backend()
+ON_TORCH = BACKEND == "torch"
 BLOCKS = ["linear/kernel", "linear/bias"]
 
 
@@ -324,6 +325,35 @@ def test_numbers_that_are_none_are_seen():
     optimizer.apply([ops.convert_to_tensor([1.0, np.nan])], [keras.Variable([0.0, 0])])
     assert np.isnan(list(optimizer.gradient_norms.values())).all()
     assert np.isnan(list(optimizer.norm_tracker.max.values())).all()
+
+
+# JAX has float64 only if asked for.
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"] + ["float64"] * ON_TORCH)
+@pytest.mark.parametrize("scope", ["variable", "layer", "global"])
+def test_norms_that_nothing_else_needs(dtype, scope):
+    variables = make_variables(dtype)
+    optimizer = keras_normopt.NormalizedSGD(norm=None, scope=scope, track_norms=True)
+    optimizer.build(variables)
+    # Squares of the first ones leave the range of float32.
+    scales = dict(zip(SHAPES, [1e-30, 1e-25, 0.0, 1e-3, 1e-22, 1e25], strict=True))
+    gradients = {
+        path: ops.convert_to_tensor(scales[path] * g, dtype)
+        for path, g in make_gradients().items()
+    }
+    optimizer.apply(list(gradients.values()), variables)
+    blocks = {
+        "variable": {path: [path] for path in SHAPES},
+        "layer": {"a": LAYERS[0], "b": LAYERS[1], "offset": ["offset"], "a_2": ["a"]},
+        "global": {"global": list(SHAPES)},
+    }[scope]
+    rounded = {
+        path: ops.convert_to_numpy(ops.cast(g, "float32") if dtype == "bfloat16" else g)
+        for path, g in gradients.items()
+    }
+    for name, paths in {**blocks, "total": list(SHAPES)}.items():
+        values = np.concatenate([rounded[path].ravel() for path in paths])
+        expected = np.linalg.norm(values.astype("float64"))
+        assert optimizer.gradient_norms[name] == pytest.approx(expected, rel=1e-5)
 
 
 def callback(base, name="Own"):

@@ -8,8 +8,12 @@ import numpy as np
 from keras import ops
 
 from keras_normopt._backend.devices import near
+from keras_normopt._backend.tracing import concrete_value, is_compiling
 
 _BACKEND = keras.backend.backend()
+
+if _BACKEND == "torch":
+    import torch
 
 
 def dtype_of(tensor):
@@ -143,6 +147,34 @@ def split(vector, shapes):
         start += math.prod(shape)
         result.append(ops.reshape(part, shape) if len(shape) > 1 else part)
     return result
+
+
+def l2_norms_at_once(tensors):
+    """Returns the l2 norms of dense tensors on PyTorch, in a few calls for all.
+
+    Args:
+        tensors: List of tensors of one floating-point dtype that is wide enough.
+
+    Returns:
+        Vector, or `None` without tensors, on other backends, or while traced.
+    """
+    if _BACKEND != "torch" or is_compiling() or not tensors:
+        return None
+    device = tensors[0].device
+    norms = [norm.to(device) for norm in torch._foreach_norm(tensors)]
+    values = concrete_value(torch.stack(norms), lambda vector: vector.tolist())
+    if values is None:
+        return None
+    limits = torch.finfo(tensors[0].dtype)
+    for i, (tensor, value) in enumerate(zip(tensors, values, strict=True)):
+        # Squares of the entries may have overflowed, or have lost digits.
+        least = math.sqrt(tensor.numel() * limits.tiny / (8 * limits.eps))
+        if least <= value <= limits.max or not tensor.numel():
+            continue
+        largest = tensor.abs().max()
+        if 0 < largest.item() < math.inf:
+            norms[i] = ((tensor / largest).norm() * largest).to(device)
+    return torch.stack(norms)
 
 
 def transposed(matrices):

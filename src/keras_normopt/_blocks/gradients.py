@@ -13,6 +13,7 @@ from keras_normopt._backend.tensors import (
     divide,
     dtype_of,
     join,
+    l2_norms_at_once,
     pack,
     split,
     stop,
@@ -103,6 +104,15 @@ class Gradients:
         """Returns the norms of the variables, packed as those of the gradients."""
         weights = [sparse.densify(ops.convert_to_tensor(v)) for v in self.variables]
         return self._measure(norm, weights)
+
+    def l2_norms_at_once(self):
+        """Returns a vector of the l2 norms of the tensors, where that is quick.
+
+        Elsewhere it returns `None`: see `l2_norms_at_once`.
+        """
+        if self._units or any(map(sparse.is_sparse, self.tensors)):
+            return None
+        return l2_norms_at_once(widen(self.tensors))
 
     def total(self):
         """Returns the l2 norm of all gradients together, in blocks or not."""
@@ -299,3 +309,11 @@ def norms_of_each(tensors, norm):
     alone = Gradients(tensors, {i: [i] for i in range(len(tensors))})
     found = alone.by_block(alone.norms(norm))
     return [found[i] for i in range(len(tensors))]
+
+
+def l2_norms(tensors):
+    """Returns a vector with the l2 norm of each of some dense tensors."""
+    norms = l2_norms_at_once(widen(tensors))
+    if norms is None:
+        norms = join(norms_of_each(tensors, l2.norm))
+    return norms

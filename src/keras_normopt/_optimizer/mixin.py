@@ -247,8 +247,12 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
                 updates=self.track_norms == "all",
             )
             norm = l2.norm if self._resolved_norm is None else self._resolved_norm
-            track = functools.partial(self._norm_tracker.update, norm=norm.tracked)
-            on_gradients.append(track)
+            is_shared = self._resolved_norm is not None and self.apply_to == "gradient"
+            on_gradients.append(
+                functools.partial(
+                    self._norm_tracker.update, norm=norm.tracked, is_shared=is_shared
+                )
+            )
         if self.centralize:
             on_gradients.append(functools.partial(center, axes=self._variable_axes))
         on_updates: list[Transform] = []

@@ -7,8 +7,8 @@ import numpy as np
 from keras import ops
 
 from keras_normopt._backend.devices import constant_near, near
-from keras_normopt._backend.tensors import cast, join
-from keras_normopt._blocks.gradients import Gradients
+from keras_normopt._backend.tensors import cast
+from keras_normopt._blocks.gradients import l2_norms
 from keras_normopt._blocks.partition import unique
 from keras_normopt.norms import l2
 
@@ -147,14 +147,22 @@ class NormTracker:
     def _gradients(self):
         return self.statistics["gradients"]
 
-    def update(self, gradients, norm):
+    def update(self, gradients, norm, is_shared=True):
         """Takes in the norms of one step.
 
         Args:
             gradients: The `Gradients`.
             norm: The `Norm` that is tracked. Of the units of a block it is the mean.
+            is_shared: Whether something else in the step measures the same norms.
         """
-        self._gradients.take(self._norms(gradients, norm))
+        each = None
+        if norm is l2.norm and not is_shared:
+            each = gradients.l2_norms_at_once()
+        if each is None:
+            norms = self._norms(gradients, norm)
+        else:
+            norms = self._with_total(cast(each, "float32")[None], gradients.blocks)[0]
+        self._gradients.take(norms)
 
     def update_share(self, name, gradients, packed):
         """Takes in which norms of a step were clipped or skipped, after `update`.
@@ -177,24 +185,24 @@ class NormTracker:
             blocks: Dict from the numbers of blocks to lists of positions in these.
             counts: Scalar boolean tensor, whether the step was made.
         """
-        inside = {i for positions in blocks.values() for i in positions}
-        groups = [blocks.get(number, []) for number in range(len(self.blocks))]
-        # In no block, but in the total.
-        groups += [[i] for i in range(len(weights)) if i not in inside]
-        count = len(weights)
-        both = groups + [[i + count for i in positions] for positions in groups]
-        measured = {n: positions for n, positions in enumerate(both) if positions}
-        gradients = Gradients([*weights, *updates], measured)
-        norms = cast(join(gradients.norms(l2.norm)), "float32")
-        norms = _in_order(norms, gradients.numbers, len(both))
-        norms = ops.reshape(norms, (2, len(groups)))
-        totals = _lengths(norms)
-        norms = ops.concatenate([norms[:, : len(self.blocks)], totals], axis=1)
+        norms = cast(l2_norms([*weights, *updates]), "float32")
+        norms = ops.reshape(norms, (2, -1))
+        norms = self._with_total(norms, blocks)
         sizes, changes = norms[0], norms[1]
         is_zero = ops.equal(sizes, 0)
         ratios = changes / ops.where(is_zero, ops.ones_like(sizes), sizes)
         ratios = ops.where(is_zero, ops.zeros_like(ratios), ratios)
         self._of_updates.take(ops.concatenate([sizes, changes, ratios]), counts)
+
+    def _with_total(self, norms, blocks):
+        """Returns the l2 norms of all blocks, and of the total.
+
+        Args:
+            norms: Tensor of shape `(n, tensors)`, n norms of each tensor.
+            blocks: Dict from the numbers of blocks to lists of positions of tensors.
+        """
+        members = [blocks.get(number, []) for number in range(len(self.blocks))]
+        return ops.concatenate([_of_groups(norms, members), _lengths(norms)], axis=1)
 
     def _norms(self, gradients, norm):
         """Returns a vector of the norms of all blocks, and of the total."""
@@ -272,10 +280,29 @@ def _in_order(values, numbers, count):
     return ops.take(padded, constant_near(indices, "int32", values))
 
 
+def _of_groups(rows, groups):
+    """Returns the l2 norm of each group of entries, in each row.
+
+    Args:
+        rows: Tensor of shape `(n, entries)`.
+        groups: List of lists of positions in a row. That of an empty list is 0.
+    """
+    count = rows.shape[1]
+    if not groups or groups == [[i] for i in range(count)]:
+        return rows[:, : len(groups)]
+    longest = max(1, *map(len, groups))
+    # The position after the last one is that of a 0.
+    padded = [[*group, *[count] * (longest - len(group))] for group in groups]
+    zeros = ops.zeros_like(rows[:, :1])
+    rows = ops.concatenate([rows, zeros], axis=1)
+    members = ops.take(rows, constant_near(padded, "int32", rows), axis=1)
+    return _lengths(members)[..., 0]
+
+
 def _lengths(rows):
-    """Returns the l2 norm of each row, whose squares may overflow."""
+    """Returns the l2 norm along the last axis, whose squares may overflow."""
     # `l2` would first try without the scale, and look whether that is right.
-    largest = ops.amax(rows, axis=1, keepdims=True)
+    largest = ops.amax(rows, axis=-1, keepdims=True)
     scale = largest + ops.cast(ops.equal(largest, 0), rows.dtype)
     unit = rows / scale
-    return scale * ops.sqrt(ops.sum(unit * unit, axis=1, keepdims=True))
+    return scale * ops.sqrt(ops.sum(unit * unit, axis=-1, keepdims=True))
