@@ -26,7 +26,8 @@ PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
 # On the backend that is quickest only: what they ask is not of backends. The nightly
 # job runs them on each.
 ONCE = ["demo", "plotting", "experiments", "experiments_compare", "experiments_data"]
-ONCE += ["experiments_overview", "experiments_tasks", "guide", "search"]
+ONCE += ["experiments_overview", "experiments_tasks", "experiments_transfer"]
+ONCE += ["guide", "search"]
 ONCE += ["diagnosis_cures", "diagnosis_healthy", "diagnosis_sick", "starting_rates"]
 ONCE += ["workers", "axes_of_layers", "axes_of_libraries"]
 QUICKEST = "torch"

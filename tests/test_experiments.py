@@ -30,7 +30,8 @@ RUN = (
 END = "learning_rate,seconds,judged_by,versions"
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
 TASKS = "quadratic, mlp, cnn, rnn, transformer, batches, spiked_labels, spiked_inputs, "
-TASKS += "no_spikes, large_batches, starts"
+TASKS += "no_spikes, large_batches, starts, transformer_width, transformer_depth, "
+TASKS += "plain_width, plain_depth, cnn_width"
 PNG = b"\x89PNG\r\n\x1a\n"
 # Four runs of two epochs, on the cheapest of the tasks.
 FOUR_RUNS = "quadratic --optimizers sgd,normalized_sgd --seeds 2 --epochs 2"

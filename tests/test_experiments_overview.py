@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from keras_normopt import experiments
+from keras_normopt import directions, experiments, step_sizes
 from keras_normopt.experiments import comparing, results, runs
 from keras_normopt.experiments.cli import main
 from keras_normopt.experiments.published import data, overview
@@ -209,7 +209,10 @@ def test_test_data_of_ones_own(tmp_path):
     [
         ("adam(0.1)", "it has arguments without names"),
         ("adam(beta=", "is written as normalized_adam"),
-        ("clipped_adam(max_norm=Running())", "unknown: Running"),
+        ("clipped_adam(max_norm=Running())", "unknown: Running; known: Gradient"),
+        ("adam(beta_1=-x)", "(not a value: -x)"),
+        ("adam(beta_1={**x})", "is written as normalized_adam"),
+        ("normalized_sgd(direction=sign, norm=l2)", "so `norm` must be None. Received"),
         ("adam(beta=0.8)", "The options of adam are wrong: "),
         ("normalized_adam(scope=all)", "The options of normalized_adam are wrong: "),
     ],
@@ -240,6 +243,25 @@ def test_options_reach_the_optimizer():
     assert (excluding.exclude, excluding.scope) == (("bias", "beta"), "layer")
     assert clipped.max_norm.get_config() == {"coefficient": 0.02, "minimum": 0.5}
     assert clipped.scope == "unit"
+
+
+def test_options_within_options():
+    texts = ["muon(exclude_layers=[classes, 'a b'])"]
+    texts += ["normalized_sgd(direction={'^a': Rows(over=inputs), '.*': orthogonal})"]
+    texts += ["normalized_adam(step_size=[{'head/': 0.1}, WeightNorm()])"]
+    muon, directed, stepping = (
+        runs.make_optimizer(identifier, 0.1, "max")
+        for _, identifier, _ in comparing.parse(texts)
+    )
+    assert muon.exclude_layers == ["classes", "a b"]
+    assert isinstance(directed.direction["^a"], directions.Rows)
+    assert directed.direction["^a"].over == "inputs"
+    assert isinstance(directed.direction[".*"], directions.Orthogonal)
+    # A norm for all optimizers is none for those whose direction sets the length.
+    assert (directed.norm, stepping.norm) == (None, "max")
+    patterns, adaptive = stepping.step_size
+    assert patterns == {"head/": 0.1}
+    assert isinstance(adaptive, step_sizes.WeightNorm)
 
 
 def shown_commands():

@@ -9,12 +9,20 @@ writes tables and figures. Goes on where it was cut off.
 """
 
 import contextlib
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from keras_normopt.experiments.comparing import compare
+    from keras_normopt.experiments.coordinates import coordinate_check
+    from keras_normopt.experiments.transferring import transfer
 
-__all__ = ["compare"]
+_MODULES = {
+    "compare": "comparing",
+    "coordinate_check": "coordinates",
+    "transfer": "transferring",
+}
+__all__ = ["compare", "coordinate_check", "transfer"]
 
 _EXTRA = ("joblib", "matplotlib", "pandas", "seaborn", "sklearn", "tqdm")
 
@@ -44,5 +52,5 @@ def __getattr__(name):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with needing_extra():
-        from keras_normopt.experiments.comparing import compare
-    return compare
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    return getattr(module, name)

@@ -1,6 +1,7 @@
 """The command line of `python -m keras_normopt.experiments`."""
 
 import argparse
+import functools
 import importlib
 import itertools
 import os
@@ -14,7 +15,7 @@ from keras_normopt._blocks.partition import SCOPES
 with experiments.needing_extra():
     import matplotlib as mpl
 
-    from keras_normopt.experiments import comparing, objective, runs
+    from keras_normopt.experiments import comparing, objective, runs, transferring
     from keras_normopt.experiments.published import data, overview
     from keras_normopt.experiments.published.tasks import TASKS
 
@@ -44,7 +45,7 @@ def main(arguments=None):
                 scopes=options.scopes,
                 momentum=options.momentum,
             )
-        comparison = comparing.Comparison(
+        comparison = _kind(options, subjects)(
             plan,
             options.out,
             options.monitor,
@@ -64,6 +65,8 @@ def main(arguments=None):
         mpl.use("agg")
         comparison.write()
         print(comparison, *comparison.paths, sep="\n")
+        if options.coordinates and not status:
+            print("", comparison.coordinates().to_string(), sep="\n")
     if status:
         print(
             f"Interrupted with {sum(run in comparison.found for run in plan)} of "
@@ -72,6 +75,30 @@ def main(arguments=None):
             file=sys.stderr,
         )
     return status
+
+
+def _kind(options, subjects):
+    """Returns what makes the comparison: of models, or of one model in several sizes.
+
+    Raises:
+        ValueError: If options need several sizes, or do not go together with them.
+    """
+    word = "size" if options.sizes else options.task and TASKS[options.task].size
+    if not word or len({name for s in subjects for name in s.networks}) < 2:
+        if options.coordinates:
+            raise ValueError("--coordinates needs a task with two or more sizes")
+        return comparing.Comparison
+    if len(options.batch_size or [None]) > 1:
+        raise ValueError(
+            "--batch-size must be one number where there are several sizes. "
+            f"Received: {','.join(map(str, options.batch_size))}"
+        )
+    return functools.partial(
+        transferring.Transfer,
+        subjects=subjects,
+        optimizers=options.optimizers,
+        size=word,
+    )
 
 
 def _map(parser, options):
@@ -85,6 +112,8 @@ def _map(parser, options):
 
 def _published(options):
     """Fills in the defaults of a published task, or those of `--quick`."""
+    if options.sizes:
+        raise ValueError("--sizes needs --task; published tasks have --networks")
     task = TASKS[options.task]
     quick = {
         "epochs": len(task.stages),
@@ -122,6 +151,9 @@ def _own(options):
     }
     quick = {"seeds": 1, "epochs": 1, "learning_rates": [0.01]}
     _complete(options, defaults | (quick if options.quick else {}))
+    if options.sizes:
+        arguments = fit_arguments | _given(batch_size=(options.batch_size or [None])[0])
+        return transferring.subjects_of(make_model, options.sizes, arguments, test_data)
     return [
         comparing.subject_of(
             make_model, fit_arguments | _given(batch_size=size), test_data
@@ -203,6 +235,19 @@ def _parser():
         metavar="MODULE:FUNCTION",
         help="one of your own: a function that returns a function that makes a model, "
         "as `compare` takes it, and a dictionary of arguments of `fit`",
+    )
+    add(
+        "--sizes",
+        type=lambda text: [_size(item) for item in _names(text)],
+        metavar="N,...",
+        help="with --task: the function that makes a model takes a size, and the best "
+        "learning rates of these sizes are compared",
+    )
+    add(
+        "--coordinates",
+        action="store_true",
+        help="where there are several sizes: show also how far the outputs of each "
+        "layer move in 1 and 10 steps",
     )
     add(
         "--dataset",
@@ -354,6 +399,11 @@ def _number(kind, holds, expected):
         return value
 
     return parse
+
+
+def _size(text):
+    size = _number(float, lambda value: value > 0, "a number above 0")(text)
+    return int(size) if size.is_integer() else size
 
 
 def _rate(text):

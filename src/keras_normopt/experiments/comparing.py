@@ -18,11 +18,17 @@ import keras
 import numpy as np
 
 from keras_normopt._transforms.thresholds import RunningNorm
+from keras_normopt.directions import Orthogonal, Rows, Sign
 from keras_normopt.experiments import figures, objective, results, runs, summary
 from keras_normopt.experiments.progress import Progress
-from keras_normopt.step_sizes import WeightNorm
+from keras_normopt.step_sizes import GradientCorrelation, WeightNorm
 
 OPTIMIZERS = ("sgd", "normalized_sgd", "adam", "normalized_adam")
+# What the options of an optimizer that is written as text may name.
+_OBJECTS: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (GradientCorrelation, Orthogonal, Rows, RunningNorm, Sign, WeightNorm)
+}
 LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 
 
@@ -113,7 +119,7 @@ def compare(
     """
     fit_arguments = {"x": x, "y": y} | fit_arguments
     subject = subject_of(make_model, fit_arguments, test_data)
-    _check(learning_rates, seeds, epochs, mode)
+    check(learning_rates, seeds, epochs, mode)
     asked = {"learning_rates": list(learning_rates), "seeds": seeds, "epochs": epochs}
     plan = runs.plan(subject, parse(optimizers), **asked)
     named = [optimizers] if isinstance(optimizers, str) else list(optimizers)
@@ -131,6 +137,9 @@ class Comparison:
     Attributes:
         paths: List of the figures in `out`.
     """
+
+    # What networks differ in, if they are one in several sizes.
+    size: str | None = None
 
     def __init__(
         self, plan, out=None, monitor=None, mode="auto", arguments=None, epoch="epoch"
@@ -159,7 +168,8 @@ class Comparison:
         """Writes summary and figures, where there is a place for them."""
         if self.out and len(self.rows):
             self.found.summarize(self.plan, self.judge, self.arguments)
-            self.paths = figures.draw(self.rows, self.judge, self.out, self.epoch)
+            drawn = (self.rows, self.judge, self.out, self.epoch, self.size)
+            self.paths = figures.draw(*drawn)
 
     @property
     def rows(self) -> Any:
@@ -189,7 +199,7 @@ class Comparison:
 
     def plot(self) -> dict[str, Any]:
         """Draws the figures, and returns a dictionary of them by name."""
-        return dict(figures.figures(self.rows, self.judge, self.epoch))
+        return dict(figures.figures(self.rows, self.judge, self.epoch, self.size))
 
     def __str__(self) -> str:
         return f"{self.table}\n\n{self.summary}"
@@ -236,7 +246,7 @@ def _called(text):
     """Reads `normalized_adam(apply_to=update)`: a label, and a name with options."""
     if "(" not in text:
         return text, text
-    # Words stand for strings, even those that Python has other uses for, as `global`.
+    # Words stand for strings. Python would not read those such as `global` as names.
     quoted = re.sub(
         r"=\s*(?!True\b|False\b|None\b)([a-zA-Z_]\w*)\s*(?=[,)])", r"='\1'", text
     )
@@ -256,15 +266,23 @@ def _called(text):
 
 
 def _value(node: Any) -> Any:
-    """A literal, or an object of the package."""
+    """A literal, a name as a string, or an object of the package."""
     if isinstance(node, ast.Call):
         named = {str(k.arg): _value(k.value) for k in node.keywords}
         name: str = getattr(node.func, "id", "")
-        cls: Any = {"RunningNorm": RunningNorm, "WeightNorm": WeightNorm}.get(name)
-        if cls is None:
-            raise ValueError(f"unknown: {name}")
-        return cls(*map(_value, node.args), **named)
-    return ast.literal_eval(node)
+        if name not in _OBJECTS:
+            raise ValueError(f"unknown: {name}; known: {', '.join(_OBJECTS)}")
+        return _OBJECTS[name](*map(_value, node.args), **named)
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(element) for element in node.elts]
+    if isinstance(node, ast.Dict):
+        return dict(zip(map(_value, node.keys), map(_value, node.values), strict=True))
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"not a value: {node and ast.unparse(node)}") from None
 
 
 def check_rate(rate):
@@ -277,7 +295,8 @@ def check_rate(rate):
     raise ValueError(f"A learning rate must be a number above 0. Received: {rate!r}")
 
 
-def _check(learning_rates, seeds, epochs, mode):
+def check(learning_rates, seeds, epochs, mode):
+    """Raises a `ValueError` if an argument of `compare` is wrong."""
     if not list(map(check_rate, learning_rates)):
         raise ValueError(
             "`learning_rates` must be one or more numbers. "
@@ -296,20 +315,18 @@ def _check(learning_rates, seeds, epochs, mode):
         )
 
 
-def subject_of(make_model, fit_arguments, test_data=None):
+def subject_of(make_model, fit_arguments, test_data=None, network=None):
     """What `compare` trains.
+
+    Args:
+        make_model, fit_arguments, test_data: As of `compare`.
+        network: What rows call the model. Defaults to its name.
 
     Raises:
         ValueError: If the function or the data are none for more than one run.
     """
     given = fit_arguments | ({} if test_data is None else {"test_data": test_data})
-    for name, value in given.items():
-        if isinstance(value, collections.abc.Iterator):
-            raise ValueError(
-                f"`{name}` is used up by the first run. Pass arrays, a "
-                "`keras.utils.PyDataset`, a `tf.data.Dataset` or a `DataLoader`, not a "
-                f"generator or iterator. Received: {name}={value!r}"
-            )
+    check_data(given)
     # A model is a function, too.
     if not callable(make_model) or isinstance(make_model, keras.Model):
         raise ValueError(
@@ -324,7 +341,7 @@ def subject_of(make_model, fit_arguments, test_data=None):
             "would go on with the weights of the one before. Received: two models "
             "that share weights; make their layers within the function."
         )
-    name = _without_counters(model.name)
+    name = network or _without_counters(model.name)
     seen = joblib.hash([_of_model(model), _of_data(given)])
     return runs.Subject(
         task="compare",
@@ -333,6 +350,17 @@ def subject_of(make_model, fit_arguments, test_data=None):
         test_data=test_data,
         fingerprint=functools.partial(_fingerprint, seen),
     )
+
+
+def check_data(arguments):
+    """Raises a `ValueError` for data that serve for one run only."""
+    for name, value in arguments.items():
+        if isinstance(value, collections.abc.Iterator):
+            raise ValueError(
+                f"`{name}` is used up by the first run. Pass arrays, a "
+                "`keras.utils.PyDataset`, a `tf.data.Dataset` or a `DataLoader`, not a "
+                f"generator or iterator. Received: {name}={value!r}"
+            )
 
 
 # A name of a user's choice would stay the same when they change the model. This tells

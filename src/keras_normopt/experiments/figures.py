@@ -1,5 +1,6 @@
 """The figures: the mean over the seeds as a line, their range as a band."""
 
+import functools
 import textwrap
 
 import matplotlib as mpl
@@ -15,10 +16,10 @@ WIDTH, DPI, TEXT = 7.3, 130, 10
 EXIT = "exit"
 
 
-def draw(rows, judge, directory, epoch="epoch"):
+def draw(rows, judge, directory, epoch="epoch", size=None):
     """Draws the results of a comparison into PNG files, and returns their paths."""
     paths = []
-    for name, figure in figures(rows, judge, epoch):
+    for name, figure in figures(rows, judge, epoch, size):
         paths.append(directory / f"{name}.png")
         with results.replacing(paths[-1]) as path:
             figure.savefig(path, dpi=DPI, format="png", bbox_inches="tight")
@@ -26,13 +27,15 @@ def draw(rows, judge, directory, epoch="epoch"):
     return paths
 
 
-def figures(rows, judge, epoch="epoch"):
+def figures(rows, judge, epoch="epoch", size=None):
     """Yields names and figures: all of a network and batch size, then of the next.
 
     Args:
         rows: Of `Results`.
         judge: By what the best learning rates are chosen.
         epoch: What the axis of the epochs says.
+        size: What networks differ in, if they are one in several sizes. There is one
+            figure of them all then.
     """
     groups = list(results.groups(rows))
     drawings = [
@@ -41,6 +44,8 @@ def figures(rows, judge, epoch="epoch"):
     ]
     if rows["batch_size"].nunique() > 1:
         drawings = [("", rows, _over_batch_sizes)]
+    if size:
+        drawings = [("", rows, functools.partial(_of_sizes, size=size))]
     for prefix, drawn, grids in drawings:
         # Within, or the user's own settings would change.
         with mpl.rc_context():
@@ -137,6 +142,41 @@ def _over_batch_sizes(rows, judge, epoch):
     yield "batch_sizes", _finished(grid, "optimizer")
 
 
+def _of_sizes(rows, judge, epoch, size):
+    """What each rate led to, a line for each size, in a panel for each optimizer."""
+    metric, x = results.reported(rows, judge).monitor, "initial_learning_rate"
+    last = _last(rows)
+    last = last.assign(optimizer=[results.name_of(row) for _, row in last.iterrows()])
+    last = last.assign(**{size: last["network"]})
+    limits = _limits(rows, judge.monitor) if judge.mode == "min" else None
+    last = _without_divergence(last, ["optimizer", size, x], metric)
+    looks = _looks(last[size], size, is_number=True)
+    grid = sns.relplot(
+        kind="line",
+        data=last,
+        x=x,
+        y=metric,
+        col="optimizer",
+        col_wrap=min(2, last["optimizer"].nunique()),
+        errorbar=("pi", 100),
+        err_style="bars",
+        facet_kws={"legend_out": False},
+        **_size(last["optimizer"].nunique()),
+        **looks,
+    )
+    ends, rates = (last[x].min() / 1.3, last[x].max() * 1.3), sorted(last[x].unique())
+    grid.set(xscale="log", xlim=ends, xlabel="initial learning rate")
+    grid.set(xticks=rates, xticklabels=[f"{rate:g}".lstrip("0") for rate in rates])
+    grid.set_titles("{col_name}")
+    grid.set_ylabels(_label(metric))
+    for key, axes in grid.axes_dict.items():
+        axes.minorticks_off()
+        _limit(axes, last[metric], limits)
+        found = last[last["optimizer"] == key]
+        _mark_exits(axes, found, x, metric, size, looks["palette"])
+    yield "sizes", _finished(grid, size, title=size)
+
+
 def _limits(rows, metric):
     """What is shown of a loss that may explode: twice what most began with."""
     values = rows[metric][np.isfinite(rows[metric])]
@@ -147,7 +187,7 @@ def _limits(rows, metric):
 
 def _curves(rows, epoch, metric, line, panel, limits):
     rows = _without_divergence(rows, [line, panel, epoch], metric)
-    looks = _looks(rows[line], line)
+    looks = _looks(rows[line], line, is_number=line == "rate")
     grid = sns.relplot(
         kind="line",
         data=rows,
@@ -199,10 +239,10 @@ def _over_rates(last, metric, limits):
     return _finished(grid, "optimizer")
 
 
-def _looks(labels, line):
+def _looks(labels, line, is_number=False):
     """Told apart by colour, dashes and markers, so that none of them is needed."""
     labels = list(dict.fromkeys(labels))
-    if line == "rate":  # A sequence, and none of the colours of optimizers.
+    if is_number:  # A sequence, and none of the colours of optimizers.
         labels.sort(key=float)
         palette = dict(
             zip(labels, sns.color_palette("crest", len(labels)), strict=True)
@@ -224,10 +264,10 @@ def _size(panels):
     return {"height": height, "aspect": width / height}
 
 
-def _finished(grid, line):
+def _finished(grid, line, title=None):
     """Has the legend below, where it takes no width."""
     grid.tight_layout()
-    title = "learning rate" if line == "rate" else None
+    title = "learning rate" if line == "rate" else title
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncol": 2}
     sns.move_legend(grid, title=title, frameon=False, **place)
     return grid

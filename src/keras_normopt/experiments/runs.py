@@ -178,8 +178,11 @@ def make_optimizer(identifier, learning_rate, norm=None, scope=None, momentum=No
     if momentum is not None and "nesterov" in config:
         changes |= {"momentum": momentum, "nesterov": momentum > 0}
     changes = {k: v for k, v in _given(changes).items() if k in config}
+    settings = config | changes | options
+    if settings.get("direction") is not None and "norm" not in options:
+        settings["norm"] = None  # The direction sets the length as well.
     try:
-        return type(default).from_config(config | changes | options)
+        return type(default).from_config(settings)
     except (ValueError, TypeError) as error:
         raise ValueError(f"The options of {name} are wrong: {error}") from error
 

@@ -9,9 +9,16 @@ SEEDS = 3  # Of fewer, a range says nothing.
 RATE = "initial_learning_rate"
 
 
-def sentences(rows, judge):
-    """Yields what can be said of the rows: for each group the order, then caveats."""
-    for name, of_group in results.groups(rows):
+def sentences(rows, judge, size=None):
+    """Yields what can be said of the rows: for each group the order, then caveats.
+
+    Args:
+        rows: Of `Results`.
+        judge: A `Judge`.
+        size: What the names of networks measure, if they are sizes.
+    """
+    for network, of_group in results.groups(rows):
+        name = f"{size} {network}" if size else network
         entries = results.last_epoch(of_group)
         best = results.best(of_group, judge)
         trained = [entry for entry in best if not results.diverged(entry, judge)]

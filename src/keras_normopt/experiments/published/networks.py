@@ -7,6 +7,8 @@ from sklearn.datasets import make_spd_matrix
 
 MLP_LAYERS = 30
 HEADS = 4
+# The last layer, which Muon is meant to leave out. No other path has this in it.
+OUTPUT = "classes"
 
 
 class Quadratic(layers.Layer):
@@ -65,31 +67,35 @@ def mlp(shape, classes):
     )
 
 
-def cnn(shape, classes):
-    """Keras's classical convolutional network for CIFAR-10."""
-    # Two poolings need 14 pixels or more. Digits have 8.
-    enlarge = [layers.UpSampling2D(2)] if shape[0] < 14 else []
-    blocks = [
-        layer
-        for filters in (32, 64)
-        for layer in (
-            layers.Conv2D(filters, 3, activation="relu", padding="same"),
-            layers.Conv2D(filters, 3, activation="relu"),
-            layers.MaxPooling2D(),
-            layers.Dropout(0.25),
-        )
-    ]
-    return keras.Sequential(
-        [
-            keras.Input(shape),
-            *enlarge,
-            *blocks,
-            layers.Flatten(),
-            layers.Dense(512, "relu"),
-            layers.Dropout(0.5),
-            layers.Dense(classes, "softmax"),
+def cnn(width=32):
+    """Makes Keras's classical network for CIFAR-10, which has a width of 32."""
+
+    def make(shape, classes):
+        # Two poolings need 14 pixels or more. Digits have 8.
+        enlarge = [layers.UpSampling2D(2)] if shape[0] < 14 else []
+        blocks = [
+            layer
+            for filters in (width, 2 * width)
+            for layer in (
+                layers.Conv2D(filters, 3, activation="relu", padding="same"),
+                layers.Conv2D(filters, 3, activation="relu"),
+                layers.MaxPooling2D(),
+                layers.Dropout(0.25),
+            )
         ]
-    )
+        return keras.Sequential(
+            [
+                keras.Input(shape),
+                *enlarge,
+                *blocks,
+                layers.Flatten(),
+                layers.Dense(16 * width, "relu"),
+                layers.Dropout(0.5),
+                layers.Dense(classes, "softmax", name=OUTPUT),
+            ]
+        )
+
+    return make
 
 
 def recurrent(cell, features):
@@ -113,7 +119,7 @@ def plain(depth, width):
 
     def make(shape, classes):
         hidden = [layers.Dense(width, "relu") for _ in range(depth)]
-        output = layers.Dense(classes, "softmax")
+        output = layers.Dense(classes, "softmax", name=OUTPUT)
         return keras.Sequential([keras.Input(shape), layers.Flatten(), *hidden, output])
 
     return make
@@ -135,6 +141,7 @@ def transformer(blocks, width):
             wide = layers.Dense(4 * width, "gelu")(normalized)
             x = x + layers.Dense(width)(wide)
         x = layers.LayerNormalization()(x)
-        return keras.Model(inputs, layers.Dense(classes, "softmax")(x))
+        output = layers.Dense(classes, "softmax", name=OUTPUT)
+        return keras.Model(inputs, output(x))
 
     return make

@@ -18,6 +18,7 @@ IMAGES = ("digits", "mnist", "cifar10")
 OPTIMIZERS = ("sgd", "normalized_sgd", "adam", "normalized_adam")
 ADAPTIVE = "scope=layer, step_size=weight_norm"
 LAMB = "normalized_adam(apply_to=update, step_size=weight_norm)"
+MUON = f"muon(exclude_layers=[{networks.OUTPUT}])"
 
 
 class BitsPerCharacter(keras.metrics.MeanMetricWrapper):
@@ -53,7 +54,8 @@ class Task:
     classes to a model, and `datasets` begins with the default. `stages` are the factors
     of the learning rate in the published schedule, each for an equal share of the
     epochs. A task that `holds_out` chooses by a part of the training data, and reports
-    on other data; in others these are the same. `batches` makes those of a run.
+    on other data; in others these are the same. `batches` makes those of a run. Where
+    the networks are one in several sizes, `size` says what they differ in.
     """
 
     networks: dict[str, Callable]
@@ -71,6 +73,7 @@ class Task:
     batches: Callable | None = None
     epoch: str = "epoch"
     momentum: float = 0.9
+    size: str = ""
 
     def subjects(self, options):
         """What the options ask for: a subject for each batch size."""
@@ -162,7 +165,7 @@ TASKS = {
         stages=(1, 0.1, 0.01),
     ),
     "cnn": Task(
-        networks={"cnn": networks.cnn},
+        networks={"cnn": networks.cnn()},
         optimizers=[*OPTIMIZERS],
         norms=["l2"],
         learning_rates=[0.01, 0.001],
@@ -234,5 +237,51 @@ TASKS = {
         schedule="cosine",
         datasets=("digits", "breast_cancer", "mnist", "cifar10"),
         holds_out=True,
+    ),
+}
+
+# One network in several sizes, to see how far a learning rate carries over.
+_SIZED = {
+    "optimizers": ["orthogonal_sgd", "adam", MUON],
+    "norms": ["l2"],
+    "learning_rates": [0.003, 0.01, 0.03],
+    "holds_out": True,
+}
+TASKS |= {
+    "transformer_width": dataclasses.replace(
+        TASKS["transformer"],
+        networks={str(n): networks.transformer(2, n) for n in (32, 64, 128, 256)},
+        epochs=3,
+        size="width",
+        **_SIZED,
+    ),
+    "transformer_depth": dataclasses.replace(
+        TASKS["transformer"],
+        networks={str(n): networks.transformer(n, 64) for n in (1, 2, 4, 8)},
+        epochs=3,
+        size="blocks",
+        **_SIZED,
+    ),
+    "plain_width": dataclasses.replace(
+        TASKS["starts"],
+        networks={str(n): networks.plain(12, n) for n in (32, 64, 128, 256, 512)},
+        size="units",
+        **_SIZED,
+    ),
+    "plain_depth": dataclasses.replace(
+        TASKS["starts"],
+        networks={str(n): networks.plain(n, 64) for n in (2, 6, 12, 30)},
+        size="layers",
+        **_SIZED,
+    ),
+    "cnn_width": dataclasses.replace(
+        TASKS["cnn"],
+        networks={str(n): networks.cnn(n) for n in (8, 16, 32)},
+        epochs=5,
+        batch_size=[32],
+        schedule="cosine",
+        stages=(1,),
+        size="filters",
+        **_SIZED,
     ),
 }

@@ -1,0 +1,277 @@
+"""One model in several sizes: `transfer`, and what it returns."""
+
+import functools
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import pandas as pd
+
+from keras_normopt.experiments import comparing, coordinates, results, runs, summary
+
+SIZES = (32, 64, 128, 256)
+OPTIMIZERS = ("adam", "orthogonal_sgd")
+RATE = "initial_learning_rate"
+# A small size serves for tuning if its rate makes a large model worse by this at most.
+TOLERATED = 0.01
+
+
+def transfer(
+    make_model: Callable[[Any], Any],
+    x: Any,
+    y: Any = None,
+    *,
+    sizes: Iterable[float] = SIZES,
+    optimizers: Any = OPTIMIZERS,
+    learning_rates: Iterable[float] = comparing.LEARNING_RATES,
+    seeds: int = 3,
+    epochs: int = 10,
+    monitor: str | None = None,
+    mode: Literal["auto", "min", "max"] = "auto",
+    test_data: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    **fit_arguments: Any,
+) -> "Transfer":
+    """Shows whether the best learning rate of a small model is that of a large one.
+
+    This trains each size of a model with each optimizer and learning rate, as `compare`
+    does, and finds the best rate of each size. If the best rate of the smallest size is
+    good for the largest one too, tune the small model and train the large one.
+
+    Args:
+        make_model: Function from a size, such as a width or a number of blocks, to a
+            new model of that size. The model is compiled, or it is a tuple
+            `(model, loss, metrics)`, as for `compare`.
+        x, y: For `fit`, as for `compare`.
+        sizes: List of two or more numbers above 0. Defaults to `(32, 64, 128, 256)`.
+        optimizers: As for `compare`. Defaults to `("adam", "orthogonal_sgd")`.
+        learning_rates: List of positive numbers. Defaults to .0003 to .1, half a decade
+            apart.
+        seeds: Positive integer, how many runs of each to make. Defaults to 3. With
+            fewer, there is no verdict.
+        epochs: Positive integer. Defaults to 10.
+        monitor, mode, test_data, out: As for `compare`.
+        **fit_arguments: More arguments of `fit`.
+
+    Returns:
+        A `Transfer`. Printed, it is a table and what follows from it.
+
+    Raises:
+        ValueError: If an argument is not as above, or not as `compare` needs it.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> from keras_normopt import experiments
+        >>> x = np.random.default_rng(0).normal(size=(64, 3))
+        >>> y = x.sum(axis=1)
+        >>> def make_model(width):
+        ...     hidden, output = keras.layers.Dense(width), keras.layers.Dense(1)
+        ...     model = keras.Sequential([keras.Input((3,)), hidden, output])
+        ...     model.compile(loss="mse")
+        ...     return model
+        >>> found = experiments.transfer(
+        ...     make_model,
+        ...     x,
+        ...     y,
+        ...     sizes=(4, 8),
+        ...     optimizers=["sgd"],
+        ...     learning_rates=[0.01, 0.1],
+        ...     seeds=1,
+        ...     epochs=1,
+        ... )
+        >>> found.rows["network"].unique().tolist()
+        ['4', '8']
+    """
+    comparing.check(learning_rates, seeds, epochs, mode)
+    fit_arguments = {"x": x, "y": y} | fit_arguments
+    subjects = subjects_of(make_model, sizes, fit_arguments, test_data)
+    asked = {"learning_rates": list(learning_rates), "seeds": seeds, "epochs": epochs}
+    named = [optimizers] if isinstance(optimizers, str) else list(optimizers)
+    found = comparing.parse(optimizers)
+    plan: dict[runs.Run, Any] = {}
+    for subject in subjects:
+        plan |= runs.plan(subject, found, **asked)
+    result = Transfer(
+        plan,
+        None if out is None else pathlib.Path(out),
+        monitor,
+        mode,
+        {"optimizers": named, "sizes": list(sizes)} | asked,
+        subjects=subjects,
+        optimizers=found,
+    )
+    result.train()
+    result.write()
+    return result
+
+
+def subjects_of(make_model, sizes, fit_arguments, test_data=None):
+    """Returns a `Subject` for each size, whose network has the size as its name."""
+    return [
+        comparing.subject_of(
+            functools.partial(make_model, size), fit_arguments, test_data, f"{size:g}"
+        )
+        for size in coordinates.check_sizes(sizes)
+    ]
+
+
+class Transfer(comparing.Comparison):
+    """What `transfer` found. `print` shows the table and the sentences.
+
+    Attributes:
+        paths: List of the figures in `out`.
+    """
+
+    def __init__(self, plan, *arguments, subjects, optimizers, size="size", **more):
+        # One seed of all sizes before the next, as within one size.
+        plan = dict(sorted(plan.items(), key=lambda item: item[0].seed))
+        super().__init__(plan, *arguments, **more)
+        self.size, self._subjects, self._optimizers = size, subjects, optimizers
+
+    @property
+    def table(self) -> str:
+        """The best learning rate of each size and optimizer, as text."""
+        told = results.reported(self.rows, self.judge)
+        lines = []
+        for name, of_sizes in self._series():
+            start = min(of_sizes)
+            rate = of_sizes[start].best[RATE]
+            for size, found in of_sizes.items():
+                lines.append(
+                    {
+                        "optimizer": name,
+                        self.size: f"{size:g}",
+                        "best rate": f"{found.best[RATE]:g}",
+                        "seeds": found.best["seeds"],
+                        told.monitor: results.range_of(found.best, told.monitor),
+                        f"at the rate of {start:g}": found.at(rate, told.monitor),
+                    }
+                )
+        return pd.DataFrame(lines).to_string(index=False)
+
+    @property
+    def summary(self) -> str:
+        """What follows from the table, and what `compare` says of each size."""
+        told = results.reported(self.rows, self.judge)
+        lines = [
+            _sentence(name, of_sizes, told, self.size)
+            for name, of_sizes in self._series()
+        ]
+        others = summary.sentences(self.rows, self.judge, self.size)
+        return "\n".join([*lines, *others])
+
+    def coordinates(self, steps: Iterable[int] = coordinates.STEPS) -> pd.DataFrame:
+        """Makes the coordinate check at the best rates of the smallest size.
+
+        Args:
+            steps: As for `coordinate_check`.
+
+        Returns:
+            DataFrame, as `coordinate_check` returns it.
+        """
+        best = {name: found[min(found)].best for name, found in self._series()}
+        chosen = [
+            (name, identifier, entry[RATE])
+            for label, identifier, _ in self._optimizers
+            for name, entry in best.items()
+            if entry["optimizer"] == label
+        ]
+        networks = [
+            item for subject in self._subjects for item in subject.networks.items()
+        ]
+        makers = {pd.to_numeric(size): make for size, make in networks}
+        fit_arguments = self._subjects[0].fit_arguments
+        return coordinates.measure(makers, fit_arguments, chosen, sorted(steps))
+
+    def _series(self):
+        """Returns pairs of an optimizer's name and `{size: _Found}`."""
+        entries = results.last_epoch(self.rows)
+        best = results.best(self.rows, self.judge)
+        found: dict[str, dict[float, _Found]] = {}
+        for entry in sorted(best, key=lambda entry: float(entry["network"])):
+            tried = [e for e in entries if _is_alike(e, entry)]
+            sizes = found.setdefault(results.name_of(entry), {})
+            sizes[float(entry["network"])] = _Found(entry, tried, self.judge)
+        return list(found.items())
+
+
+class _Found:
+    """What one optimizer led to at one size.
+
+    Attributes:
+        best: The entry of `results.last_epoch` with the best learning rate.
+        is_at_end: Whether that is the highest or lowest rate of several.
+    """
+
+    def __init__(self, best, tried, judge):
+        self.best, self._judge = best, judge
+        self._by_rate = {entry[RATE]: entry for entry in tried}
+        self.is_at_end = len(tried) > 1 and best[RATE] in (
+            min(self._by_rate),
+            max(self._by_rate),
+        )
+
+    @property
+    def has_trained(self):
+        return not results.diverged(self.best, self._judge)
+
+    def entry(self, rate):
+        """Returns the entry of a rate, or `None` if it was not tried or diverged."""
+        entry = self._by_rate.get(rate)
+        if entry is None or results.diverged(entry, self._judge):
+            return None
+        return entry
+
+    def at(self, rate, metric):
+        """Returns what a rate led to, as text."""
+        if rate not in self._by_rate:
+            return "not tried"
+        entry = self.entry(rate)
+        return "diverged" if entry is None else results.range_of(entry, metric)
+
+
+def _is_alike(one, other):
+    return all(one[name] == other[name] for name in results.SERIES[:-1])
+
+
+def _sentence(name, of_sizes, told, word):
+    """Says how far the best rate moves, and what it costs to tune the smallest size."""
+    small, large = min(of_sizes), max(of_sizes)
+    if small == large:
+        return f"{name}: there is one {word} only, so nothing follows."
+    if not all(found.has_trained for found in of_sizes.values()):
+        return f"{name}: at some {word} every rate diverged. Try lower rates."
+    rates = [found.best[RATE] for found in of_sizes.values()]
+    decades = math.log10(max(rates) / min(rates))
+    text = (
+        f"{name}: the best rate is {rates[0]:g} at {word} {small:g} and {rates[-1]:g} "
+        f"at {large:g}. Over all of them it moves by {decades:.1f} decades."
+    )
+    return f"{text} {_cost(of_sizes, told)}"
+
+
+def _cost(of_sizes, told):
+    small, large = min(of_sizes), max(of_sizes)
+    found, rate = of_sizes[large], of_sizes[small].best[RATE]
+    entry = found.entry(rate)
+    if entry is None:
+        return f"At {large:g} the rate {rate:g} {found.at(rate, '')}: tune each size."
+    best, value = found.best[told.monitor]["mean"], entry[told.monitor]["mean"]
+    worse = told.score(best) - told.score(value)
+    text = f"At {large:g} the rate tuned at {small:g} gives {value:.4g}"
+    if worse > 0:
+        text += f", the best one {best:.4g}"
+    seeds = min(found.best["seeds"], entry["seeds"])
+    if seeds < summary.SEEDS:
+        return f"{text}. No verdict: take {summary.SEEDS} seeds or more."
+    share = worse / abs(best) if best else math.inf if worse > 0 else 0.0
+    advice = "tune small" if share <= TOLERATED else "tune each size"
+    text = f"{text} ({max(share, 0):.1%} worse): {advice}."
+    if ends := [f"{size:g}" for size, f in of_sizes.items() if f.is_at_end]:
+        text += (
+            f" The best rate is the first or last that was tried at {', '.join(ends)}."
+        )
+    return text
