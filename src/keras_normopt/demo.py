@@ -1,6 +1,6 @@
-"""Trains a plain 30-layer network on scikit-learn's digits, four times.
+"""Trains a plain 30-layer network on scikit-learn's digits, with five optimizers.
 
-With stochastic gradient descent and Adam, and with their normalized classes; prints a
+These are SGD, Adam, their normalized classes, and `OrthogonalSGD`. The command prints a
 table and draws the curves. `python -m keras_normopt.demo --help` lists the options, and
 the environment variable `KERAS_BACKEND` chooses the backend. Needs the extra `demo`.
 """
@@ -36,7 +36,10 @@ OPTIMIZERS = {
     "NormalizedSGD": (keras_normopt.NormalizedSGD, 0.01, {"momentum": 0.9}),
     "Adam": (keras.optimizers.Adam, 0.001, {}),
     "NormalizedAdam": (keras_normopt.NormalizedAdam, 0.01, {}),
+    "OrthogonalSGD": (keras_normopt.OrthogonalSGD, 0.01, {}),
 }
+# Of the seeds 0 to 4, this one is nearest to the medians of all optimizers on JAX.
+SEED = 2
 
 
 def load_data(seed=0):
@@ -57,7 +60,7 @@ def make_model():
     return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
 
 
-def train(name, data, epochs, seed=0):
+def train(name, data, epochs, seed=SEED):
     """Returns the history of one training, and how many seconds it took."""
     x, x_validation, y, y_validation = data
     keras.utils.set_random_seed(seed)
@@ -113,7 +116,7 @@ def draw(results, path):
         panel.grid(alpha=0.3)
     panels[1].set_ylim(0, 1)
     figure.legend(
-        *panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4
+        *panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=3
     )
     figure.suptitle(f"{LAYERS} plain layers on scikit-learn's digits")
     figure.savefig(path, dpi=150)
@@ -129,6 +132,9 @@ def main(arguments=None):
         "--epochs", type=int, default=20, help="default: %(default)s", metavar="N"
     )
     parser.add_argument(
+        "--seed", type=int, default=SEED, help="default: %(default)s", metavar="N"
+    )
+    parser.add_argument(
         "--output",
         type=pathlib.Path,
         default=pathlib.Path("normalized_optimizers.png"),
@@ -140,7 +146,9 @@ def main(arguments=None):
         parser.error(f"--epochs must be at least 1, not {options.epochs}")
     data = load_data()
     print(f"{LAYERS} layers, {len(data[0])} images, backend {keras.backend.backend()}")
-    results = {name: train(name, data, options.epochs) for name in OPTIMIZERS}
+    results = {
+        name: train(name, data, options.epochs, options.seed) for name in OPTIMIZERS
+    }
     print(*table(results), sep="\n")
     draw(results, options.output)
     print(f"The curves are in {options.output}")
