@@ -1,1 +1,1 @@
-"""What differs between JAX, TensorFlow and PyTorch."""
+"""Hides the differences between JAX, TensorFlow and PyTorch."""

@@ -1,7 +1,7 @@
 """Moves small tensors between devices. Variables may lie on several devices.
 
-Gradients stay on their device. Only the results of reductions move, and the factors
-that multiply gradients. TensorFlow moves tensors by itself.
+Gradients stay on their device. Only results of reductions, and factors of gradients,
+move. TensorFlow moves tensors itself.
 """
 
 import keras
@@ -15,12 +15,12 @@ if _BACKEND == "jax":
 
     def device_of(tensor):
         """Returns a hashable value that is equal for tensors on the same device."""
-        if isinstance(tensor, jax.core.Tracer):  # The compiler decides.
+        if isinstance(tensor, jax.core.Tracer):  # The compiler places it.
             return None
         return frozenset(tensor.sharding.device_set)
 
     def near(tensor, other):
-        """Moves a tensor to the device of another, if each is on one device."""
+        """Moves a tensor to the device of another, if each is on a single device."""
         if isinstance(tensor, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
             return tensor
         one_each = (
@@ -42,7 +42,7 @@ elif _BACKEND == "torch":
 else:
 
     def device_of(tensor):
-        return getattr(tensor, "device", None)  # Variables have none.
+        return getattr(tensor, "device", None)  # Variables have no device.
 
     def near(tensor, other):
         return tensor
@@ -51,6 +51,6 @@ else:
 def constant_near(values, dtype, other):
     """Converts a list of numbers to a vector on the device of a tensor."""
     if _BACKEND == "torch":
-        # Keras converts lists slowly, and PyTorch's compiler cannot trace arrays in it.
+        # Keras converts lists slowly, and PyTorch's compiler cannot trace NumPy arrays.
         return torch.tensor(values, dtype=getattr(torch, dtype), device=other.device)
     return near(ops.convert_to_tensor(np.array(values, dtype)), other)

@@ -1,9 +1,9 @@
-"""Prepares sparse gradients, so that they are normalized like any other tensor.
+"""Prepares sparse gradients, so that they are normalized like dense tensors.
 
-On TensorFlow the gradient of an embedding is a `tf.IndexedSlices`: rows, and their
-indices. Rows of a repeated index are summed first, because the norm of the parts is not
-the norm of their sum. Norms are computed from these rows alone. The dense gradient of a
-large table takes a thousand times as long.
+On TensorFlow the gradient of an embedding is a `tf.IndexedSlices`: rows and their
+indices. Rows with the same index are summed first, because the norm of parts is not the
+norm of their sum. Norms use only these rows. A large table's dense gradient takes a
+thousand times as long.
 """
 
 import keras
@@ -15,7 +15,7 @@ if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
     def prepare(gradient, variable):
-        """Makes indices unique, and sets the shape to that of the variable."""
+        """Sums the rows of each index, and sets the variable's shape."""
         if not isinstance(gradient, tf.IndexedSlices):
             return tf.ensure_shape(gradient, variable.shape)
         indices, positions = tf.unique(gradient.indices)
@@ -31,20 +31,20 @@ if keras.backend.backend() == "tensorflow":
         return isinstance(gradient, tf.IndexedSlices)
 
     def densify(gradient):
-        """Converts a sparse gradient, or a variable, to a dense tensor."""
+        """Converts a sparse gradient or a variable to a dense tensor."""
         return tf.convert_to_tensor(gradient)
 
     def rows_of(gradient):
-        """Returns the rows that a sparse gradient holds, and the number of all rows.
+        """Returns the rows that a sparse gradient stores, and the number of all rows.
 
-        For a dense gradient, or a variable, it returns the whole tensor and `None`.
+        For a dense gradient or a variable, it returns the whole tensor and `None`.
         """
         if is_sparse(gradient):
             return gradient.values, gradient.shape[0]
         return densify(gradient), None
 
     def map_values(function, gradient):
-        """Applies a function that keeps zeros; a sparse gradient stays sparse."""
+        """Applies a function that maps 0 to 0. Sparse gradients stay sparse."""
         if not isinstance(gradient, tf.IndexedSlices):
             return function(gradient)
         return tf.IndexedSlices(
@@ -54,7 +54,7 @@ if keras.backend.backend() == "tensorflow":
 else:
 
     def prepare(gradient, variable):
-        """Converts a gradient to a tensor, JAX's sparse arrays included."""
+        """Converts a gradient, even a sparse array of JAX, to a dense tensor."""
         if _ON_TORCH and ops.is_tensor(gradient):  # Conversion is slow.
             return gradient
         return ops.convert_to_tensor(gradient, sparse=False)

@@ -1,4 +1,4 @@
-"""Casts, divides and packs tensors, where `keras.ops` alone is inexact or slow."""
+"""Casts, divides and packs tensors where `keras.ops` alone is inexact or slow."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ def dtype_of(tensor):
 
 
 def cast(tensor, dtype):
-    """Casts a tensor. PyTorch is slow to notice that a cast changes nothing."""
+    """Casts a tensor if needed. PyTorch is slow even if the dtype is equal."""
     return tensor if dtype_of(tensor) == dtype else ops.cast(tensor, dtype)
 
 
@@ -34,7 +34,7 @@ def constant_like(tensor, value):
 def widen(tensors):
     """Casts tensors to one dtype that is wide enough for norms.
 
-    This is float64 if any tensor has it, and float32 otherwise.
+    The dtype is float64 if any tensor is float64, else float32.
     """
     dtypes = {dtype_of(t) for t in tensors}
     dtype = "float64" if "float64" in dtypes else "float32"
@@ -42,27 +42,27 @@ def widen(tensors):
 
 
 def safe_sqrt(squares):
-    """Returns the square root. Its derivative at 0 is 0, and not infinite."""
+    """Returns the square root. Its derivative at 0 is 0, not infinite."""
     is_zero = ops.equal(squares, 0)
     one = ops.ones_like(squares)
     return ops.where(is_zero, squares, ops.sqrt(ops.where(is_zero, one, squares)))
 
 
 def divide(values, divisor, moves=None):
-    """Divides in the dtype of the divisor, and casts back.
+    """Divides in the dtype of the divisor, and casts the quotient back.
 
     Args:
         values: Tensor.
         divisor: Tensor that broadcasts against `values`, not 0.
-        moves: Scalar boolean tensor. If it is false, the quotient is 0. PyTorch ignores
-            it, and uses `stop` instead.
+        moves: Scalar boolean tensor. If it is false, the quotient is 0. On PyTorch it
+            is ignored: use `stop`.
     """
     dtype = dtype_of(values)
     wide = cast(values, dtype_of(divisor))
     divisor = near(divisor, wide)
     if _BACKEND != "torch":
-        # XLA multiplies by the reciprocal of a scalar. The reciprocal of the largest
-        # numbers is subnormal, and XLA flushes it to 0.
+        # XLA multiplies by the reciprocal of a scalar. It flushes the subnormal
+        # reciprocals of the largest numbers to 0.
         exponent = np.finfo(dtype_of(divisor)).maxexp
         scale = 2.0 ** (exponent // 2 - 1)
         one, small = constant_like(divisor, 1), constant_like(divisor, 1 / scale)
@@ -90,16 +90,16 @@ def stop(divisors, moves):
 
 
 def pack(parts, stacked, joined=None):
-    """Packs the norms of groups of blocks in the way that suits the backend.
+    """Packs the norms of groups of blocks in the form that is fast on the backend.
 
-    PyTorch gets one vector, because each call takes long. The other backends get one
+    PyTorch gets one vector, because each call is slow. The other backends get one
     tensor for each block. XLA takes up to twice as long to compile a program that
-    takes stacks apart later.
+    unstacks later.
 
     Args:
         parts: List with one tensor for each group.
-        stacked: For each group, whether the first axis of the tensor counts blocks.
-        joined: What `join` returns for the parts, if that is known.
+        stacked: For each group, whether the first axis of its tensor counts blocks.
+        joined: The result of `join(parts)`, if known.
 
     Returns:
         List of tensors.
@@ -118,11 +118,11 @@ def unstack(parts, stacked):
 
 
 def join(tensors):
-    """Joins tensors in one vector: the scalars first, then the other tensors."""
+    """Joins tensors into one vector, scalars first."""
     if not tensors:
         return ops.zeros((0,))
     tensors = [near(tensor, tensors[0]) for tensor in tensors]
-    # A `TensorShape` of TensorFlow is true even if it is empty.
+    # Even an empty `TensorShape` of TensorFlow is true.
     scalars = [t for t in tensors if not len(t.shape)]
     vectors = [
         t if len(t.shape) == 1 else ops.reshape(t, (-1,))
@@ -135,7 +135,7 @@ def join(tensors):
 
 
 def split(vector, shapes):
-    """Returns the list of tensors of these shapes that `join` joined."""
+    """Splits a vector from `join` into tensors of these shapes."""
     start = sum(not shape for shape in shapes)
     scalars = iter(ops.unstack(vector[:start], start) if start else [])
     result = []
@@ -150,13 +150,13 @@ def split(vector, shapes):
 
 
 def l2_norms_at_once(tensors):
-    """Returns the l2 norms of dense tensors on PyTorch, in a few calls for all.
+    """Computes the l2 norms of all tensors in a few calls, on PyTorch.
 
     Args:
-        tensors: List of tensors of one floating-point dtype that is wide enough.
+        tensors: List of dense tensors of one floating-point dtype, as from `widen`.
 
     Returns:
-        Vector, or `None` without tensors, on other backends, or while traced.
+        Vector. `None` on other backends, while traced, or without tensors.
     """
     if _BACKEND != "torch" or is_compiling() or not tensors:
         return None
@@ -167,7 +167,7 @@ def l2_norms_at_once(tensors):
         return None
     limits = torch.finfo(tensors[0].dtype)
     for i, (tensor, value) in enumerate(zip(tensors, values, strict=True)):
-        # Squares of the entries may have overflowed, or have lost digits.
+        # Squares of entries may have overflowed or lost digits.
         least = math.sqrt(tensor.numel() * limits.tiny / (8 * limits.eps))
         if least <= value <= limits.max or not tensor.numel():
             continue
@@ -181,7 +181,7 @@ def transposed(matrices):
     """Exchanges the last two axes."""
     if _BACKEND == "tensorflow":
         return ops.swapaxes(matrices, -1, -2)
-    return matrices.mT  # PyTorch takes some times as long for `keras.ops`.
+    return matrices.mT  # `keras.ops` is several times slower.
 
 
 class Leaf(list):

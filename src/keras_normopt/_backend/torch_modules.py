@@ -1,4 +1,4 @@
-"""Finds which module of PyTorch a parameter belongs to."""
+"""Finds the roles of parameters in PyTorch modules."""
 
 import keras
 
@@ -19,12 +19,12 @@ if keras.backend.backend() == "torch":
     _GATES |= {nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
 
     def find(module, parameter):
-        """Finds what a parameter of a module, or of a module inside, does.
+        """Finds the role of a parameter in a module or its submodules.
 
         Returns:
-            A tuple of `"kernel"`, `"swapped"`, `"depthwise"`, `"embedding"`,
-            `"vector"`, or `None` if its module is unknown; into how many parts the
-            outputs are split; and the parameter's name in its module.
+            A tuple `(role, parts, name)`. The role is `"kernel"`, `"swapped"`,
+            `"depthwise"`, `"embedding"`, `"vector"`, or `None` if unknown. The outputs
+            are split into `parts`. The name is the parameter's name in its module.
         """
         found = [
             (*_of_module(inner, name, parameter), name)
@@ -32,12 +32,12 @@ if keras.backend.backend() == "torch":
             for name, own in _parameters(inner)
             if own is parameter
         ]
-        # A tied table is an embedding first.
+        # A tied table counts as an embedding.
         found.sort(key=lambda f: (f[0] != "embedding", f[0] is None))
         return found[0] if found else (None, 1, "")
 
     def _parameters(module):
-        """Yields names and parameters, those that make up a weight by its name."""
+        """Yields a module's names and parameters. Parts of a weight share its name."""
         if isinstance(module, parametrize.ParametrizationList):
             return
         yield from module.named_parameters(recurse=False)
@@ -46,16 +46,16 @@ if keras.backend.backend() == "torch":
                 own = list(parts.parameters(recurse=False))
                 largest = max((p.numel() for p in own), default=0)
                 for part in own:
-                    # A smaller one is a gain, as in `weight_norm`.
+                    # A smaller part is a gain, as in `weight_norm`.
                     yield name if part.numel() == largest else f"{name}_gain", part
 
     def _of_module(module, name, parameter):
-        """Returns what a parameter does, and into how many parts it is split."""
+        """Returns the role and the number of parts of a parameter."""
         if isinstance(module, _NO_MATRIX):
             return "vector", 1
         for cls, gates in _GATES.items():
             if isinstance(module, cls) and name.startswith("weight"):
-                # An LSTM may project its state.
+                # The projection of an LSTM's state has no gates.
                 return "kernel", 1 if name.startswith("weight_hr") else gates
         if isinstance(module, nn.MultiheadAttention) and name.endswith("proj_weight"):
             return "kernel", 3 if name == "in_proj_weight" else 1
@@ -76,5 +76,5 @@ if keras.backend.backend() == "torch":
 else:
 
     def find(module, parameter):
-        """Finds nothing: only PyTorch has such modules."""
+        """Finds nothing: only PyTorch has these modules."""
         return None, 1, ""

@@ -1,4 +1,4 @@
-"""Runs code eagerly or traced, on each backend."""
+"""Branches, loops and reads values, eagerly or traced, on each backend."""
 
 import contextlib
 import threading
@@ -28,10 +28,10 @@ def cond(condition, if_true, if_false):
     Args:
         condition: Scalar boolean tensor.
         if_true: Function without arguments. It returns a list of tensors.
-        if_false: The same. A traced branch calls both functions, once each.
+        if_false: Like `if_true`. While traced, both functions are called, once each.
 
     Returns:
-        What the function returned.
+        The result of the function.
     """
     value = concrete_value(condition, bool)
     if value is not None:
@@ -44,11 +44,11 @@ def cond(condition, if_true, if_false):
 
 
 def fold(function, start, rows):
-    """Calls a function with the result so far and with each row of numbers.
+    """Calls a function on the result so far and each row of numbers in turn.
 
     Args:
         function: Callable from a tensor and the numbers of a row to a tensor like it.
-        start: The tensor to begin with.
+        start: The initial tensor.
         rows: Non-empty list of rows, each a list of numbers.
 
     Returns:
@@ -88,7 +88,7 @@ def concrete_value(tensor, read=ops.convert_to_numpy):
 
 
 def eagerly():
-    """Returns a context that runs code eagerly inside a program that is traced."""
+    """Returns a context that runs code eagerly while a program is traced."""
     if _BACKEND == "jax":
         import jax
 

@@ -1,1 +1,1 @@
-"""Variables become blocks, and the gradients of one step are taken block by block."""
+"""Divides variables, and the gradients of one step, into blocks."""

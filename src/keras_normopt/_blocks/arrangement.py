@@ -1,4 +1,4 @@
-"""Arranges a variable as a stack of matrices, or by the output units of its layer."""
+"""Arranges a variable as a stack of matrices, or with units on the last axis."""
 
 import dataclasses
 import math
@@ -14,12 +14,12 @@ class Axes:
     An axis that is neither input nor output counts separate matrices.
 
     Attributes:
-        role: `"kernel"`, a matrix product; `"embedding"`, a table of which a step uses
-            some rows; or `"vector"`: a bias, a gain or a scalar of any rank.
+        role: `"kernel"`, a matrix; `"embedding"`, a table, of which a step uses some
+            rows; or `"vector"`, a bias, gain or scalar of any rank.
         inputs: Tuple of the input axes.
         outputs: Tuple of the output axes.
-        parts: Into how many matrices the outputs are split, such as the gates of an
-            LSTM, or the groups of a convolution.
+        parts: The number of matrices that the outputs are split into, such as the
+            gates of an LSTM or the groups of a convolution.
     """
 
     role: str
@@ -35,7 +35,7 @@ class Axes:
         return f"{text} in {self.parts} parts" if self.parts > 1 else text
 
     def get_config(self) -> list[Any]:
-        """Returns what `of_config` makes the same axes of."""
+        """Returns a list from which `of_config` makes equal axes."""
         return [self.role, list(self.inputs), list(self.outputs), self.parts]
 
     @classmethod
@@ -49,7 +49,7 @@ class Axes:
         return tuple([i for i in range(rank) if i not in listed])
 
     def sizes(self, shape):
-        """Returns the number of matrices, of their inputs and of their outputs."""
+        """Returns the number of matrices, and the inputs and outputs of each."""
         count, inputs, outputs = [
             math.prod([shape[i] for i in axes])
             for axes in (self.batch(len(shape)), self.inputs, self.outputs)
@@ -74,7 +74,7 @@ class Axes:
         return _reshaped(stack, (n * count, inputs, outputs))
 
     def from_matrices(self, matrices, n, shape):
-        """Arranges a stack of matrices as `n` kernels again: see `to_matrices`."""
+        """Reverses `to_matrices` for `n` kernels of a shape."""
         count, inputs, outputs = self.sizes(shape)
         if self.parts > 1:
             split = (n * count // self.parts, self.parts, inputs, outputs)
@@ -88,11 +88,11 @@ class Axes:
         axes = (*self.batch(rank), *self.inputs, *self.outputs)
         return [0, *[i + 1 for i in axes]]
 
-    # An output unit has one entry on each axis but the inputs. For kernels whose last
-    # axis is the only output, as in most layers, the four methods below do nothing.
+    # A unit has one index on each axis that is not an input. The four methods below
+    # change nothing if the last axis is the only output, as in most layers.
 
     def units_shape(self, shape):
-        """Returns the shape with the units on the last axis, or that of a vector."""
+        """Returns the shape with units on the last axis. Vectors become flat."""
         if self.ends_with_units(len(shape)):
             return tuple(shape)
         if self.role == "vector":
@@ -110,7 +110,7 @@ class Axes:
         return ops.reshape(_transposed(tensor, self._unit_order(rank)), shape)
 
     def from_units(self, tensor, shape):
-        """Arranges the axes as they were: see `to_units`."""
+        """Reverses `to_units`."""
         if self.ends_with_units(len(shape)):
             return tensor
         order = self._unit_order(len(shape))
@@ -118,14 +118,14 @@ class Axes:
         return _transposed(tensor, [order.index(i) for i in range(len(order))])
 
     def spread(self, values, shape):
-        """Shapes one value for each unit so that it broadcasts against a gradient."""
+        """Reshapes values, one for each unit, to broadcast against a gradient."""
         if not len(values.shape):
             return values
         sizes = [1 if i in self.inputs else size for i, size in enumerate(shape)]
         return self.from_units(values, sizes)
 
     def ends_with_units(self, rank):
-        """Whether the units are on the last axis already, or there is one axis only."""
+        """Returns whether units are on the last axis already, or rank is below 2."""
         return rank < 2 or (
             self.role != "vector" and self.inputs == tuple(range(rank - 1))
         )
@@ -145,7 +145,7 @@ def _transposed(tensor, order):
 
 
 def last(shape):
-    """The axes of a kernel whose last axis is its only output."""
+    """Returns the axes of a kernel whose only output is its last axis."""
     rank = len(shape)
     if rank < 2:
         return Axes("vector")

@@ -1,8 +1,7 @@
-"""Which axes of a variable are inputs of its layer, and which are outputs.
+"""Finds which axes of a variable are inputs of its layer, and which are outputs.
 
-A kernel maps the input axes of its layer to its output axes: it is a matrix (in | out).
-Layers arrange the axes of their kernels differently, so the layer that created a
-variable decides.
+A kernel is a matrix (in | out): it maps the input axes of its layer to the output axes.
+Layers order these axes differently, so the layer that created a variable decides.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from keras_normopt._blocks import layers
 from keras_normopt._blocks.arrangement import Axes, last
 from keras_normopt._blocks.patterns import first_match, warn_of_idle
 
-#: Finds the axes of one variable of a layer, from the layer and the variable's shape.
+#: Returns a variable's axes from its layer and its shape.
 Rule: TypeAlias = Callable[[Any, tuple[int, ...]], Axes]
 
 
@@ -46,12 +45,12 @@ def _swapped(layer, shape):
 
 
 def _depthwise(layer, shape):
-    rank = len(shape)  # Each channel has a filter of its own.
+    rank = len(shape)  # Each channel has its own filter.
     return Axes("kernel", tuple(range(rank - 2)), (rank - 1,))
 
 
 def _einsum(layer, shape):
-    """Takes apart an equation such as `abc,cde->abde`: here cde is (c | de)."""
+    """Reads the axes from an equation. In `abc,cde->abde`, cde is (c | de)."""
     operands, result = layer.equation.replace(" ", "").split("->")
     operand, kernel = operands.split(",")
     inputs = tuple(i for i, name in enumerate(kernel) if name not in result)
@@ -62,7 +61,7 @@ def _einsum(layer, shape):
 
 
 def _einsum_lora_a(layer, shape):
-    """The first kernel of a LoRA pair has the rank in the place of the last axis."""
+    """Returns the axes of the first LoRA kernel, whose last axis is the rank."""
     whole, last_axis = _einsum(layer, shape), len(shape) - 1
     if last_axis in whole.inputs + whole.outputs:
         return whole
@@ -70,7 +69,7 @@ def _einsum_lora_a(layer, shape):
 
 
 def _einsum_lora_b(layer, shape):
-    """The second kernel leads out of the rank, or into it."""
+    """Returns the axes of the second LoRA kernel, from the rank or to it."""
     kernel = layer.equation.replace(" ", "").split("->")[0].split(",")[1]
     comes_first = len(kernel) - 1 in _einsum(layer, kernel).inputs
     return Axes("kernel", (1,), (0,)) if comes_first else last(shape)
@@ -79,7 +78,7 @@ def _einsum_lora_b(layer, shape):
 _LORA = {"lora_kernel_a": _plain, "lora_kernel_b": _plain}
 _EINSUM_LORA = {"lora_kernel_a": _einsum_lora_a, "lora_kernel_b": _einsum_lora_b}
 
-#: For classes of Keras the variables that are no vectors.
+#: Rules for variables that are not vectors, by class of Keras.
 _RULES: dict[str, dict[str, Rule]] = {
     "Dense": {"kernel": _plain} | _LORA,
     "EinsumDense": {"kernel": _einsum} | _EINSUM_LORA,
@@ -116,16 +115,16 @@ def of_layer(layer, variable):
         rules = _RULES.get(cls.__name__, {})
         if variable.name in rules:
             return rules[variable.name](layer, shape)
-    # A subclass of somebody else may have kernels that its base does not have.
+    # A user's subclass may have kernels that its base does not have.
     is_own = type(layer).__module__.partition(".")[0] == "keras"
     if not is_own or _is_container(layer):
         return None
-    # Users may add weights of their own to a layer of Keras.
+    # Users may add weights to a layer of Keras.
     return _by_name(variable.name, shape)
 
 
 def _is_container(layer):
-    """Whether a layer of Keras holds variables that it knows nothing of."""
+    """Returns whether a layer of Keras holds variables of unknown role."""
     return isinstance(layer, keras.Model) or "jax_layer" in type(layer).__module__
 
 
@@ -146,7 +145,7 @@ def _of_torch(layer, variable, shape):
     return Axes("kernel", (1, *spatial), (0,), parts)
 
 
-#: What a word in the name of a variable says. The last such word counts.
+#: The role for a word in a variable's name. The last such word counts.
 _WORDS = dict.fromkeys(
     ("bias", "gain", "gamma", "beta", "alpha", "scale", "offset"), "vector"
 )
@@ -158,15 +157,15 @@ _WORDS |= dict.fromkeys(("kernel", "weight", "dense", "proj", "projection"), "ke
 
 
 def _by_name(name, shape):
-    """Finds the axes from a variable's name alone.
+    """Finds the axes from a variable's name and shape.
 
     Returns:
-        The `Axes`, or `None` if the name does not say them.
+        The `Axes`, or `None` if these do not tell.
     """
     words = re.split(r"[^a-z]+", name.rpartition("/")[2].lower())
     roles = [_WORDS.get(word) or _WORDS.get(word.removesuffix("s")) for word in words]
     role = next((role for role in reversed(roles) if role), None)
-    # A row by itself, such as the token for a class, is no matrix.
+    # A single row, such as a class token, is not a matrix.
     is_row = len(shape) < 2 or (math.prod(shape[:-1]) == 1 and role != "kernel")
     if is_row or role == "vector":
         return Axes("vector")
@@ -179,7 +178,7 @@ def guess(variable, layer=None):
     """Guesses the axes of a variable in an unknown layer.
 
     Returns:
-        The `Axes`, and whether something says that they are right.
+        The `Axes`, and whether the name or the layer confirms them.
     """
     shape = tuple(variable.shape)
     axes = _by_name(variable.name, shape)
@@ -191,7 +190,7 @@ def guess(variable, layer=None):
 
 
 def _has_experts(layer, variable):
-    """Whether the first axis counts the experts of a mixture."""
+    """Returns whether the first axis counts the experts of a mixture."""
     names = f"{type(layer).__name__} {variable.name}".lower()
     count = getattr(layer, "num_experts", None)
     return "expert" in names or count == variable.shape[0]
@@ -203,12 +202,12 @@ def find(variables, paths, patterns):
     Args:
         variables: List of the variables.
         paths: List of their paths.
-        patterns: What the user passed as `axes`: a dict from regular expressions, or
-            `None`. The first expression that is found in a path counts.
+        patterns: The argument `axes`: a dict from regular expressions, or `None`. The
+            first expression that is found in a path counts.
 
     Returns:
-        A list of `Axes`, and a dict that says of each variable whose axes are guessed,
-        by its number, which layer it is in, or `None`.
+        A list of `Axes`, and a dict from the numbers of variables with guessed axes to
+        their layers, or to `None`.
     """
     warn_of_idle("axes", patterns or (), paths, stacklevel=5)
     guessed: dict[int, Any] = {}
@@ -231,17 +230,17 @@ def find(variables, paths, patterns):
         for known, v in zip(creators, variables, strict=True)
     ):
         warnings.warn(
-            "`gc.freeze()` hides the layers of some variables, and the axes of their "
-            "kernels are guessed. Build the optimizer before, or pass `axes`.",
+            "`gc.freeze()` hides the layers of some variables, so the axes of their "
+            "kernels are guessed. Build the optimizer first, or pass `axes`.",
             stacklevel=5,
         )
     return result, guessed
 
 
 def _of_layers(known, variable):
-    """Returns the axes of a variable in several layers, or `None`."""
+    """Returns the axes of a variable in one or several layers, or `None`."""
     found = [of_layer(layer, variable) for layer in known]
-    # A shared table is an embedding first. A wrapper may hold the kernel of its layer.
+    # A shared table counts as an embedding. A wrapper may hold its layer's kernel.
     ranks = {"embedding": 0, "kernel": 1, "vector": 2}
     return min((a for a in found if a), key=lambda a: ranks[a.role], default=None)
 
@@ -271,7 +270,7 @@ def given(patterns, path, shape):
     if problem:
         raise ValueError(
             f"`axes` does not fit the variable {path!r} of shape {shape}. "
-            f"{problem} Let the pattern match only what has these axes. "
+            f"{problem} Let the pattern match only variables with these axes. "
             f"Received: axes={{{pattern!r}: {patterns[pattern]}}}"
         )
     return axes

@@ -31,22 +31,22 @@ _ON_TORCH = keras.backend.backend() == "torch"
 class Gradients:
     """The gradients, or updates, of one step.
 
-    Norms come packed: as a list of tensors, which all norms of a step share. Compute on
-    each tensor elementwise, and hand the list back. `join` makes one vector of it, and
-    `from_vector` the list again. `by_block` returns the norms of each block.
+    Norms are packed: a list of tensors, in the same form for all norms of a step.
+    Compute elementwise on each tensor, and return the list. `join` converts it to a
+    vector, and `from_vector` back. `by_block` returns the norms of each block.
 
     Args:
-        tensors: List of tensors, or on TensorFlow of `tf.IndexedSlices` in which no
-            index repeats.
+        tensors: List of tensors. On TensorFlow it may hold `tf.IndexedSlices` without
+            repeated indices.
         blocks: Dict from the number of each block to a non-empty list of positions in
-            `tensors`. A gradient in no block stays as it is.
+            `tensors`. Gradients in no block stay unchanged.
         units: `None`, or a list of the `Axes` of each tensor, if each output unit has a
             norm. Then each block has one gradient.
         variables: List of the variables that the gradients belong to.
         indices: List of the numbers of these variables in the optimizer.
         rate: Scalar tensor, the learning rate, if the tensors are updates lr · u. Norms
             are then norms of u. If the rate is 0, all norms and updates are 0, even if
-            momentum holds steps of earlier rates.
+            momentum contains earlier steps.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Gradients:
         self._forget()
 
     def _forget(self):
-        """Forgets what was computed from gradients that have changed."""
+        """Discards results of gradients that have changed."""
         self._norms: dict[Norm, Any] = {}
         self._reductions: list[Reductions] | None = None
 
@@ -101,14 +101,14 @@ class Gradients:
         return self._norms[norm]
 
     def weight_norms(self, norm):
-        """Returns the norms of the variables, packed as those of the gradients."""
+        """Returns the norms of the variables, packed like norms of gradients."""
         weights = [sparse.densify(ops.convert_to_tensor(v)) for v in self.variables]
         return self._measure(norm, weights)
 
     def l2_norms_at_once(self):
-        """Returns a vector of the l2 norms of the tensors, where that is quick.
+        """Returns a vector of the tensors' l2 norms, or `None` if that is slow.
 
-        Elsewhere it returns `None`: see `l2_norms_at_once`.
+        See the function `l2_norms_at_once`.
         """
         if self._units or any(map(sparse.is_sparse, self.tensors)):
             return None
@@ -124,18 +124,18 @@ class Gradients:
         return l2(join(values))
 
     def from_vector(self, vector):
-        """Packs what `join` made of packed values."""
+        """Packs a vector that `join` made."""
         if _ON_TORCH:
             return [vector]
         units = [g.shape[g.stacked :] for g in self._groups for _ in g.numbers]
         return split(vector, units)
 
     def _by_group(self, packed):
-        """Returns one tensor for each group, from the vector that PyTorch has."""
+        """Splits the vector of PyTorch into one tensor for each group."""
         return split(packed[0], [group.shape for group in self._groups])
 
     def by_block(self, packed):
-        """Takes packed values apart.
+        """Unpacks values.
 
         Returns:
             Dict from the number of each block to a scalar, or to a vector of its units.
@@ -146,9 +146,9 @@ class Gradients:
         return dict(zip(self.numbers, packed, strict=True))
 
     def block_means(self, packed):
-        """Returns a vector with the mean of packed values over each block.
+        """Returns a vector of the mean of packed values over each block.
 
-        The blocks are in the order of `numbers`.
+        Blocks are in the order of `numbers`.
         """
         parts = packed
         if _ON_TORCH:
@@ -188,7 +188,7 @@ class Gradients:
                 self._divide(positions, stack, reductions.broadcast(part, stack))
 
     def _divide(self, positions, stack, divisor):
-        """Divides one gradient, or the gradients that were stacked.
+        """Divides one gradient, or stacked gradients.
 
         This is a function, so that its copies are freed before the next call.
         """
@@ -214,8 +214,8 @@ class Gradients:
         """Multiplies gradients by tensors.
 
         Args:
-            factors: Dict from the positions of gradients to factors, each a scalar or
-                one for each unit.
+            factors: Dict from positions of gradients to factors: a scalar, or a vector
+                with one factor for each unit.
         """
         for i, factor in factors.items():
 
@@ -228,16 +228,16 @@ class Gradients:
         self._forget()
 
     def replace(self, function, positions, by_row=False, divided=True):
-        """Replaces equal gradients by what a function makes of them.
+        """Replaces gradients by the results of a function.
 
         Args:
-            function: Callable from a stack of gradients, or u, of shape `(n, *shape)`,
-                to what replaces them.
+            function: Callable from a stack of gradients, or u, of shape `(n, *shape)`
+                to their replacements.
             positions: List of the positions of gradients of one shape, dtype and
                 device.
-            by_row: Whether the function treats each row of a gradient by itself, and
+            by_row: Whether the function treats each row of a gradient separately, and
                 maps zeros to zeros. Then sparse gradients stay sparse.
-            divided: Whether the function is called with u, and not with lr · u.
+            divided: Whether to call the function with u instead of lr · u.
         """
         first = self.tensors[positions[0]]
         if by_row and sparse.is_sparse(first):
@@ -269,14 +269,14 @@ class Gradients:
         return [result[0]] if n == 1 else ops.unstack(result, n)
 
     def _spread(self, values, position):
-        """Shapes one value for each unit so that it broadcasts against a gradient."""
+        """Reshapes values, one for each unit, to broadcast against a gradient."""
         if self._units is None:
             return values
         shape = tuple(self.tensors[position].shape)
         return self._units[position].spread(values, shape)
 
     def _unit(self):
-        """Returns what updates are divided by to be u, or `None` for gradients."""
+        """Returns the divisor of updates lr · u to get u, or `None` for gradients."""
         if self.rate is None:
             return None
         return ops.where(self._moves, self.rate, ops.ones_like(self.rate))
@@ -305,14 +305,14 @@ class Gradients:
 
 
 def norms_of_each(tensors, norm):
-    """Returns a list with the norm of each of some tensors."""
+    """Returns a list of the norms of tensors."""
     alone = Gradients(tensors, {i: [i] for i in range(len(tensors))})
     found = alone.by_block(alone.norms(norm))
     return [found[i] for i in range(len(tensors))]
 
 
 def l2_norms(tensors):
-    """Returns a vector with the l2 norm of each of some dense tensors."""
+    """Returns a vector of the l2 norms of dense tensors."""
     norms = l2_norms_at_once(widen(tensors))
     if norms is None:
         norms = join(norms_of_each(tensors, l2.norm))

@@ -1,7 +1,7 @@
-"""Which layer a variable belongs to, which Keras does not tell.
+"""Finds the layers of a variable.
 
-A path is no identity: it leaves out the name of an enclosing functional model, so that
-two layers may have one. But a layer knows its weights.
+A path does not identify a layer: it omits the name of an enclosing functional model, so
+two layers may share a path. But each layer knows its weights.
 """
 
 import gc
@@ -10,14 +10,14 @@ import keras
 
 
 def around(variables):
-    """Finds the layers that are around each variable.
+    """Finds the layers and models that contain each variable.
 
     Args:
         variables: List of variables.
 
     Returns:
-        For each a list of the layers and models, of those that are alive, that have it
-        among their weights; the innermost first.
+        For each variable, a list of the existing layers and models with it among their
+        weights, the innermost first.
     """
     found: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
     weights = [(layer, _weights_of(layer)) for layer in _alive()]
@@ -29,15 +29,15 @@ def around(variables):
 
 
 def creators(variables):
-    """Finds the layers that created each variable, or hold it as their own.
+    """Finds the layers that created each variable, or hold it directly.
 
-    Unlike `around` it leaves out the layers and models around these.
+    Unlike `around`, it omits the layers and models around these.
 
     Args:
         variables: List of variables.
 
     Returns:
-        For each a list of layers. A shared variable has several.
+        For each variable, a list of layers. A shared variable has several.
     """
     found: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
     for layer in _alive():
@@ -50,12 +50,12 @@ def creators(variables):
 
 def _alive():
     """Returns all layers that exist."""
-    # `type`, as `isinstance` asks the objects, some of which do more than answer.
+    # Not `isinstance`: it reads `__class__`, which runs code of some objects.
     return [o for o in gc.get_objects() if issubclass(type(o), keras.Layer)]
 
 
 def _weights_of(layer):
-    # Of all layers there are, some may be half made, or not be Keras's to ask.
+    # Some layers may be half made, or their `weights` may raise errors.
     try:
         return list(layer.weights)
     except Exception:
@@ -63,7 +63,7 @@ def _weights_of(layer):
 
 
 def told_apart(name, layers):
-    """A name, behind that of the innermost layer that it does not name yet."""
+    """Prefixes a name with the innermost layer that it does not contain yet."""
     parts = name.split("/")
     outer = next((layer.name for layer in layers if layer.name not in parts), None)
     return name if outer is None else f"{outer}/{name}"

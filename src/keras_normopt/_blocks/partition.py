@@ -1,4 +1,4 @@
-"""What one norm spans: the variables of an optimizer, divided into blocks."""
+"""Divides the variables of an optimizer into blocks. Norms are taken over blocks."""
 
 import re
 import reprlib
@@ -12,25 +12,25 @@ SCOPES = ("variable", "unit", "layer", "global")
 
 
 class Blocks:
-    """The blocks of an optimizer's variables, each with a norm of its own.
+    """The blocks of an optimizer's variables.
 
     Args:
         scope: One of `SCOPES`.
-        exclude: Regular expressions. A variable in whose path one is found is in no
-            block.
-        variables: List of the variables. One that its gradient overwrites is in no
+        exclude: Regular expressions. If one is found in the path of a variable, the
+            variable is in no block.
+        variables: List of the variables. Those with `overwrite_with_gradient` are in no
             block either.
         paths: List of their paths.
         axes: List of their `Axes`. Used for units only.
 
     Attributes:
-        names: The names of the blocks, no two the same.
-        of: For each variable the number of its block, or `None`.
+        names: The names of the blocks, all different.
+        of: For each variable, the number of its block, or `None`.
         excluded: Whether each variable is excluded.
     """
 
     def __init__(self, scope, exclude, variables, paths, axes=None):
-        #: For each variable its axes if every unit has a norm, or `None`.
+        #: The axes of each variable if units have norms, else `None`.
         self.units = axes if scope == "unit" else None
         self.excluded = [any(re.search(p, path) for p in exclude) for path in paths]
         for pattern in exclude:
@@ -57,7 +57,7 @@ class Blocks:
             self.of[i] = number
 
     def units_shape(self, index, variable):
-        """The shape of a gradient with the units on its last axis, if they have norms.
+        """Returns a gradient's shape, with units on the last axis if they have norms.
 
         Args:
             index: Number of the variable.
@@ -67,20 +67,20 @@ class Blocks:
         return shape if self.units is None else self.units[index].units_shape(shape)
 
     def norm_shape(self, index, variable):
-        """The shape of the norm of one variable: see `units_shape`."""
+        """Returns the shape of one variable's norm: see `units_shape`."""
         if self.units is None:
             return ()
         shape = self.units_shape(index, variable)
         return shape[-1:] if len(shape) > 1 else ()
 
     def norm_shapes(self, variables):
-        """The shape of the norm of each block."""
+        """Returns the shape of each block's norm."""
         # Blocks of several variables have no units.
         first = [self.of.index(number) for number in range(len(self.names))]
         return [self.norm_shape(i, variables[i]) for i in first]
 
     def of_step(self, indices):
-        """The blocks of those variables that have a gradient in a step.
+        """Returns the blocks of the variables with a gradient in a step.
 
         Args:
             indices: The numbers of these variables.
@@ -101,12 +101,11 @@ def partition(scope, paths, around):
     Args:
         scope: One of `SCOPES`.
         paths: List of the variables' paths.
-        around: For each variable the layers around it, the innermost first, as far as
-            they are known.
+        around: For each variable, its known layers, the innermost first.
 
     Returns:
-        A list of the blocks' names, no two the same, and a list that holds the number
-        of its block for each variable.
+        A list of the blocks' names, all different, and a list of each variable's block
+        number.
     """
     if scope == "global":
         return ["global"] * bool(paths), [0] * len(paths)
@@ -123,7 +122,7 @@ def partition(scope, paths, around):
 
 
 def _layer_keys(paths, around):
-    """For each variable what it has in common with the others of its layer."""
+    """Returns a key for each variable, equal within a layer."""
     keys, alone, repeated = [], [], []
     seen: set[str] = set()
     start = 0
@@ -135,7 +134,7 @@ def _layer_keys(paths, around):
         elif known:
             keys.append((layer, id(known[0])))
         else:
-            if path in seen:  # One layer has no two of one path: another one begins.
+            if path in seen:  # Paths do not repeat in a layer: another begins.
                 seen, start = set(), position
                 repeated.append(path)
             seen.add(path)
@@ -143,21 +142,21 @@ def _layer_keys(paths, around):
     if alone:
         warnings.warn(
             f'scope="layer" found no layer in the path of {len(alone)} of {len(paths)} '
-            f"variables, and makes a block of each: {reprlib.repr(alone)}.",
+            f"variables. Each of them is a separate block: {reprlib.repr(alone)}.",
             stacklevel=5,
         )
     if repeated:
         warnings.warn(
-            'scope="layer" found variables of equal paths, in no layer that is alive, '
-            f"and took each repetition as the beginning of another layer: "
-            f"{reprlib.repr(repeated)}. Give the variables paths of their own.",
+            'scope="layer" found variables with equal paths and no existing layer. It '
+            f"took each repeated path as the beginning of another layer: "
+            f"{reprlib.repr(repeated)}. Give the variables different paths.",
             stacklevel=5,
         )
     return keys
 
 
 def unique(names, taken=()):
-    """Appends a number to each name that is there already."""
+    """Appends a number to each name that is taken already."""
     result = []
     for name in names:
         number, new = 1, name

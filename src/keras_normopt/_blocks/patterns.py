@@ -1,4 +1,4 @@
-"""Regular expressions that are searched for in the paths of variables."""
+"""Checks regular expressions, and finds them in the paths of variables."""
 
 import re
 import reprlib
@@ -19,18 +19,18 @@ def check_pattern(name: str, pattern: Any, received: Any) -> None:
 
 
 def first_match(patterns: Any, path: str) -> str | None:
-    """Returns the first of several patterns that is found in a path, or `None`."""
+    """Returns the first pattern that is found in a path, or `None`."""
     return next((p for p in patterns if re.search(p, path)), None)
 
 
 def warn_of_idle(name: str, patterns: Any, paths: Any, stacklevel: int) -> None:
-    """Warns of patterns that are the first match of no path.
+    """Warns of patterns that are not the first match of any path.
 
-    A pattern that matches every path does not count: it is there for what others leave.
+    It does not warn of a pattern that matches every path, which serves as a default.
 
     Args:
         name: The name of the argument.
-        patterns: The patterns, in the order in which they count.
+        patterns: The patterns. The first match counts.
         paths: List of the paths.
         stacklevel: As for `warnings.warn`, from the caller.
     """

@@ -1,7 +1,7 @@
 """Stacks equal blocks, so that one call reduces and divides them all.
 
-Grouping only saves time. On PyTorch a call costs the same however small its tensor is.
-JAX and TensorFlow compile fewer operations.
+Grouping only saves time. On PyTorch, calls on small tensors all take the same time. JAX
+and TensorFlow compile fewer operations.
 """
 
 import math
@@ -17,9 +17,9 @@ from keras_normopt.norms._reductions import Reductions, reductions_of
 
 _ON_TORCH = keras.backend.backend() == "torch"
 
-# The largest number of tensors, and of their entries, in one stack. A stack is a copy,
-# and compilers are slow with very many operands. From 2¹⁵ entries on, PyTorch splits
-# the work over threads, which wait for each other on a busy machine.
+# The largest numbers of tensors and of entries in one stack. A stack is a copy, and
+# compilers are slow with very many operands. From 2¹⁵ entries on, PyTorch splits the
+# work over threads, which wait for each other on a busy machine.
 STACK_SIZE = 64 if _ON_TORCH else 16
 STACK_ENTRIES = 2**15 - 1 if _ON_TORCH else 2**18
 
@@ -59,7 +59,7 @@ def groups_of(tensors, blocks, units=None):
             norm.
 
     Returns:
-        List of groups, in the order in which `pack` packs their norms.
+        List of groups, in the order of their packed norms.
     """
     equal: dict[tuple[Any, ...], list[int]] = {}
     for number, positions in blocks.items():
@@ -71,14 +71,14 @@ def groups_of(tensors, blocks, units=None):
         for start in range(0, len(numbers), size):
             some = {n: blocks[n] for n in numbers[start : start + size]}
             groups.append(Group(some, kinds))
-    # Norms of blocks come before norms of units, as if no block were stacked.
+    # Norms of blocks come before norms of units, as in `join` without stacks.
     return sorted(groups, key=lambda group: (group.has_units, group.stacked))
 
 
 def _kind(tensor, position, axes):
     shape = tuple(tensor.shape)
     if sparse.is_sparse(tensor):
-        return shape, axes, tensor.dtype, position  # Not equal to any other.
+        return shape, axes, tensor.dtype, position  # Equal to no other.
     return shape, axes, tensor.dtype, device_of(tensor)
 
 
@@ -88,7 +88,7 @@ def arranged(tensor, axes):
 
 
 def arranged_shape(tensor, axes):
-    """Returns the shape of what `arranged` returns."""
+    """Returns the shape of the result of `arranged`."""
     shape = tuple(tensor.shape)
     return shape if axes is None else axes.units_shape(shape)
 
@@ -98,7 +98,7 @@ def _stack_size(entries):
 
 
 class Group:
-    """Equal blocks.
+    """A group of equal blocks.
 
     Args:
         blocks: Dict from the number of each block to the positions of its gradients.
@@ -147,7 +147,7 @@ class Group:
             return tensors[0]
         stack = ops.stack(Leaf(tensors))
         one_each = self.stacked and len(tensors) == len(self.numbers)
-        if one_each and len(stack.shape) > len(self.shape):  # There is what to reduce.
+        if one_each and len(stack.shape) > len(self.shape):  # Axes remain to reduce.
             return stack
         rows, units = self.shape[: self.stacked], self.shape[self.stacked :]
         return ops.reshape(stack, (*rows, -1, *units))

@@ -1,1 +1,1 @@
-"""What is done to the gradients of one step, one file for each."""
+"""Transforms of the gradients of one step, one file each."""

@@ -1,4 +1,4 @@
-"""Subtracts from gradients their mean over each output unit (arXiv 2004.01461)."""
+"""Subtracts the mean from each output unit's gradient (arXiv 2004.01461)."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Checks, shows and serializes the objects that options take, such as `WeightNorm`."""
+"""Checks, shows and serializes the objects in options, such as `WeightNorm`."""
 
 import numbers
 import reprlib
@@ -11,7 +11,7 @@ _LARGEST = float(np.finfo("float32").max)
 
 
 class Configured:
-    """An object that shows its arguments, and never changes them."""
+    """An object whose `repr` shows its arguments, which never change."""
 
     def __setattr__(self, name, value):
         # Compiled steps would not see the change.
@@ -33,15 +33,15 @@ class Configured:
 
 
 def find(identifier: Any, argument: str, classes: dict[str, Any]) -> Any:
-    """Returns the object that an argument stands for, or `None` if there is none.
+    """Returns the object for the value of an argument, or `None` if there is none.
 
     Args:
-        identifier: An object, a name, or what `config_of` made of an object.
+        identifier: An object, a name, or a result of `config_of`.
         argument: Name of the argument.
         classes: Dict from names to classes.
 
     Raises:
-        ValueError: If the arguments of the object are wrong.
+        ValueError: If the arguments of the object are invalid.
     """
     if isinstance(identifier, tuple(classes.values())):
         return identifier
@@ -57,14 +57,14 @@ def find(identifier: Any, argument: str, classes: dict[str, Any]) -> Any:
 
 
 def config_of(configured: Any) -> dict[str, Any] | None:
-    """Returns what `find` makes the same object of, in types that JSON has."""
+    """Returns a JSON-compatible config from which `find` makes an equal object."""
     if configured is None:
         return None
     return {"name": configured.name, "config": configured.get_config()}
 
 
 def is_real(value: Any) -> bool:
-    """Whether a value is a real number, and not a boolean."""
+    """Returns whether a value is a real number, not a boolean."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -77,7 +77,7 @@ def checked_float(
     at_least: float | None = None,
     up_to: float | None = None,
 ) -> float:
-    """Returns a number as a float.
+    """Checks a number, and returns it as a float.
 
     Raises:
         ValueError: If it is not a finite real number within float32 and the bounds.
@@ -108,13 +108,13 @@ def checked_float(
 
 
 def schedule_of(value: Any) -> Any:
-    """Returns the `LearningRateSchedule` that an argument stands for, or `None`.
+    """Returns the `LearningRateSchedule` for the value of an argument, or `None`.
 
     Args:
-        value: A schedule, or what `schedule_config` made of one.
+        value: A schedule, or a result of `schedule_config`.
 
     Raises:
-        ValueError: If a config names no class that is known.
+        ValueError: If a config cannot be loaded.
     """
     schedules = keras.optimizers.schedules
     if isinstance(value, schedules.LearningRateSchedule):
@@ -125,11 +125,11 @@ def schedule_of(value: Any) -> Any:
         found = schedules.deserialize(value)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{reprlib.repr(value)} is no config of a `LearningRateSchedule`: {error}"
+            f"{reprlib.repr(value)} is not a `LearningRateSchedule` config: {error}"
         ) from error
     return found if isinstance(found, schedules.LearningRateSchedule) else None
 
 
 def schedule_config(schedule: Any) -> Any:
-    """Returns what `schedule_of` makes the same schedule of."""
+    """Returns a config from which `schedule_of` makes an equal schedule."""
     return keras.optimizers.schedules.serialize(schedule)

@@ -1,7 +1,7 @@
-"""Replaces a gradient by a direction: a step of a set length, best aligned with it.
+"""Replaces a gradient by a direction: the best-aligned step of a set length.
 
-Each direction maximizes <gradient, step> over the steps of length 1 in one norm: the
-linear minimization oracle of that norm, turned around (arXiv 2502.07529).
+Each direction maximizes <gradient, step> over the steps of length 1 in one norm. It is
+the negated linear minimization oracle of that norm (arXiv 2502.07529).
 """
 
 import math
@@ -16,16 +16,16 @@ from keras_normopt._backend.devices import device_of, near
 from keras_normopt._backend.tensors import constant_like, dtype_of
 from keras_normopt._transforms.config import Configured, find
 
-#: The largest number of entries in one stack. A stack is a copy, and one product of
-#: large matrices takes no longer than several.
+#: The largest number of entries in one stack. A stack is a copy, and stacking large
+#: matrices does not speed up their products.
 _STACK_ENTRIES = 2**18
 
-#: The root mean square of the entries of a step under `scale="match_rms_adamw"`.
+#: The root mean square of the entries of a step with `scale="match_rms_adamw"`.
 RMS = 0.2
 
 
 class Direction(Configured):
-    """What replaces a gradient. Subclasses have a `name`."""
+    """The base class of directions. Subclasses have a `name`."""
 
     #: The classes, by name.
     classes: ClassVar[dict[str, type["Direction"]]] = {}
@@ -35,20 +35,20 @@ class Direction(Configured):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "name" in vars(cls):  # Not of a user's subclass, which inherits it.
+        if "name" in vars(cls):  # A user's subclass inherits it.
             Direction.classes[cls.name] = cls
 
     def of_role(self, role):
-        """Returns what acts on variables of a role, or `None`: see `Axes`."""
+        """Returns the direction for variables of a role, or `None`: see `Axes`."""
         return self
 
     @property
     def uses_axes(self):
-        """Whether it depends on which axes are inputs and which are outputs."""
+        """Whether it depends on which axes are inputs and outputs."""
         return True
 
     def is_by_row(self, axes):
-        """Whether each row of a gradient has a direction of its own."""
+        """Returns whether each row of a gradient has its own direction."""
         return False
 
     def point(self, stack, axes, floor, factor):
@@ -57,8 +57,8 @@ class Direction(Configured):
         Args:
             stack: Tensor of shape `(n, *shape)`, in float32 or float64.
             axes: The `Axes` of the variables.
-            floor: Scalar tensor. Where the gradient is shorter, so is the step.
-            factor: Float or scalar tensor, what the steps are multiplied by.
+            floor: Scalar tensor. Gradients below it make shorter steps.
+            factor: Float or scalar tensor that multiplies the steps.
         """
         raise NotImplementedError
 
@@ -78,17 +78,17 @@ def checked_scale(scale, choices):
 
 
 def unit_vectors(tensor, axes, floor):
-    """Divides by the Euclidean norm over some axes, at any magnitude.
+    """Divides a tensor by its Euclidean norm over some axes, at any magnitude.
 
     Returns:
-        The quotients, 0 where the norm is 0, and min(1, largest magnitude / floor).
+        The quotients, 0 if the norm is 0, and min(1, largest magnitude / floor).
     """
-    # Operators, as PyTorch takes longer for the checks of `keras.ops` than to compute.
+    # Operators, because on PyTorch the checks of `keras.ops` are slower than the math.
     largest = ops.amax(abs(tensor), axis=axes, keepdims=True)
     limits = np.finfo(dtype_of(tensor))
     # Compilers flush numbers below the smallest normal number to 0.
     one_if_zero = ops.cast(largest < limits.tiny, tensor.dtype)
-    # XLA multiplies by reciprocals, and those of the largest numbers would be flushed.
+    # XLA multiplies by reciprocals. It would flush those of the largest numbers.
     most = constant_like(largest, 2.0 ** (limits.maxexp - 2))
     divisor = ops.where(largest > most, most, largest + one_if_zero)
     # The quotients do not depend on this scale, so its derivative is left out.
@@ -103,9 +103,10 @@ def point(gradients, directions, axes, epsilon):
 
     Args:
         gradients: The `Gradients`.
-        directions: List of what acts on each variable of the optimizer, or `None`.
+        directions: List of the direction of each variable of the optimizer, or `None`.
         axes: List of the `Axes` of each variable.
-        epsilon: Scalar tensor, variable or float. Shorter gradients make shorter steps.
+        epsilon: Scalar tensor, variable or float. Gradients below it make shorter
+            steps.
     """
     equal: dict[Any, list[int]] = {}
     for position in gradients.positions:
@@ -147,7 +148,7 @@ class _Scalars:
         self._known: dict[Any, Any] = {}
 
     def near(self, stack):
-        """Returns the floor, above 0, and the factor, near a tensor."""
+        """Returns the floor, above 0, and the factor, on the device of a tensor."""
         key = stack.dtype, device_of(stack)
         if key not in self._known:
             self._known[key] = self._computed(stack)
@@ -156,7 +157,7 @@ class _Scalars:
     def _computed(self, stack):
         floor, factor = ops.cast(self._epsilon, stack.dtype), 1.0
         if self._rate is not None:
-            # The direction of lr · u is that of u, or of -u, if the floor is lr · ε.
+            # With the floor lr · ε, lr · u has the direction of u, or of -u.
             factor = ops.abs(ops.cast(self._rate, stack.dtype))
             floor = near(floor, factor) * factor
             factor = near(factor, stack)
@@ -165,7 +166,7 @@ class _Scalars:
 
 
 def get_one(identifier, argument):
-    """Returns the `Direction` that an argument stands for, or `None`: see `get`."""
+    """Returns the `Direction` for the value of an argument, or `None`: see `get`."""
     found = find(identifier, argument, Direction.classes)
     if found is None and identifier is not None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What `direction=` stands for, and what it means for each variable."""
+"""Reads `direction=`, and finds the direction of each variable."""
 
 import re
 import reprlib
@@ -11,18 +11,18 @@ from keras_normopt._transforms.direction import get_one
 
 
 def get(identifier: Any) -> Any:
-    """Returns what `direction=` stands for.
+    """Returns the directions for a value of `direction=`.
 
     Args:
-        identifier: `None`, a name, an object, what `serialize` made of one, or a
-            dictionary from regular expressions to these.
+        identifier: `None`, a name, an object, a result of `serialize`, or a dictionary
+            from regular expressions to these.
 
     Returns:
         A `Direction`, or `None`, or a dictionary from regular expressions to these.
 
     Raises:
         TypeError: If a key of the dictionary is not a string.
-        ValueError: If it is none of these, or its arguments are wrong.
+        ValueError: If it is none of these, or its arguments are invalid.
     """
     patterns = identifier
     pairs = identifier.get("patterns") if isinstance(identifier, dict) else None
@@ -40,15 +40,15 @@ def get(identifier: Any) -> Any:
 
 
 def serialize(direction: Any) -> Any:
-    """Returns what `get` makes the same direction of, in types that JSON has."""
+    """Returns a JSON-compatible config from which `get` makes an equal direction."""
     if isinstance(direction, dict):
-        # Pairs, as some ways of saving sort the keys of a dictionary.
+        # Pairs, because some file formats sort the keys of dictionaries.
         return {"patterns": [[p, config_of(d)] for p, d in direction.items()]}
     return config_of(direction)
 
 
 def of_path(direction: Any, path: str) -> Any:
-    """Returns the direction for a path, or `None`, of what `get` returned."""
+    """Returns the direction for a path, or `None`, from a result of `get`."""
     if not isinstance(direction, dict):
         return direction
     pattern = first_match(direction, path)
@@ -56,11 +56,11 @@ def of_path(direction: Any, path: str) -> Any:
 
 
 def resolve(direction: Any, paths: Any, axes: list[Any]) -> list[Any]:
-    """Returns what acts on each variable, or `None`.
+    """Returns a list of the direction of each variable, or `None`.
 
     Args:
-        direction: What `get` returned.
-        paths: List of the paths of the variables, `None` for those without direction.
+        direction: A result of `get`.
+        paths: List of the variables' paths, `None` for variables without direction.
         axes: List of their `Axes`.
     """
     found = [None if path is None else of_path(direction, path) for path in paths]
@@ -72,7 +72,7 @@ def resolve(direction: Any, paths: Any, axes: list[Any]) -> list[Any]:
 
 
 def _warn_of_patterns(direction, roles):
-    """Warns of patterns that change nothing, and of kernels without a pattern.
+    """Warns of patterns without effect, and of kernels or embeddings without pattern.
 
     Args:
         direction: Dictionary from patterns to directions.

@@ -1,4 +1,4 @@
-"""The direction of a matrix: its orthogonal factor."""
+"""Replaces the gradients of matrices by their orthogonal factors."""
 
 import math
 import reprlib
@@ -29,46 +29,46 @@ _NAMED: dict[str, Any] = {"quintic": QUINTIC, "jordan": JORDAN}
 
 
 class Orthogonal(Direction):
-    """Replaces each kernel's gradient by its orthogonal factor.
+    """The orthogonal factor of each kernel's gradient.
 
-    With the kernel seen as a matrix (inputs | outputs), and its singular value
-    decomposition U S Vᵀ,
+    A kernel's gradient u is a matrix (inputs | outputs) with the singular value
+    decomposition U S Vᵀ:
 
         u ← scale · U Vᵀ · min(1, max |u| / norm_epsilon)
 
-    so that the singular values become nearly equal. This is steepest descent in the
-    spectral norm. Applied to the momentum, it is Muon. The layer that created a kernel
-    decides which axes are inputs: see the argument `axes` of the optimizer. Each gate
-    and each group is a separate matrix.
+    The singular values become nearly equal. This is steepest descent in the spectral
+    norm. Applied to the momentum, it is Muon. The layer that created a kernel decides
+    which axes are inputs: see the argument `axes` of the optimizer. Each gate and each
+    group is a separate matrix.
 
-    Newton-Schulz iteration computes U Vᵀ by matrix products alone, in float32 (float64
+    Newton-Schulz iteration computes U Vᵀ with matrix products only, in float32 (float64
     for float64 gradients), at any magnitude of u:
 
         X ← u / ‖u‖₂,  then X ← aX + (bA + cA²)X with A = XXᵀ, for each (a, b, c)
 
-    With the default coefficients, singular values of at least .005 ‖u‖₂ come out
-    between .95 and 1.15. Below about .002 ‖u‖₂ they shrink in proportion. A matrix of
-    zeros stays zero, and a matrix with a NaN becomes NaN.
+    With the default coefficients, singular values of at least .005 ‖u‖₂ end between .95
+    and 1.15. Values below about .002 ‖u‖₂ shrink in proportion. A matrix of zeros stays
+    zero, and a matrix with a NaN becomes NaN.
 
     Args:
         scale: The singular values of a step, for a kernel of `in` inputs and `out`
-            outputs: `None`, 1; `"original"`, √max(1, out / in);
-            `"match_rms_adamw"`, .2 √max(in, out), which makes the root mean square of
-            a step of full rank .2; or `"operator"`, √(out / in). A convolution counts
-            its spatial entries as inputs. Defaults to `"original"`.
-        coefficients: The polynomials: `"quintic"`, five triples; `"jordan"`,
-            (3.4445, −4.7750, 2.0315), whose results are between .68 and 1.15 for
-            singular values of at least .005 ‖u‖₂; or a triple (a, b, c), or a list of
-            triples. Defaults to `"quintic"`.
-        steps: Integer of at least 1, or `None`, how many polynomials to apply. A single
-            triple repeats. Of a longer list the first triples are used; of a shorter
-            list the last triple repeats. Defaults to `None`: the length of the list, or
-            5 for a single triple.
-        embeddings: What acts on embeddings: `None` for their raw gradient, a name, or
-            an object of `keras_normopt.directions`. Defaults to `Rows("operator")`,
+            outputs. `None`: 1. `"original"`: √max(1, out / in).
+            `"match_rms_adamw"`: .2 √max(in, out), so a step of full rank has the root
+            mean square .2. `"operator"`: √(out / in). A convolution counts its spatial
+            entries as inputs. Defaults to `"original"`.
+        coefficients: The polynomials. `"quintic"`: five triples. `"jordan"`:
+            (3.4445, −4.7750, 2.0315), with results between .68 and 1.15 for singular
+            values of at least .005 ‖u‖₂. Or a triple (a, b, c), or a list of triples.
+            Defaults to `"quintic"`.
+        steps: Integer of at least 1, or `None`: the number of polynomials to apply. A
+            single triple repeats. A longer list is cut off. The last triple of a
+            shorter list repeats. Defaults to `None`: the length of the list, or 5 for a
+            single triple.
+        embeddings: The direction of embeddings: `None` for their raw gradient, a name,
+            or an object of `keras_normopt.directions`. Defaults to `Rows("operator")`,
             which gives each row a root mean square of 1.
-        vectors: What acts on biases, gains and scalars, as for `embeddings`. Defaults
-            to `None`, their raw gradient.
+        vectors: The direction of biases, gains and scalars, as for `embeddings`.
+            Defaults to `None`, their raw gradient.
 
     Raises:
         ValueError: If an argument is none of these.
@@ -112,7 +112,7 @@ class Orthogonal(Direction):
         self.vectors = get_one(vectors, "vectors")
 
     def get_config(self):
-        """The arguments, by name."""
+        """Returns the arguments, by name."""
         return {
             "scale": self.scale,
             "coefficients": self.coefficients,
@@ -129,7 +129,7 @@ class Orthogonal(Direction):
     def point(self, stack, axes, floor, factor):
         n, *shape = stack.shape
         unit, fade = unit_vectors(axes.to_matrices(stack), (1, 2), floor)
-        # After the reductions above, as XLA copies what it reduces in another order.
+        # After the reductions above: XLA copies what it reduces in another order.
         is_tall = unit.shape[1] > unit.shape[2]
         unit = transposed(unit) if is_tall else unit
         result = newton_schulz(unit, self._polynomials())
@@ -195,13 +195,13 @@ def _checked_steps(steps):
 
 
 def newton_schulz(matrices, polynomials):
-    """Moves singular values towards 1, by odd polynomials of the matrices.
+    """Moves singular values towards 1 by odd polynomials of the matrices.
 
     X ← aX + (bA + cA²)X with A = XXᵀ.
 
     Args:
-        matrices: Tensor of shape `(n, rows, columns)`, no more rows than columns, each
-            with a Frobenius norm of at most 1.
+        matrices: Tensor of shape `(n, rows, columns)` with rows ≤ columns. Frobenius
+            norms are at most 1.
         polynomials: List of (a, b, c).
     """
 
@@ -210,7 +210,7 @@ def newton_schulz(matrices, polynomials):
         gram = x @ transposed(x)
         return a * x + (b * gram + c * (gram @ gram)) @ x
 
-    # One product of two matrices compiles in half the time of a stack of one.
+    # A product of matrices compiles twice as fast as one of stacks of size 1.
     is_alone = matrices.shape[0] == 1
     result = fold(step, matrices[0] if is_alone else matrices, polynomials)
     return result[None] if is_alone else result

@@ -1,4 +1,4 @@
-"""Divides each block of gradients by its norm, or by how far the norm is too large."""
+"""Normalizes or clips each block of gradients."""
 
 import numpy as np
 from keras import ops
@@ -6,8 +6,8 @@ from keras import ops
 from keras_normopt._backend.devices import near
 from keras_normopt._backend.tensors import constant_like, dtype_of
 
-#: The limit of a block that has no limit. It is not infinite, because checks for
-#: infinities would abort.
+#: The limit of a block without limit. It is finite, because checks for infinities would
+#: abort.
 NO_LIMIT = float(np.finfo("float32").max)
 
 

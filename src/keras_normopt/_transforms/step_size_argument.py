@@ -1,4 +1,4 @@
-"""What `step_size=` stands for, and the factors that patterns give to variables."""
+"""Reads `step_size=`, and finds the factors that patterns give to variables."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ _CLASSES = {cls.name: cls for cls in (WeightNorm, GradientCorrelation)}
 
 @dataclasses.dataclass(frozen=True)
 class Multiplier:
-    """What patterns multiply the learning rate of a variable by.
+    """The factor of a variable's learning rate, from patterns.
 
     Attributes:
         constant: Float.
@@ -34,13 +34,13 @@ class Multiplier:
 
     @property
     def key(self) -> tuple[float, tuple[int, ...]]:
-        """What equal multipliers have in common. A schedule may have no hash."""
+        """A hashable key of equal multipliers. A schedule may have no hash."""
         return self.constant, tuple(map(id, self.schedules))
 
     def at(self, iterations: Any) -> Any:
-        """Returns the factor after so many steps, a float or a scalar tensor.
+        """Returns the factor after some steps, a float or a scalar tensor.
 
-        Schedules count as 0 where they are negative.
+        Negative values of schedules count as 0.
         """
         factor: Any = self.constant
         for schedule in self.schedules:
@@ -56,15 +56,15 @@ class Multiplier:
 
 
 def get(identifier: Any) -> Any:
-    """Returns what `step_size=` stands for.
+    """Returns the objects for a value of `step_size=`.
 
     Args:
         identifier: `None`; a name or an object; a dictionary from regular expressions
-            to factors; a list of these; or what `serialize` made of one.
+            to factors; a list of these; or a result of `serialize`.
 
     Raises:
         TypeError: If a key of a dictionary is not a string.
-        ValueError: If it is none of these, or its arguments are wrong.
+        ValueError: If it is none of these, or its arguments are invalid.
     """
     if identifier is None:
         return None
@@ -74,8 +74,8 @@ def get(identifier: Any) -> Any:
     objects = [one for one in found if not isinstance(one, dict)]
     if not found or len(objects) > 1:
         raise ValueError(
-            "A list in `step_size` must have dictionaries, and one object or name at "
-            f"most. Received: step_size={reprlib.repr(identifier)}"
+            "A list in `step_size` must not be empty. It may hold dictionaries, and at "
+            f"most one object or name. Received: step_size={reprlib.repr(identifier)}"
         )
     return found
 
@@ -85,7 +85,7 @@ def _get_one(identifier):
     pairs = identifier.get("patterns") if isinstance(identifier, dict) else None
     if isinstance(pairs, list) and all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
-    ):  # Of a config.
+    ):  # From a config.
         patterns = dict(pairs)
     elif isinstance(identifier, dict) and set(identifier) == {"name", "config"}:
         patterns = None
@@ -118,11 +118,11 @@ def _factor(pattern, factor, received):
 
 
 def serialize(step_size: Any) -> Any:
-    """Returns what `get` makes the same of, in types that JSON has."""
+    """Returns a JSON-compatible config from which `get` makes an equal value."""
     if isinstance(step_size, list):
         return [serialize(one) for one in step_size]
     if isinstance(step_size, dict):
-        # Pairs, as some ways of saving sort the keys of a dictionary.
+        # Pairs, because some file formats sort the keys of dictionaries.
         pairs = [
             [pattern, factor if isinstance(factor, float) else schedule_config(factor)]
             for pattern, factor in step_size.items()
@@ -132,22 +132,22 @@ def serialize(step_size: Any) -> Any:
 
 
 def patterns_of(step_size: Any) -> list[dict[str, Any]]:
-    """Returns the dictionaries in what `get` returned."""
+    """Returns the dictionaries in a result of `get`."""
     parts = step_size if isinstance(step_size, list) else [step_size]
     return [part for part in parts if isinstance(part, dict)]
 
 
 def object_of(step_size: Any) -> Any:
-    """Returns the object in what `get` returned, or `None`."""
+    """Returns the object in a result of `get`, or `None`."""
     parts = step_size if isinstance(step_size, list) else [step_size]
     return next((part for part in parts if not isinstance(part, dict)), None)
 
 
 def multipliers(step_size: Any, paths: Any) -> dict[int, Multiplier]:
-    """Returns a `Multiplier` for the number of each variable that a pattern matches.
+    """Returns a dict from numbers of matched variables to their `Multiplier`.
 
     Args:
-        step_size: What `get` returned.
+        step_size: A result of `get`.
         paths: List of the paths of the variables.
     """
     dictionaries = patterns_of(step_size)

@@ -11,28 +11,27 @@ from keras_normopt.norms import l2
 
 
 class WeightNorm(Configured):
-    """Scales with the weights of each block: coefficient · max(‖w‖, minimum).
+    """A step size or limit from the weights: coefficient · max(‖w‖, minimum).
 
-    The blocks are those of the optimizer's `scope`.
+    The optimizer's `scope` decides which weights ‖w‖ covers.
 
-    As `step_size` of an optimizer it multiplies the step, and ‖w‖ is the l2 norm. With
+    As `step_size`, it multiplies the step, and ‖w‖ is the l2 norm. With
     `NormalizedSGD`, `norm="l2"` and no momentum, a step has the l2 norm
     lr · coefficient · ‖w‖, a fraction of the weights' norm. With `scope="layer"` this
-    is LARS. Adam's own step on N entries has a norm of about √N, so the fraction grows
-    with N. `NormalizedAdam(apply_to="update")` avoids this, and is LAMB.
+    is LARS. Adam's step on N entries has a norm of about √N, so the fraction grows with
+    N. `NormalizedAdam(apply_to="update")` avoids this, and is LAMB.
 
-    As `max_norm` of a clipping optimizer it is the largest norm that a gradient may
-    keep, and ‖w‖ is the optimizer's norm. With `scope="unit"` this is adaptive gradient
-    clipping (AGC).
+    As `max_norm`, it is the largest norm of a clipped gradient, and ‖w‖ is the
+    optimizer's norm. With `scope="unit"` this is adaptive gradient clipping (AGC).
 
     If the product is 0, the step is multiplied by 1, or the gradient is not clipped.
-    Weights that start at 0 are small after one step, and then hold themselves back. Set
-    `minimum` to prevent this.
+    Weights that start at 0 are small after one step, and then limit their own steps.
+    Set `minimum` to prevent this.
 
     Args:
         coefficient: Float, above 0 and finite. Defaults to 1.0.
-        minimum: Float, at least 0 and finite, what the norm of the weights counts as at
-            least. For AGC 0.001 is published. Defaults to 0.0.
+        minimum: Float, at least 0 and finite: the smallest value for the norm of the
+            weights. The AGC paper uses 0.001. Defaults to 0.0.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -64,11 +63,11 @@ class WeightNorm(Configured):
         self.minimum = checked_float(minimum, "minimum", at_least=0)
 
     def get_config(self) -> dict[str, float]:
-        """The arguments, by name."""
+        """Returns the arguments, by name."""
         return {"coefficient": self.coefficient, "minimum": self.minimum}
 
     def add_factor_variables(self, add_variable, index, variable, shape):
-        """Adds the variables for one weight. The first of them holds its factor.
+        """Adds the variables for one weight. The first variable holds its factor.
 
         Args:
             add_variable: Callable like `add_variable` of an optimizer.
@@ -83,11 +82,11 @@ class WeightNorm(Configured):
         ]
 
     def factors(self, gradients, kept):
-        """Returns the factor of each weight in a block, by its position.
+        """Returns the factor of each weight in a block, by position.
 
         Args:
             gradients: The raw `Gradients`.
-            kept: List of what `add_factor_variables` returned for each weight.
+            kept: List of the result of `add_factor_variables` for each weight.
         """
         sizes = self._sizes(gradients.weight_norms(l2.norm))
         factors = [ops.where(ops.equal(s, 0), ops.ones_like(s), s) for s in sizes]
@@ -107,7 +106,7 @@ class WeightNorm(Configured):
         Args:
             gradients: The `Gradients`.
             norm: The `Norm`.
-            kept: What `add_limit_variables` returned.
+            kept: The result of `add_limit_variables`.
         """
         sizes = self._sizes(gradients.weight_norms(norm))
         return [
@@ -125,18 +124,18 @@ class WeightNorm(Configured):
 
 
 class GradientCorrelation(Configured):
-    """Multiplies the step of each variable by a factor that its gradients adapt.
+    """A factor for the step of each variable, adapted to its gradients.
 
-    The factor m is 1 at first, and then
+    The factor m starts at 1, and each step updates it:
 
         m ← clip(m · (1 + rate · cos(g_t, g_{t−1})), minimum, maximum)
 
-    with the cosine between successive raw gradients of the variable, 0 at the first
-    step and where one of them is zero. It grows while gradients agree and shrinks when
-    they turn. Schedules of the learning rate still act. On deterministic problems it
-    finds its way from learning rates that are far too small. Under minibatch noise
-    successive gradients hardly agree, near a minimum they turn, and the factor decays
-    towards its minimum: choose a schedule there. It keeps a copy of the gradients.
+    The cosine is between successive raw gradients of the variable. It is 0 at the first
+    step, or if one gradient is zero. So m grows while gradients agree, and shrinks when
+    they turn. Schedules of the learning rate still apply. On deterministic problems, m
+    corrects learning rates that are far too small. With minibatch noise, successive
+    gradients hardly agree, and near a minimum they turn. Then m decays towards
+    `minimum`: use a schedule instead. The optimizer keeps a copy of the gradients.
 
     Args:
         rate: Float, above 0 and below 1. Defaults to 0.01.
@@ -165,7 +164,7 @@ class GradientCorrelation(Configured):
         self.maximum = checked_float(maximum, "maximum", at_least=1)
 
     def get_config(self) -> dict[str, float]:
-        """The arguments, by name."""
+        """Returns the arguments, by name."""
         return {"rate": self.rate, "minimum": self.minimum, "maximum": self.maximum}
 
     def add_factor_variables(self, add_variable, index, variable, shape):
@@ -183,13 +182,13 @@ class GradientCorrelation(Configured):
         ]
 
     def factors(self, gradients, kept):
-        """Returns the factor of each weight in a block, by its position."""
+        """Returns the factor of each weight in a block, by position."""
         positions = [i for block in gradients.blocks.values() for i in block]
         raw = [sparse.densify(gradients.tensors[i]) for i in positions]
         previous = [
             sparse.densify(ops.convert_to_tensor(kept[i][1])) for i in positions
         ]
-        # Each is divided by its norm first. A product of gradients may overflow.
+        # Divides by the norms first, because products of gradients may overflow.
         units, previous_units = _unit_vectors(raw), _unit_vectors(previous)
         result = {}
         for i, new, unit, previous_unit in zip(
@@ -215,12 +214,12 @@ def _unit_vectors(tensors):
 
 
 def set_factors(gradients, step_size, kept):
-    """Assigns to the variables the factor of each weight that has a gradient.
+    """Stores the factor of each weight that has a gradient.
 
     Args:
         gradients: The raw `Gradients`.
         step_size: The object that computes the factors.
-        kept: Dict from the numbers of weights to what `add_factor_variables` returned.
+        kept: Dict from the numbers of weights to results of `add_factor_variables`.
     """
     of_step = [kept.get(index) for index in gradients.indices]
     for position, factor in step_size.factors(gradients, of_step).items():

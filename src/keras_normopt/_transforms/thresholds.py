@@ -1,4 +1,4 @@
-"""Computes the limits that a clipping optimizer clips norms at."""
+"""Computes the limits of norms for a clipping optimizer."""
 
 import math
 import numbers
@@ -21,30 +21,30 @@ _ON_TORCH = keras.backend.backend() == "torch"
 
 
 class RunningNorm(Configured):
-    """Clips each block by a running mean of its own norm, so that spikes are cut.
+    """A limit for each block from the running mean of its norm, to cut off spikes.
 
-    With the norm n of a block's gradient, and its running mean γ,
+    For a block's gradient g with norm n, and the running mean γ of n:
 
         g ← g · min(1, factor · γ / n)
         γ ← decay · γ + (1 − decay) · min(n, factor · γ)
 
-    The first `warmup` norms of a block are not clipped by, and γ is their mean. A norm
-    that is 0, infinite or NaN is not one of them, and leaves γ as it is: a path that is
-    dead for a while does not shut itself, and no NaN stays. There is one γ for each
-    block of the optimizer's `scope`, for `scope="unit"` one for each unit, in float32.
-    γ is part of the optimizer's state: saved with it, counted once for all batches of
-    an accumulated gradient, the same on all replicas, and untouched by a step that a
-    `LossScaleOptimizer` leaves out.
+    The first `warmup` norms of a block are not clipped, and γ is their mean. Norms that
+    are 0, infinite or NaN are skipped, so γ neither collapses to 0 nor becomes NaN.
+    Each block of the optimizer's `scope` has one γ in float32, or each unit with
+    `scope="unit"`. γ is part of the optimizer's state, saved with it, and the same on
+    all replicas. An accumulated gradient counts once. A step that a
+    `LossScaleOptimizer` skips leaves γ unchanged.
 
-    Norms that are clipped let γ grow by at most `1 + (1 − decay) · (factor − 1)` in a
-    step, .1 % with the defaults. Where gradients of a healthy run grow faster than
-    that, take a larger factor.
+    Clipped norms let γ grow at most by the factor `1 + (1 − decay) · (factor − 1)` in a
+    step, .1 % with the defaults. If gradients of a healthy run grow faster, use a
+    larger `factor`.
 
     Args:
-        factor: Float, at least 1 and finite, how far above its mean a norm may be.
+        factor: Float, at least 1 and finite: the largest ratio of a norm to its mean.
             Defaults to 1.05.
-        decay: Float, at least 0 and below 1, of the running mean. Defaults to 0.98.
-        warmup: Integer, at least 1, in steps of the optimizer. Defaults to 100.
+        decay: Float, at least 0 and below 1, for the running mean. Defaults to 0.98.
+        warmup: Integer, at least 1, the number of optimizer steps without clipping.
+            Defaults to 100.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -58,9 +58,9 @@ class RunningNorm(Configured):
     References:
         - [Wang et al., 2025, AdaGC: Improving Training Stability for Large Language
           Model Pretraining](https://arxiv.org/abs/2502.11034), which clips by a
-          constant during the warm-up, for which the base's `global_clipnorm` is there
+          constant during the warm-up, as the base optimizer's `global_clipnorm` does
         - [Seetharaman et al., 2020, AutoClip: Adaptive Gradient Clipping for Source
-          Separation Networks](https://arxiv.org/abs/2007.14469), which takes a
+          Separation Networks](https://arxiv.org/abs/2007.14469), which uses a
           percentile of all norms so far
     """
 
@@ -85,11 +85,11 @@ class RunningNorm(Configured):
         self.warmup = int(warmup)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, by name."""
+        """Returns the arguments, by name."""
         return {"factor": self.factor, "decay": self.decay, "warmup": self.warmup}
 
     def add_limit_variables(self, add_variable, shapes):
-        """Adds the running means of all blocks, and how many norms they are of.
+        """Adds the running means of all blocks, and the counts of their norms.
 
         Args:
             add_variable: Callable like `add_variable` of an optimizer.
@@ -99,7 +99,7 @@ class RunningNorm(Configured):
             The two variables, the places of each block in them, and the shapes.
         """
         numbers = range(len(shapes))
-        # As `join` joins them: saved files have this order.
+        # The order of `join`, which saved files have.
         order = sorted(numbers, key=lambda number: bool(shapes[number]))
         places = _places(order, shapes)
         shape = (sum(map(math.prod, shapes)),)
@@ -108,20 +108,20 @@ class RunningNorm(Configured):
         return means, counts, places, shapes
 
     def limits(self, gradients, norm, kept):
-        """Takes in the norms of one step, and returns their limits, packed.
+        """Updates the running means, and returns the limits of one step, packed.
 
         Args:
             gradients: The `Gradients`.
             norm: The `Norm`.
-            kept: What `add_limit_variables` returned.
+            kept: The result of `add_limit_variables`.
         """
         *variables, places, shapes = kept
         means, counts = map(ops.convert_to_tensor, variables)
         values = near(cast(join(gradients.norms(norm)), "float32"), means)
         places_of_step = _places(gradients.numbers, shapes)
-        is_same = places_of_step == places  # Spares two copies of many norms.
+        is_same = places_of_step == places  # Saves two copies of many norms.
         if not is_same:
-            # A block without a gradient counts as little as one of norm 0.
+            # A block without a gradient is skipped like a norm of 0.
             padded = ops.append(values, ops.zeros_like(means[:1]))
             absent = values.shape[0]
             sources = {number: places_of_step.get(number, absent) for number in places}
@@ -140,7 +140,7 @@ class RunningNorm(Configured):
             limits = ops.take(limits, _indices(targets, shapes, means))
         if _ON_TORCH:  # A branch would wait for the device.
             return gradients.from_vector(limits)
-        # XLA compiles this in half the time if a branch takes the vector apart.
+        # XLA compiles this twice as fast if a branch splits the vector.
         return cond(
             ops.any(limits < NO_LIMIT),
             lambda: gradients.from_vector(limits),
@@ -149,7 +149,7 @@ class RunningNorm(Configured):
 
 
 def _places(numbers, shapes):
-    """Returns where the norms of each block begin, if they are joined in this order."""
+    """Returns where the norms of each block begin if they are joined in this order."""
     places: dict[int, int] = {}
     start = 0
     for number in numbers:
@@ -159,7 +159,7 @@ def _places(numbers, shapes):
 
 
 def _indices(places, shapes, other):
-    """Returns the indices of all norms of some blocks, near a tensor.
+    """Returns the indices of all norms of some blocks, on the device of a tensor.
 
     Args:
         places: Dict from the numbers of blocks to where their norms begin. Blocks with
@@ -169,7 +169,7 @@ def _indices(places, shapes, other):
     """
     scalars = [place for number, place in places.items() if not shapes[number]]
     parts = [constant_near(scalars, "int32", other)]
-    # Not as a list, which would have as many entries as there are units.
+    # Not as a list, which would have one entry for each unit.
     parts += [
         constant_near([place], "int32", other) + ops.arange(shapes[number][0])
         for number, place in places.items()
@@ -179,7 +179,7 @@ def _indices(places, shapes, other):
 
 
 class _Constant:
-    """The same limit for all norms, for a float in `max_norm`."""
+    """The same limit for all norms, from a float in `max_norm`."""
 
     def __init__(self, value):
         self._value = value
@@ -210,7 +210,7 @@ class _Scheduled:
     def limits(self, gradients, norm, kept):
         """Returns the limits of the norms of one step, packed."""
         limit = ops.cast(self._schedule(self._iterations()), "float32")
-        # A limit of 0 would be divided by.
+        # Avoids division by 0.
         smallest = constant_like(limit, np.finfo("float32").tiny)
         limit = ops.where(limit < smallest, smallest, limit)
         return [limit] * len(gradients.norms(norm))
@@ -220,14 +220,14 @@ _CLASSES = {cls.name: cls for cls in (WeightNorm, RunningNorm)}
 
 
 def get(identifier: Any) -> Any:
-    """Returns what `max_norm=` stands for.
+    """Returns the float, schedule or object for a value of `max_norm=`.
 
     Args:
-        identifier: A float above 0, a `LearningRateSchedule`, a name, an object, or
-            what `serialize` made of one.
+        identifier: A float above 0, a `LearningRateSchedule`, a name, an object, or a
+            result of `serialize`.
 
     Raises:
-        ValueError: If it is none of these, or its arguments are wrong.
+        ValueError: If it is none of these, or its arguments are invalid.
     """
     if is_real(identifier):
         return checked_float(identifier, "max_norm", above=0)
@@ -246,7 +246,7 @@ def get(identifier: Any) -> Any:
 
 
 def serialize(max_norm: Any) -> Any:
-    """Returns what `get` makes the same threshold of, in types that JSON has."""
+    """Returns a JSON-compatible config from which `get` makes an equal threshold."""
     if isinstance(max_norm, float):
         return max_norm
     if config.schedule_of(max_norm) is not None:
@@ -258,7 +258,7 @@ def threshold_of(max_norm, iterations):
     """Returns the object that computes limits.
 
     Args:
-        max_norm: What `get` returned.
+        max_norm: A result of `get`.
         iterations: Callable that returns the number of steps so far.
     """
     if isinstance(max_norm, float):

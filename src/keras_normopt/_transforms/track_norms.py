@@ -19,11 +19,11 @@ TOTAL = "total"
 class Statistics:
     """Values of the last step, and their means and largest values over several steps.
 
-    They are kept in variables of the optimizer, so that they are right in compiled
-    steps, in several steps per execution, and after loading.
+    Variables of the optimizer hold them, so they stay correct in compiled steps, in
+    several steps per execution, and after loading.
 
     Args:
-        name: What the values are.
+        name: The prefix of the variables' names.
         names: List of the names of the values.
         add_variable: Callable like `add_variable` of an optimizer.
     """
@@ -38,18 +38,18 @@ class Statistics:
         self._count = add_variable(f"{name}_count", shape=(), dtype="float32")
 
     def part(self, names, start):
-        """Returns what reads some of the values, which have other names there.
+        """Returns a view of some of the values, under other names.
 
         Args:
             names: List of the names.
-            start: The place of the first of these values.
+            start: The place of the first value.
         """
         part = copy.copy(self)
         part.names, part._places = names, slice(start, start + len(names))
         return part
 
     def take(self, values, counts=None):
-        """Takes in the values of one step.
+        """Adds the values of one step.
 
         Args:
             values: Vector of the values.
@@ -94,7 +94,7 @@ class Statistics:
         return int(ops.convert_to_numpy(self._count))
 
     def reset(self):
-        """Starts means and largest values afresh."""
+        """Resets the means, the largest values and the count."""
         for variable in (self._mean, self._max, self._count):
             variable.assign(np.zeros(variable.shape, "float32"))
 
@@ -115,12 +115,12 @@ class NormTracker:
 
     Attributes:
         blocks: The names of the blocks.
-        names: The names of the norms: those of the blocks, and that of the total.
-        statistics: Dict of `Statistics`. `"gradients"` has the norms of gradients.
-            Where updates are kept, `"weights"` and `"updates"` have their l2 norms.
-            `"ratios"` has ‖update‖ / ‖weights‖, or 0 where the weights are all 0.
-        shares: Dict from `"clipped"` and `"skipped"` to variables, where something
-            clips or skips: the share of steps for each block.
+        names: The names of the blocks, and of the total.
+        statistics: Dict of `Statistics`. `"gradients"` has the norms of gradients. If
+            updates are kept, `"weights"` and `"updates"` have their l2 norms, and
+            `"ratios"` has ‖update‖ / ‖weights‖, or 0 if all weights are 0.
+        shares: Dict from `"clipped"` and `"skipped"`, if kept, to variables: the share
+            of steps for each block.
     """
 
     def __init__(self, blocks, add_variable, clips=False, skips=False, updates=False):
@@ -131,7 +131,7 @@ class NormTracker:
         }
         self._of_updates: Any = None
         if updates:
-            # In one vector, as each operation takes long on PyTorch.
+            # In one vector, because each operation is slow on PyTorch.
             whole = Statistics("update_norm", self.names * 3, add_variable)
             self._of_updates = whole
             for i, kind in enumerate(("weights", "updates", "ratios")):
@@ -148,11 +148,11 @@ class NormTracker:
         return self.statistics["gradients"]
 
     def update(self, gradients, norm, is_shared=True):
-        """Takes in the norms of one step.
+        """Adds the norms of one step.
 
         Args:
             gradients: The `Gradients`.
-            norm: The `Norm` that is tracked. Of the units of a block it is the mean.
+            norm: The tracked `Norm`. Norms of a block's units are averaged.
             is_shared: Whether something else in the step measures the same norms.
         """
         each = None
@@ -165,24 +165,24 @@ class NormTracker:
         self._gradients.take(norms)
 
     def update_share(self, name, gradients, packed):
-        """Takes in which norms of a step were clipped or skipped, after `update`.
+        """Adds which norms of a step were clipped or skipped. Call it after `update`.
 
         Args:
             name: `"clipped"` or `"skipped"`.
             gradients: The `Gradients`.
-            packed: Packed booleans. Of the units of a block it is the share.
+            packed: Packed booleans. Those of a block's units are averaged.
         """
         share, count = self.shares[name], self._gradients._count
         change = self._means(gradients, packed) - share
         share.assign(share + change / count)
 
     def update_made(self, weights, updates, blocks, counts=None):
-        """Takes in the weights before a step, and what the step added to them.
+        """Adds the norms of weights before a step, and of their updates.
 
         Args:
             weights: List of tensors.
             updates: List of tensors.
-            blocks: Dict from the numbers of blocks to lists of positions in these.
+            blocks: Dict from the numbers of blocks to lists of positions in `weights`.
             counts: Scalar boolean tensor, whether the step was made.
         """
         norms = cast(l2_norms([*weights, *updates]), "float32")
@@ -211,7 +211,7 @@ class NormTracker:
         return ops.append(norms, total)
 
     def _means(self, gradients, packed):
-        """Returns the mean of packed values over each block, 0 if it has none."""
+        """Returns the mean of packed values over each block, or 0 without values."""
         values = [cast(value, "float32") for value in packed]
         means = near(gradients.block_means(values), self._gradients.tensor)
         return _in_order(means, gradients.numbers, len(self.blocks))
@@ -233,17 +233,17 @@ class NormTracker:
 
     @property
     def clipped(self):
-        """The share of the steps since the last reset that clipped, `{block: float}`.
+        """The share of steps since the last reset that clipped, `{block: float}`.
 
-        Empty where nothing clips.
+        Empty if nothing clips.
         """
         return self._share("clipped")
 
     @property
     def skipped(self):
-        """The share of the steps since the last reset that were skipped, by block.
+        """The share of steps since the last reset that were skipped, by block.
 
-        Empty where nothing skips.
+        Empty if nothing skips.
         """
         return self._share("skipped")
 
@@ -259,7 +259,7 @@ class NormTracker:
         return self._gradients.count
 
     def reset(self):
-        """Starts all means, largest values and shares afresh."""
+        """Resets all means, largest values, counts and shares."""
         for one in self.statistics.values():
             one.reset()
         for variable in self.shares.values():
@@ -271,7 +271,7 @@ def _in_order(values, numbers, count):
 
     Args:
         values: Vector.
-        numbers: The number of the block of each value.
+        numbers: The block number of each value.
         count: The number of all blocks.
     """
     place = {number: i for i, number in enumerate(numbers)}
@@ -285,13 +285,13 @@ def _of_groups(rows, groups):
 
     Args:
         rows: Tensor of shape `(n, entries)`.
-        groups: List of lists of positions in a row. That of an empty list is 0.
+        groups: List of lists of positions in a row. An empty list has norm 0.
     """
     count = rows.shape[1]
     if not groups or groups == [[i] for i in range(count)]:
         return rows[:, : len(groups)]
     longest = max(1, *map(len, groups))
-    # The position after the last one is that of a 0.
+    # The position after the last one holds a 0.
     padded = [[*group, *[count] * (longest - len(group))] for group in groups]
     zeros = ops.zeros_like(rows[:, :1])
     rows = ops.concatenate([rows, zeros], axis=1)
@@ -300,8 +300,8 @@ def _of_groups(rows, groups):
 
 
 def _lengths(rows):
-    """Returns the l2 norm along the last axis, whose squares may overflow."""
-    # `l2` would first try without the scale, and look whether that is right.
+    """Returns the l2 norm along the last axis, even if its squares overflow."""
+    # `l2` would first try without the scale, and check the result.
     largest = ops.amax(rows, axis=-1, keepdims=True)
     scale = largest + ops.cast(ops.equal(largest, 0), rows.dtype)
     unit = rows / scale

@@ -1,4 +1,4 @@
-"""Directions that act on entries, or on rows."""
+"""The directions of entries and rows."""
 
 import math
 import reprlib
@@ -14,16 +14,16 @@ from keras_normopt._transforms.direction import (
 
 
 class Sign(Direction):
-    """Replaces each entry by its sign: u ← scale · sign(u).
+    """The sign of each entry: u ← scale · sign(u).
 
-    This is steepest descent in the max norm. Applied to the momentum, it is Signum. An
-    entry whose magnitude is below `norm_epsilon` is divided by `norm_epsilon` instead,
+    This is steepest descent in the max norm. Applied to the momentum, it is Signum.
+    Entries with magnitudes below `norm_epsilon` are divided by `norm_epsilon` instead,
     and zeros stay zeros.
 
     Args:
-        scale: The magnitude of each entry: `None`, 1; `"match_rms_adamw"`, .2, about
-            that of a step of AdamW; or `"operator"`, for a kernel 1 / inputs, and 1 for
-            all else (arXiv 2502.07529). Defaults to `None`.
+        scale: The magnitude of each entry. `None`: 1. `"match_rms_adamw"`: .2, about as
+            in a step of AdamW. `"operator"`: 1 / inputs for a kernel, else 1 (arXiv
+            2502.07529). Defaults to `None`.
 
     Raises:
         ValueError: If an argument is none of these.
@@ -47,7 +47,7 @@ class Sign(Direction):
         self.scale = checked_scale(scale, ("match_rms_adamw", "operator"))
 
     def get_config(self):
-        """The arguments, by name."""
+        """Returns the arguments, by name."""
         return {"scale": self.scale}
 
     @property
@@ -55,12 +55,12 @@ class Sign(Direction):
         return self.scale == "operator"
 
     def is_by_row(self, axes):
-        # Of a kernel, the length depends on the number of all rows.
+        # The length of a kernel's entries depends on the number of all rows.
         return axes.role != "kernel" or self.scale != "operator"
 
     def point(self, stack, axes, floor, factor):
         is_small = ops.abs(stack) < floor
-        # NaN stays: the sign of NaN is 0 on PyTorch.
+        # Keeps NaN, whose sign is 0 on PyTorch.
         sign = ops.where(ops.equal(stack, stack), ops.sign(stack), stack)
         # Large entries are left out, or checks for infinities would abort.
         small = ops.where(is_small, stack, ops.zeros_like(stack)) / floor
@@ -75,7 +75,7 @@ class Sign(Direction):
 
 
 class Rows(Direction):
-    """Gives each row of a matrix the same length: u ← scale · u / ‖u‖₂.
+    """The rows of a matrix, scaled to equal length: u ← scale · u / ‖u‖₂.
 
     A row of an embedding belongs to one token. A row of a kernel has the weights of one
     output unit, as in the layout (out, in) of PyTorch. A vector is a single row. A row
@@ -83,13 +83,13 @@ class Rows(Direction):
     zeros.
 
     Args:
-        scale: The length of a row of n entries: `None`, 1; `"match_rms_adamw"`, .2 √n,
-            so that its root mean square is .2; or `"operator"` (arXiv 2502.07529).
-            The latter is 1 / √n for the inputs of a kernel, and otherwise √n, so that
-            the root mean square is 1. Defaults to `None`.
-        over: The axes that a length is measured over: `"inputs"` or `"outputs"` of the
-            layer; or `"auto"`, the outputs for an embedding and the inputs for a
-            kernel. Defaults to `"auto"`.
+        scale: The length of a row of n entries. `None`: 1. `"match_rms_adamw"`: .2 √n,
+            so its root mean square is .2. `"operator"` (arXiv 2502.07529): 1 / √n over
+            the inputs of a kernel, else √n, so the root mean square is 1. Defaults to
+            `None`.
+        over: The axes of a row: `"inputs"` or `"outputs"` of the layer; or `"auto"`,
+            the outputs for an embedding and the inputs for a kernel. Defaults to
+            `"auto"`.
 
     Raises:
         ValueError: If an argument is none of these.
@@ -121,7 +121,7 @@ class Rows(Direction):
         self.over = over
 
     def get_config(self):
-        """The arguments, by name."""
+        """Returns the arguments, by name."""
         return {"scale": self.scale, "over": self.over}
 
     def is_by_row(self, axes):
@@ -135,7 +135,7 @@ class Rows(Direction):
         return unit * (fade * length)
 
     def _axes(self, axes, rank):
-        """Returns the axes that the length of a row is measured over."""
+        """Returns the axes of a row."""
         if axes.role == "vector":
             return tuple(range(rank))
         over = self.over

@@ -1,10 +1,9 @@
-"""The norms that a gradient can be divided by.
+"""The norms that can divide a gradient.
 
-Every norm maps one tensor of any shape to a scalar tensor. It is computed, and
-returned, in float32 (float64 for a float64 tensor), whatever the dtype of the
-tensor: half precision overflows at 1000 entries of 300. All of them are absolutely
-homogeneous, ``norm(c * g) == abs(c) * norm(g)``, so ``g / norm(g)`` does not depend on
-the gradient's magnitude.
+Each norm maps one tensor of any shape to a scalar tensor. It is computed and returned
+in float32 (float64 for a float64 tensor): half precision overflows at 1000 entries of
+300. Norms are absolutely homogeneous, ``norm(c * g) == abs(c) * norm(g)``, so
+``g / norm(g)`` does not depend on the gradient's magnitude.
 
 Example:
     >>> from keras_normopt import norms

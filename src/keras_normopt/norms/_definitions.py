@@ -1,4 +1,4 @@
-"""The norms, as the documentation defines them, over the entries of one block."""
+"""Defines the built-in norms over the entries of one block."""
 
 import math
 
@@ -23,43 +23,43 @@ __all__ = [
 
 @built_in(leaves_range=False)
 def l1(g):
-    """Sum of the absolute values, Σ|g|."""
+    """Returns the sum of absolute values, Σ|g|."""
     return g.sum(ops.abs)
 
 
 @built_in(squares=True)
 def l2(g):
-    """Euclidean norm, √Σg²."""
+    """Returns the Euclidean norm, √Σg²."""
     return g.l2()
 
 
 @built_in(squares=True)
 def l1_l2(g):
-    """Mean of the l1 and the l2 norm, (l1 + l2) / 2."""
+    """Returns the mean of the l1 and l2 norms, (l1 + l2) / 2."""
     return (g.sum(ops.abs) + g.l2()) / 2
 
 
 @built_in()
 def avg_l1(g):
-    """Mean absolute value, l1 / N for N entries."""
+    """Returns the mean absolute value, l1 / N for N entries."""
     return g.sum(ops.abs) / g.size
 
 
 @built_in(squares=True)
 def avg_l2(g):
-    """Root mean square, √mean(g²), which is l2 / √N for N entries."""
+    """Returns the root mean square, √mean(g²) = l2 / √N for N entries."""
     return g.l2() / math.sqrt(g.size)
 
 
 @built_in(squares=True)
 def avg_l1_l2(g):
-    """Mean of the averaged norms, (avg_l1 + avg_l2) / 2."""
+    """Returns the mean of the averaged norms, (avg_l1 + avg_l2) / 2."""
     return (g.sum(ops.abs) / g.size + g.l2() / math.sqrt(g.size)) / 2
 
 
 @built_in(leaves_range=False)
 def max(g):
-    """Largest absolute value, max|g|. `linf` is the same norm."""
+    """Returns the largest absolute value, max|g|. `linf` is the same norm."""
     return g.max_abs()
 
 
@@ -68,18 +68,18 @@ linf = max
 
 @built_in()
 def min_max(g):
-    """Mean of the largest and the smallest absolute value, (max|g| + min|g|) / 2."""
+    """Returns the mean of the extreme absolute values, (max|g| + min|g|) / 2."""
     return (g.max_abs() + g.min_abs()) / 2
 
 
 @built_in(squares=True)
 def std(g):
-    """Population standard deviation of the entries, or their root mean square.
+    """Returns the population standard deviation, or the root mean square.
 
-    The root mean square stands in where the gradient has one element or is constant up
-    to rounding (std below √eps of the root mean square, eps of the dtype computed in).
-    There the deviation is zero or rounding noise, and dividing by it would blow up the
-    gradient of, say, the bias of ``Dense(1)`` a million times.
+    It is the root mean square if the gradient has one element, or is constant up to
+    rounding: std below √eps of the root mean square, in the dtype computed in. There,
+    std is zero or rounding noise. Dividing by it would multiply the gradient of a
+    ``Dense(1)`` bias, for example, by a million.
     """
     std = g.std()
     root_mean_square = g.l2() / math.sqrt(g.size)

@@ -1,14 +1,14 @@
-"""The interface of everything that `norm=` can stand for."""
+"""The interface of all norms that `norm=` accepts."""
 
 
 class Norm:
-    """Measures blocks of gradients, and normalizes them.
+    """A norm, which measures and normalizes blocks of gradients.
 
     Args:
         function: Callable from a gradient to its norm.
     """
 
-    #: Whether `measure` takes several equal blocks side by side in one `Reductions`.
+    #: Whether one `Reductions` in `measure` may stack several equal blocks.
     takes_stacks = False
 
     def __init__(self, function):
@@ -19,10 +19,10 @@ class Norm:
 
         Args:
             blocks: Non-empty list of `Reductions`.
-            unit: Scalar tensor or `None`. The entries are divided by it first.
+            unit: Scalar tensor that divides the entries first, or `None`.
 
         Returns:
-            The norms of the blocks, as `pack` packs them.
+            The packed norms: see `pack`.
         """
         raise NotImplementedError
 
@@ -31,7 +31,7 @@ class Norm:
 
         Args:
             gradients: The `Gradients`.
-            divisors: Function from the norms to the numbers to divide by.
+            divisors: Callable from the norms to the divisors.
         """
         gradients.divide(divisors(gradients.norms(self)))
 
@@ -41,7 +41,7 @@ class Norm:
         return self
 
     def require_norm(self, norm, reason):
-        """Raises a `ValueError` if this is not a norm but returns the gradient.
+        """Raises a `ValueError` if the function returns a normalized gradient.
 
         Args:
             norm: What the user passed as `norm`.
@@ -49,4 +49,4 @@ class Norm:
         """
 
     def check(self, blocks, variables):
-        """Raises an error if the norm returns wrong numbers for such variables."""
+        """Raises an error if the norm returns invalid numbers for these variables."""

@@ -1,9 +1,9 @@
-"""Computes norms that are right at any magnitude.
+"""Computes norms that are accurate at any magnitude.
 
 A definition such as √Σg² overflows or underflows long before its exact result does
 (float32: beyond 1e19 and below 1e-23). Norms are homogeneous, so
 norm(g) = norm(c · g) / c. The right side is computed only if the plain result is
-outside of its safe range.
+outside its safe range.
 """
 
 import math
@@ -21,12 +21,12 @@ from keras_normopt.norms._reductions import Reductions, reductions_of
 
 
 def built_in(*, squares=False, leaves_range=True):
-    """Makes a public norm of a definition that works at ordinary magnitudes only.
+    """Turns a definition for ordinary magnitudes into a public norm.
 
     Args:
-        squares: Whether the definition squares the entries. Then it underflows before
-            its exact result does. A definition must not use higher powers, as one
-            factor could not span their range.
+        squares: Whether the definition squares entries, and so underflows before its
+            exact result does. Higher powers are not allowed, because one factor could
+            not span their range.
         leaves_range: Whether it can overflow or underflow before its exact result does.
     """
 
@@ -46,7 +46,7 @@ def built_in(*, squares=False, leaves_range=True):
 
 
 class BuiltIn(Norm):
-    """A norm of this package."""
+    """A built-in norm."""
 
     takes_stacks = True
 
@@ -59,7 +59,7 @@ class BuiltIn(Norm):
         values = self._norms_of(blocks)
         if unit is None:
             return values
-        # A negative learning rate turns updates around. The norm stays positive.
+        # A negative learning rate reverses updates. Their norm stays positive.
         return [v / near(ops.cast(ops.abs(unit), dtype_of(v)), v) for v in values]
 
     def _norms_of(self, blocks):
@@ -67,17 +67,17 @@ class BuiltIn(Norm):
         stacked = [block.stacked for block in blocks]
         if not self._leaves_range:
             return pack(plain, stacked)
-        # The highest floor serves all blocks: above it, every result is accurate.
+        # Above the highest floor, the results of all blocks are accurate.
         floor = max(map(self._floor, blocks))
         joined = join(plain)
         safe = _is_safe(joined, floor)
 
         def rescue():
-            # Each block apart, so that one gradient of zeros does not slow down all.
+            # Each block alone, so that one zero gradient does not slow down all blocks.
             each = zip(blocks, plain, _flags(safe, plain), strict=True)
             return pack([self._rescued(*those, floor) for those in each], stacked)
 
-        # Packed inside of the branches: XLA compiles that faster.
+        # Packs inside the branches, because XLA compiles that faster.
         return cond(ops.all(safe), lambda: pack(plain, stacked, joined), rescue)
 
     def _plain(self, block):
@@ -88,8 +88,8 @@ class BuiltIn(Norm):
     def _floor(self, block):
         """Returns the smallest plain result that is accurate to rounding.
 
-        Each of N squares can lose up to the smallest normal number to underflow. The
-        loss must be negligible beside the square of the result.
+        Underflow takes up to the smallest normal number from each of N squares. This
+        loss must be negligible compared to the square of the result.
         """
         if not self._squares:
             return 0.0
@@ -99,8 +99,8 @@ class BuiltIn(Norm):
     def _rescued(self, block, plain, flags, floor):
         """Returns the norms of a block, computed at another scale if necessary.
 
-        The scale keeps every safe result in range: a compiler may compute this for all
-        blocks, and the derivative of the branch not taken must be finite.
+        The scale keeps even safe results in range. A compiler may compute this for all
+        blocks, and the derivative of the unused branch must be finite.
         """
         if not block.size:
             return plain
@@ -122,7 +122,7 @@ class BuiltIn(Norm):
             is_safe = ops.all(_is_safe(plain, floor))
             (norms,) = cond(is_safe, lambda: [plain], lambda: [rescaled()])
             return norms
-        if not flags.all():  # It is quick to see that a norm is 0, as of zeros.
+        if not flags.all():  # Zeros need no rescue, and are quick to find.
             flags = flags | concrete_value(block.max_abs() == 0).ravel()
         return plain if flags.all() else rescaled()
 
@@ -132,7 +132,7 @@ def _flags(safe, plain):
     flags = concrete_value(safe)
     if flags is None:
         return [None] * len(plain)
-    # Read at once. On PyTorch every read of a tensor is slow.
+    # Reads all flags at once, because each read is slow on PyTorch.
     result, start = [None] * len(plain), 0
     for i in sorted(range(len(plain)), key=lambda i: bool(len(plain[i].shape))):
         end = start + math.prod(plain[i].shape)
@@ -141,7 +141,7 @@ def _flags(safe, plain):
 
 
 def _is_safe(values, floor):
-    # An overflow may end in NaN, for which both comparisons are false.
+    # An overflow may cause NaN, for which both comparisons are false.
     return (values >= floor) & (values <= _largest(values))
 
 

@@ -1,4 +1,4 @@
-"""Reduces the entries of a block, in however many tensors they are."""
+"""Reduces the entries of a block, which may span several tensors."""
 
 import functools
 import math
@@ -11,14 +11,14 @@ from keras_normopt._backend.tensors import dtype_of, safe_sqrt, widen
 
 
 class Reductions:
-    """Reduces one block, or several blocks side by side, to one number for each norm.
+    """The reductions of one block, or of stacked blocks, to one number for each norm.
 
     Args:
         tensors: Non-empty list of tensors of one floating-point dtype.
-        per_unit: Whether each unit has a norm. Units are the last axis of each tensor.
+        per_unit: Whether each unit has a norm. Units lie on the last axis of a tensor.
         stacked: Whether the first axis of each tensor counts equal blocks.
-        rows: For each tensor `None`, or the number of rows of the gradient if the
-            tensor holds only some of them. The other rows are 0.
+        rows: For each tensor, the number of rows of the gradient if the tensor holds
+            only some of them, else `None`. The other rows are 0.
     """
 
     def __init__(self, tensors, per_unit=False, stacked=False, rows=None):
@@ -28,7 +28,7 @@ class Reductions:
         self.dtype = dtype_of(tensors[0])
         #: The shape of the norms. It is empty unless blocks are stacked or have units.
         self.shape = first[:stacked] + first[len(first) - per_unit :]
-        #: How many entries one norm is computed from.
+        #: The number of entries of one norm.
         self.size = sum(map(self._size_of, tensors, self._rows))
 
     def sum(self, function=lambda tensor: tensor):
@@ -41,7 +41,7 @@ class Reductions:
         return safe_sqrt(self.sum(ops.square))
 
     def std(self):
-        """Returns the standard deviation of the population."""
+        """Returns the population standard deviation."""
         mean = self.sum() / self.size  # `ops.mean` computes in float32 on JAX.
         squares = self.sum(lambda t: ops.square(t - self.broadcast(mean, t)))
         absent = self._absent()
@@ -65,14 +65,14 @@ class Reductions:
         return ops.where(absent > 0, ops.zeros_like(present), present)
 
     def scaled(self, where):
-        """Returns the reductions of the entries times factors.
+        """Returns the reductions of the entries multiplied by factors.
 
         Args:
             where: Dict from each factor to a boolean tensor with one value for each
-                norm. The factor applies where it is true.
+                norm. The factor applies where the value is true.
         """
-        # Factors are constants. With a tensor of factors, XLA squares the factor and
-        # a constant gradient of 0 apart, and the square overflows.
+        # Factors are constants. XLA squares a tensor of factors and a constant
+        # gradient of 0 separately, and the factor's square overflows.
         tensors = self.tensors
         for factor, chosen in where.items():
             tensors = [
@@ -87,22 +87,22 @@ class Reductions:
         return type(self)(tensors, self.per_unit, self.stacked, self._rows)
 
     def broadcast(self, values, tensor):
-        """Shapes one value for each norm so that it broadcasts against a tensor."""
+        """Reshapes values, one for each norm, to broadcast against a tensor."""
         reduced = len(tensor.shape) - len(self.shape)
         values = near(values, tensor)
         if not self.stacked:
             return values
-        return values[(slice(None), *[None] * reduced)]  # Faster than to reshape it.
+        return values[(slice(None), *[None] * reduced)]  # Faster than `reshape`.
 
     def _size_of(self, tensor, rows):
-        """Returns how many entries of one tensor each norm is computed from."""
+        """Returns the number of entries of one tensor in each norm."""
         shape = tuple(tensor.shape)
         if rows is not None:
             shape = (rows, *shape[1:])
         return math.prod(shape[self.stacked : len(shape) - self.per_unit])
 
     def _absent(self):
-        """Returns how many entries are in absent rows, or `None` if none can be."""
+        """Returns the number of entries in absent rows, or `None` if none is sparse."""
         counts = [
             ops.cast(rows - ops.shape(tensor)[0], self.dtype)
             * (self._size_of(tensor, rows) // max(rows, 1))
@@ -128,11 +128,11 @@ class Reductions:
 
 
 def reductions_of(tensors, per_unit=False, stacked=False, kind=Reductions):
-    """Returns the reductions of one block, in the dtype that norms are computed in.
+    """Returns the reductions of one block, in a dtype wide enough for norms.
 
     Args:
         tensors: The gradients of the block, of any dtypes, sparse or dense.
-        per_unit: Whether units have norms. A gradient of one axis has no units.
+        per_unit: Whether units have norms. A gradient with one axis has no units.
         stacked: As for `Reductions`.
         kind: The class to return.
     """

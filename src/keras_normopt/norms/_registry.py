@@ -1,4 +1,4 @@
-"""The names that `norm=` takes: the built-in norms and those that users register."""
+"""Keeps the names that `norm=` accepts, built-in or registered by users."""
 
 import functools
 import reprlib
@@ -17,7 +17,7 @@ _registering = threading.Lock()
 
 
 def names() -> list[str]:
-    """Lists every name that `norm=` takes, built-in and registered, sorted."""
+    """Returns all names that `norm=` accepts, built-in and registered, sorted."""
     return sorted(_definitions.BUILT_IN | _registered)
 
 
@@ -28,28 +28,28 @@ def register_norm(
     name: str, function: None = ..., *, overwrite: bool = ...
 ) -> Callable[[_Norm], _Norm]: ...
 def register_norm(name, function=None, *, overwrite=False):
-    """Gives a norm of your own a name, for `norm=` and for saved files.
+    """Registers your own norm under a name, for `norm=` and for saved files.
 
-    A saved optimizer holds the name only. So register the norm in each process, under
-    the same name, before you load the file or unpickle the optimizer.
+    A saved optimizer contains only the name. Register the norm under this name in each
+    process, before you load the file or unpickle the optimizer.
 
     Args:
-        name: String. Any name but those of the built-in norms.
-        function: Callable from one gradient to its norm, a scalar tensor. It is called
-            with a tensor of any shape in float32 (float64 for a float64 gradient) and
-            should use `keras.ops` only, to work on every backend and when compiled.
-            Left out, `register_norm` is a decorator.
-        overwrite: Boolean, whether to replace another function that was registered
-            under this name. Defaults to `False`. The same function defined again, as by
-            a notebook cell that is run twice, needs no `overwrite`.
+        name: String, not empty, and not the name of a built-in norm.
+        function: Callable from one gradient to its norm, a scalar tensor. The gradient
+            has any shape, in float32 (float64 for a float64 gradient). Use only
+            `keras.ops`, to support every backend and compiled steps. If omitted,
+            `register_norm` is a decorator.
+        overwrite: Boolean, whether to replace another function under this name.
+            Defaults to `False`. To run the same definition again, as in a notebook
+            cell, you need no `overwrite`.
 
     Returns:
         The function, unchanged.
 
     Raises:
-        TypeError: If the name is not a string or the function not callable.
-        ValueError: If the name is empty, is a built-in one, or stands for another
-            function and `overwrite` is not set.
+        TypeError: If the name is not a string, or the function is not callable.
+        ValueError: If the name is empty or built-in, or names another function
+            without `overwrite`.
 
     Example:
         >>> import keras_normopt
@@ -74,7 +74,7 @@ register_norm.__module__ = "keras_normopt"  # For pickles.
 
 
 def register_normalizer(name, function):
-    """Registers a function that returns the normalized gradient, as in 2018."""
+    """Registers a function that returns the normalized gradient, for `compat`."""
     _register(name, UserNormalizer(function), overwrite=False)
 
 
@@ -85,8 +85,8 @@ def _register(name, norm, overwrite):
         raise ValueError("`name` must not be empty. Received: name=''")
     if name in _definitions.BUILT_IN:
         raise ValueError(
-            f"`name` must not be that of a built-in norm. Received: name={name!r}. "
-            f"Built in are {_listed(_definitions.BUILT_IN)}; choose another name."
+            f"`name` must not name a built-in norm. Received: name={name!r}. The "
+            f"built-in norms are {_listed(_definitions.BUILT_IN)}. Choose another name."
         )
     with _registering:
         if name in _registered and not (overwrite or _same(_registered[name], norm)):
@@ -98,14 +98,14 @@ def _register(name, norm, overwrite):
 
 
 def _same(one, other):
-    """Whether two norms have the same function, or one definition that ran twice."""
+    """Returns whether two norms have the same function, or equal definitions."""
     if type(one) is not type(other):
         return False
     if one.function is other.function:
         return True
     try:
         return _definition_of(one.function) == _definition_of(other.function)
-    except (AttributeError, ValueError):  # No plain function, or an empty closure cell.
+    except (AttributeError, ValueError):  # Not a function, or an empty closure cell.
         return False
 
 
@@ -116,13 +116,13 @@ def _definition_of(function):
         function.__code__,
         function.__defaults__,
         function.__kwdefaults__,
-        # Captured values may be tensors, which do not compare to one truth value.
+        # By id, because comparing captured tensors gives no single boolean.
         [id(cell.cell_contents) for cell in function.__closure__ or ()],
     )
 
 
 def get(identifier):
-    """Returns the `Norm` that `norm=` stands for, or `None` for `None`.
+    """Returns the `Norm` for a value of `norm=`, or `None` for `None`.
 
     Args:
         identifier: A registered name, a callable, or `None`.
@@ -139,19 +139,19 @@ def get(identifier):
             return _registered[identifier]
     elif callable(identifier):
         norm = getattr(identifier, "norm", None)
-        # `functools.wraps` copies the attribute to a function that does something else.
+        # `functools.wraps` copies the attribute to other functions.
         is_built_in = isinstance(norm, BuiltIn) and norm.function is identifier
         return norm if is_built_in else UserNorm(identifier)
     raise ValueError(
         f"Unknown norm. Received: norm={reprlib.repr(identifier)}. Choose one of "
         f"{_listed(names())}, None for no normalization, or a function from a gradient "
         "to its scalar norm. `keras_normopt.register_norm` adds a name of your own. "
-        "Call it in each process, before a file that uses the name is loaded."
+        "Call it in each process, before you load a file that uses the name."
     )
 
 
 def serialize(identifier):
-    """Returns the name under which `norm=` can be saved.
+    """Returns the name that `norm=` is saved under.
 
     Raises:
         ValueError: If it is a function that is not registered.

@@ -1,4 +1,4 @@
-"""Calls the functions that users wrote, and checks what they return."""
+"""Calls users' functions, and checks their results."""
 
 import math
 import reprlib
@@ -14,7 +14,7 @@ from keras_normopt._backend.tracing import concrete_value, eagerly
 from keras_normopt.norms._definitions import l2
 from keras_normopt.norms._norm import Norm
 
-# A larger gradient is not tried before training. That would take memory and time.
+# Checks before training skip larger gradients, to save memory and time.
 _LARGEST = 2**16
 
 
@@ -24,7 +24,7 @@ class UserNorm(Norm):
     expected = "A norm must be a finite number of at least 0"
 
     def measure(self, blocks, unit=None):
-        # A user's function need not be homogeneous, so the entries are divided.
+        # Divides the entries, because a user's function may not be homogeneous.
         if unit is not None:
             blocks = [block.divided(unit) for block in blocks]
         return pack([self._of_block(block) for block in blocks], [False] * len(blocks))
@@ -52,8 +52,8 @@ class UserNorm(Norm):
             value = ops.cast(value, gradient.dtype)
         except Exception as error:
             raise TypeError(
-                f"{expected}norm={name} returned {reprlib.repr(result)}, which is no "
-                "real number."
+                f"{expected}norm={name} returned {reprlib.repr(result)}, which is not "
+                "a real number."
             ) from error
         if len(value.shape):
             raise ValueError(
@@ -64,15 +64,15 @@ class UserNorm(Norm):
         return value
 
     def stands_for(self, function):
-        """Whether a saved optimizer may name this norm in place of a function."""
+        """Returns whether this norm's name may replace a function in saved files."""
         return self.function == function
 
     def check(self, blocks, variables):
-        """Calls the function on made-up gradients, to see what it returns.
+        """Calls the function on made-up gradients, and checks the results.
 
-        A NaN or a negative norm would make weights NaN without an error. Only the
-        smallest gradient of each rank is tried: a function that works for the shapes
-        of the model need not work for others.
+        A NaN or a negative norm would make weights NaN without an error. Gradients
+        have shapes of the model, because the function may fail on others. Only the
+        smallest of each rank is tried.
 
         Args:
             blocks: The `Blocks` of the variables.
@@ -87,7 +87,7 @@ class UserNorm(Norm):
             smallest.setdefault(len(shape), (shape, dtype))
         for shape, dtype in smallest.values():
             count = np.arange(math.prod(shape)).reshape(shape)
-            # Of both signs with a negative sum, and without a positive entry.
+            # Both signs with a negative sum, then no positive entry.
             mixed = -(np.sin(1 + count) + 0.25)
             for gradient in (mixed, -np.abs(mixed)):
                 with eagerly():
@@ -116,7 +116,7 @@ class UserNorm(Norm):
 
 
 class UserNormalizer(UserNorm):
-    """A registered function that returns the normalized gradient, as in 2018."""
+    """A registered function that returns the normalized gradient."""
 
     expected = "A normalized gradient must be finite"
     tracked = l2.norm
@@ -156,16 +156,16 @@ def _call(function, gradient):
         if not _works_on_values(function, gradient):
             raise
         raise TypeError(
-            f"norm={describe(function)} needs the values of a gradient, and works on a "
-            "NumPy array. A gradient has no values yet while a step is compiled, and "
-            f"is no NumPy array on an accelerator. Received: {type(gradient).__name__} "
-            f"of shape {tuple(gradient.shape)}. Use the functions of `keras.ops` in "
-            "place of NumPy's, and no `float()`, `.numpy()` or `if` on values."
+            f"norm={describe(function)} needs the values of a gradient. While a step "
+            "is compiled, a gradient has no values. On an accelerator, it is not a "
+            f"NumPy array. Received: {type(gradient).__name__} of shape "
+            f"{tuple(gradient.shape)}. Use the functions of `keras.ops` instead of "
+            "NumPy's, and no `float()`, `.numpy()` or `if` on values."
         ) from error
 
 
 def _works_on_values(function, gradient):
-    """Whether a function that failed on a gradient works on values in its place."""
+    """Returns whether a function that failed on a gradient works on values."""
     shape = [size or 1 for size in gradient.shape]  # Unknown sizes are `None`.
     array = np.ones(shape, dtype_of(gradient))
     with eagerly():
@@ -179,7 +179,7 @@ def _works_on_values(function, gradient):
 
 
 def _arguments(blocks, variables):
-    """Yields shape and dtype of what a step calls the function with, if small."""
+    """Yields the shapes and dtypes of the function's arguments in a step, if small."""
     members: dict[int | None, list[int]] = {}
     for i, number in enumerate(blocks.of):
         members.setdefault(number, []).append(i)
@@ -196,5 +196,5 @@ def _arguments(blocks, variables):
 
 
 def describe(function):
-    """Returns what to call a function in a message."""
+    """Returns the name of a function for messages."""
     return getattr(function, "__qualname__", None) or reprlib.repr(function)
