@@ -186,9 +186,10 @@ def _vanishing(diagnosis, optimizer):
             "vanishing",
             f"{fact} From the last layer to the first it shrinks by a factor of "
             f"{diagnosis.ratio:.1g}, {_shrinkage(diagnosis):.2g} for each kernel.",
-            "The inputs hardly reach the outputs, and no optimizer repairs that. Add "
-            "`BatchNormalization` after each layer and use Adam. Shortcuts, or another "
-            "activation such as ReLU, help as well.",
+            "The inputs hardly reach the outputs. Add `BatchNormalization` after each "
+            "layer and use Adam. Shortcuts, or another activation such as ReLU, help "
+            "too. If you must keep the layers, try `OrthogonalSGD(0.03)`, which trains "
+            "eight sigmoid layers.",
         )
     moves = setup.typical_update(diagnosis)
     if typical(diagnosis.blocks) > VANISHED or moves > MOVES or _normalizes(optimizer):
@@ -198,8 +199,9 @@ def _vanishing(diagnosis, optimizer):
     return Finding(
         "vanishing",
         fact,
-        f"{_normalized(optimizer)} steps as far as the learning rate says, however "
-        "small gradients are. Shortcuts, normalization layers or another "
+        "`OrthogonalSGD(0.01)` moves every kernel as far as the learning rate says, "
+        f"however small gradients are. {_normalized(optimizer)} does too, and trains "
+        "deep networks less well. Shortcuts, normalization layers or another "
         "initialization remove the cause.",
     )
 
