@@ -1,4 +1,4 @@
-"""What a few batches tell about a model and its gradients, before it is trained."""
+"""Diagnoses a model and its gradients on a few batches before training."""
 
 from keras_normopt.diagnosis.baselines import Constants, Targets
 from keras_normopt.diagnosis.diagnosing import Diagnosis, diagnose

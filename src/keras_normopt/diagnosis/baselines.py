@@ -1,4 +1,4 @@
-"""The targets: their range, their classes, and the loss of predicting them blindly."""
+"""Measures the targets: range, classes, and the loss of constant predictions."""
 
 import dataclasses
 from typing import Any
@@ -9,8 +9,8 @@ from keras import ops, tree
 
 from keras_normopt.diagnosis.first_layer import Range, range_of
 
-# Losses whose best constant prediction is known, by name: for which targets, or, of a
-# regression, which constant is the best.
+# Losses whose best constant prediction is known, by name. Values are the kind of
+# targets or, for regressions, the best constant.
 CROSSENTROPIES = {
     "sparsecategoricalcrossentropy": "sparse",
     "categoricalcrossentropy": "categorical",
@@ -22,23 +22,23 @@ REGRESSIONS = {
     "meanabsoluteerror": "median",
     "mae": "median",
 }
-_SMALL = 1e-7  # Keras clips probabilities there.
+_SMALL = 1e-7  # Keras clips probabilities at this value.
 
 
 class NotCheckedError(Exception):
-    """Says why something was not checked."""
+    """Raised with the reason why something was not checked."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What the loss of one batch is computed from.
+    """The data for the loss of one batch.
 
     Attributes:
         y: The targets, a tensor, or nested tensors.
         shapes: The shape of each output of the model.
         sample_weight: A tensor or `None`.
         masked: Whether the model's outputs carry a mask.
-        adds_losses: Whether layers of the model add losses of their own.
+        adds_losses: Whether layers of the model add losses.
     """
 
     y: Any
@@ -50,13 +50,13 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """The targets of a model with one output and a loss that is known.
+    """The targets of a model with one output and a known loss.
 
     Attributes:
-        examples: The number of targets that were looked at.
+        examples: The number of targets that were checked.
         classes: The number of classes among them; `None` for a regression.
         outputs: The number of classes of the model; `None` for a regression.
-        range: Their `Range`. Labels of a sparse cross-entropy are numbers.
+        range: The `Range` of the targets. Classes count as numbers.
     """
 
     examples: int
@@ -67,13 +67,13 @@ class Targets:
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """Losses of constant predictions, on the batches that were computed.
+    """Losses of constant predictions on the same batches.
 
     Attributes:
         best: The loss of the best constant prediction: the frequencies of the classes,
             or the mean or median of the targets.
-        zero: The loss of outputs that are 0 before their activation: all classes are
-            equally probable, or the prediction is 0. A new model starts near it.
+        zero: The loss if outputs are 0 before their activation: all classes are equally
+            probable, or the prediction is 0. A new model starts near it.
         squared: Whether the loss is a squared error.
     """
 
@@ -83,7 +83,7 @@ class Constants:
 
 
 def check(model, batches):
-    """Raises `NotCheckedError` unless the loss is one that is known, of one output."""
+    """Raises `NotCheckedError` unless the model has one output and a known loss."""
     if not batches:
         raise NotCheckedError(
             "the `train_step` of the model does not call `compute_loss`"
@@ -114,7 +114,7 @@ def of_model(model, batches, y):
     Args:
         model: A compiled model.
         batches: List of `Batch`.
-        y: All targets, if they are an array, else `None`.
+        y: Array of all targets, or `None` to use those of the batches.
 
     Returns:
         `Targets`.
@@ -155,7 +155,7 @@ def constants(model, batches):
 
 
 def _best(kind, loss, batches):
-    """The best constant prediction, a probability for a cross-entropy."""
+    """Returns the best constant prediction, a probability for a cross-entropy."""
     shape = batches[0].shapes[0]
     targets = np.concatenate([_rows(kind, loss, batch) for batch in batches])
     weights = np.concatenate([_weights(kind, batch) for batch in batches])
@@ -171,7 +171,7 @@ def _best(kind, loss, batches):
 
 
 def _rows(kind, loss, batch):
-    """The targets of a batch as they are averaged: of all examples, and all steps."""
+    """Returns a batch's targets as the rows that the best constant averages."""
     y, shape = ops.convert_to_numpy(batch.y), batch.shapes[0]
     if kind == "categorical":
         return y.reshape(-1, shape[-1]).astype("float64")
@@ -183,7 +183,7 @@ def _rows(kind, loss, batch):
 
 
 def _weights(kind, batch):
-    """The weight of each of these rows."""
+    """Returns the weight of each of these rows."""
     shape = batch.shapes[0]
     sequence = kind in ("sparse", "categorical")
     rows = int(np.prod(shape[:-1] if sequence else shape[:1]))
@@ -191,7 +191,7 @@ def _weights(kind, batch):
         return np.ones(rows)
     weights = ops.convert_to_numpy(batch.sample_weight).reshape(-1)
     if rows % len(weights):
-        raise NotCheckedError("the shape of the sample weights")
+        raise NotCheckedError("the sample weights do not fit the outputs")
     return np.repeat(weights, rows // len(weights))
 
 

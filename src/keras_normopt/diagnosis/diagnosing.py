@@ -23,23 +23,25 @@ from keras_normopt.diagnosis.measure import Block, Records, array_of
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` finds. `print` shows it; `pandas.DataFrame(d.blocks)` has all.
+    """The result of `diagnose`. `print` shows it.
+
+    `pandas.DataFrame(d.blocks)` has all blocks.
 
     Attributes:
         blocks: A `Block` for each trainable variable, in the order of the model.
         totals: The l2 norm of the whole gradient in each batch.
         logs: What `fit` logged over these batches, `{name: float}`.
         loss_scale: The factor that the loss was multiplied by, 1 without loss scaling.
-            Norms are those without it.
-        optimizer: The name of the class of the optimizer that gradients came to, of
-            several the first; `None` for a model that is not compiled.
-        inputs: The `Range` of what reaches the first layer with a kernel; `None` if it
-            was not checked, or if an embedding comes first.
-        targets: The number and `Range` of the targets; `None` if it was not checked.
-        constants: The losses of constant predictions; `None` if it was not checked.
+            Norms do not include it.
+        optimizer: The class name of the first optimizer that received gradients; `None`
+            if the model is not compiled.
+        inputs: The `Range` of the values that reach the first layer with a kernel;
+            `None` if it was not checked, or if an embedding comes first.
+        targets: The `Targets`; `None` if they were not checked.
+        constants: The losses of constant predictions; `None` if they were not checked.
         frozen: The paths of the variables that the model does not train.
         unchecked: What was not checked, and why.
-        findings: What was found, each a `Finding`, the gravest first.
+        findings: The `Finding`s, the gravest first.
     """
 
     blocks: tuple[Block, ...]
@@ -56,10 +58,10 @@ class Diagnosis:
 
     @property
     def ratio(self) -> float:
-        """The `rms` of the kernel with the largest over that with the smallest.
+        """The largest `rms` of a kernel divided by the smallest.
 
-        Kernels are the variables of two or more axes that are not called `bias`; 1 if
-        there are none.
+        Kernels are variables with two or more axes whose names do not end in `bias`. If
+        there are none, the ratio is 1.
         """
         sizes = [block.rms for block in kernels(self.blocks)]
         return max(sizes) / min(sizes) if sizes else 1.0
@@ -94,25 +96,24 @@ def diagnose(
 
     Args:
         model: A `keras.Model`. If it has not been compiled, pass `loss`.
-        x: What `fit` takes: arrays, or nested arrays, of which examples are drawn,
-            always the same; or data that comes in batches, which are used in order. A
-            generator is used up by as many batches.
+        x: As for `fit`. `diagnose` draws examples from arrays or nested arrays, always
+            the same ones. If data come in batches, it uses these in order. A generator
+            loses the batches that it uses.
         y: Targets, if `x` are arrays and the loss needs targets.
-        sample_weight: As of `fit`.
+        sample_weight: As for `fit`.
         batch_size: Number of examples in a batch, if `x` are arrays. Defaults to 32.
         batches: How many batches to compute, at least 1. Three or more show spikes.
             Defaults to 4.
-        class_weight: As of `fit`.
-        loss: The loss, as `compile` takes it, for a model that has not been compiled,
-            as in a custom training loop.
+        class_weight: As for `fit`.
+        loss: The loss, as for `compile`, if the model has not been compiled. That is
+            common in custom training loops.
 
     Returns:
         A `Diagnosis`. Print it.
 
     Raises:
-        ValueError: If `batches` or `batch_size` is below 1, if the model has no loss,
-            if the loss needs targets and there are none, or if no gradient reaches an
-            optimizer.
+        ValueError: If `batches` or `batch_size` is below 1, if the loss or the targets
+            that it needs are missing, or if no gradient reaches an optimizer.
 
     Example:
         >>> import keras, keras_normopt
@@ -157,13 +158,13 @@ def diagnose(
 
 
 def _measured(model, records, logs, y, compiled):
-    """Measures everything that needs the model, and may change its state."""
+    """Measures everything that needs the model. This may change its state."""
     unchecked = []
 
     def check(what, measure, *arguments):
         try:
             return measure(*arguments)
-        except Exception as error:  # Models and losses of users may raise any.
+        except Exception as error:  # Models and losses of users may raise anything.
             reason = (
                 error if isinstance(error, baselines.NotCheckedError) else repr(error)
             )
@@ -193,7 +194,7 @@ def _measured(model, records, logs, y, compiled):
 
 
 def _frozen(model):
-    """The paths of variables that training leaves out, and could train."""
+    """Returns the paths of frozen variables that training could change."""
     trained = {id(variable) for variable in model.trainable_variables}
     found = {
         id(variable): variable.path
@@ -204,7 +205,7 @@ def _frozen(model):
 
 
 class _Around(keras.Model):
-    """A model that can be compiled around one that shall not be."""
+    """A model around another one, which stays uncompiled."""
 
     def __init__(self, model):
         super().__init__()
@@ -226,14 +227,14 @@ def _compiled(model, loss):
 
 
 def _drawn(data, number):
-    """Examples of arrays, the same ones each time; other data as it is."""
+    """Draws the same examples from arrays each time. Returns other data as it is."""
     arrays = [leaf for leaf in tree.flatten(data) if leaf is not None]
     if not all(hasattr(array, "__array__") for array in arrays):
         return data
     chosen = np.random.default_rng(0).permutation(len(arrays[0]))[:number]
 
     def draw(array):
-        if hasattr(array, "iloc"):  # Of pandas.
+        if hasattr(array, "iloc"):  # An object of pandas.
             return array.iloc[chosen]
         return np.asarray(array_of(array))[chosen]
 

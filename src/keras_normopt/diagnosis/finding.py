@@ -1,4 +1,4 @@
-"""A finding, and how it names variables."""
+"""Defines findings, and selects and names variables for them."""
 
 import dataclasses
 import math
@@ -8,12 +8,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One result of `diagnose`.
 
     Attributes:
-        name: The name, by which the documentation lists findings.
+        name: The name of the finding in the documentation.
         fact: What was measured.
-        advice: What follows, and why.
+        advice: What to do, and why.
     """
 
     name: str
@@ -25,24 +25,24 @@ class Finding:
 
 
 def is_kernel(block):
-    """Whether a block has two or more axes and is no bias."""
+    """Returns whether a block has two or more axes and is not a bias."""
     # Biases of attention and of recurrent layers have several axes.
     return len(block.shape) > 1 and not block.name.endswith("bias")
 
 
 def kernels(blocks):
-    """The kernels that have a finite gradient, whose sizes can be compared."""
+    """Returns the kernels with comparable gradients: finite and not zero."""
     return [b for b in blocks if is_kernel(b) and b.rms > 0 and math.isfinite(b.rms)]
 
 
 def typical(blocks):
-    """The median of the gradient over the weights of kernels; 1 without kernels."""
+    """Returns the median ratio of gradient to weights of kernels, 1 without any."""
     sizes = [block.relative for block in kernels(blocks)]
     sizes = [size for size in sizes if math.isfinite(size)]
     return float(np.median(sizes)) if sizes else 1.0
 
 
 def some(names, total):
-    """A count of variables, and the first and last of their names."""
+    """Returns the number of variables, and the first and last of their names."""
     shown = names if len(names) <= 3 else [names[0], "…", names[-1]]
     return f"{len(names)} of {total} variables ({', '.join(shown)})"

@@ -1,7 +1,7 @@
-"""The values that reach the first layer with a kernel.
+"""Measures the values that reach the first layer with a kernel.
 
-The range of a model's inputs says little by itself. Tokens are large numbers, and many
-models scale their inputs in a layer of their own.
+The range of a model's inputs says little: tokens are large numbers, and many models
+scale their inputs in a layer.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ class Range:
     Attributes:
         low: The smallest value.
         high: The largest value.
-        rms: The root mean square of the values that are not zero. If the last axis
-            holds several features, that of the largest feature.
+        rms: The root mean square of the nonzero values. If the last axis holds several
+            features, this is the rms of the largest one.
     """
 
     low: float
@@ -68,7 +68,7 @@ def _inputs_of_first_kernel(model, x):
 
 
 class _Reached(BaseException):
-    """Leaves the call of a model. Keras wraps every `Exception` in a new one."""
+    """Raised to leave a model's call. Not an `Exception`, as Keras wraps these."""
 
     def __init__(self, values):
         super().__init__()
@@ -76,7 +76,7 @@ class _Reached(BaseException):
 
 
 class _Until:
-    """The `call` of a layer, which ends if the layer has a kernel."""
+    """The `call` of a layer. It leaves the model if the layer has a kernel."""
 
     def __init__(self, layer, call):
         self.layer = layer
@@ -93,7 +93,7 @@ class _Until:
 
 
 def _has_kernel(layer):
-    # A cell is called within a loop, where values are symbolic.
+    # The cell of an RNN runs in a loop, where values are symbolic.
     return isinstance(layer, keras.layers.RNN) or any(
         len(variable.shape) > 1 for variable in layer._trainable_variables
     )

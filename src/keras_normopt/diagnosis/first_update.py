@@ -1,4 +1,4 @@
-"""The first update of an optimizer, at the largest rate of its schedule."""
+"""Measures the first update of an optimizer, at the largest rate of its schedule."""
 
 import contextlib
 import math
@@ -9,13 +9,13 @@ import numpy as np
 from keras import ops
 
 _ON_TORCH = keras.backend.backend() == "torch"
-# A schedule of a user's own may have any length. Its rate changes slowly, on a
-# logarithmic scale.
+# The schedule of a user may have any length. Its rate changes slowly on a logarithmic
+# scale of steps.
 _STEPS = np.geomspace(1, 1e6, 31)
 
 
 def largest_rate(optimizer):
-    """Returns the largest learning rate of an optimizer, of all steps it may make."""
+    """Returns the largest learning rate of an optimizer over all its steps."""
     rate = getattr(optimizer, "_learning_rate", None)
     if not isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
         return float(ops.convert_to_numpy(optimizer.learning_rate))
@@ -27,7 +27,7 @@ def largest_rate(optimizer):
 
 
 def _steps_of(schedule):
-    """The steps at which to evaluate a schedule: where it may turn, and between."""
+    """Returns the steps at which a schedule may turn, and steps between them."""
     turns = {0}
     for value in vars(schedule).values():
         numbers = value if isinstance(value, (list, tuple)) else [value]
@@ -39,17 +39,17 @@ def _steps_of(schedule):
 
 
 def measure(optimizer, pairs):
-    """Makes one step with a copy of the optimizer, and takes it back.
+    """Makes one step with a copy of the optimizer, and undoes it.
 
-    The step changes the variables themselves, as a copy of a variable would have
-    another path, and belong to no layer.
+    The step changes the variables themselves. Copies of them would have other paths and
+    belong to no layer.
 
     Args:
         optimizer: An optimizer, which stays unchanged.
         pairs: List of pairs of gradient, an array or `None`, and variable.
 
     Returns:
-        Dictionary, by the id of each variable, of what a `Block` says of its update.
+        Dictionary from ids of variables to the fields `update` and `unmoved` of blocks.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     pairs = [(gradient, v) for gradient, v in pairs if gradient is not None]
@@ -58,7 +58,7 @@ def measure(optimizer, pairs):
     before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
     try:
         with warnings.catch_warnings(), _no_grad():
-            warnings.simplefilter("ignore")  # The optimizer itself has warned.
+            warnings.simplefilter("ignore")  # The original has warned already.
             copy = _copy(optimizer, variables)
             for _ in range(copy.gradient_accumulation_steps or 1):
                 copy.apply(gradients, variables)
@@ -84,7 +84,7 @@ def _compared(old, new, has_gradient, summed):
 
 
 def _copy(optimizer, variables):
-    """A copy with the largest rate, and the state of an optimizer that has trained."""
+    """Copies an optimizer with its largest rate, and its state if it has trained."""
     copy = type(optimizer).from_config(_config(optimizer))
     if not optimizer.built:
         copy.build(variables)
@@ -97,7 +97,7 @@ def _copy(optimizer, variables):
 
 def _config(optimizer):
     rate = largest_rate(optimizer)
-    # Schedules of users often have no config. A number in their place needs none.
+    # Schedules of users often have no config, so a number replaces them.
     bare = object.__new__(type(optimizer))
     vars(bare).update(vars(optimizer), _learning_rate=ops.convert_to_tensor(rate))
     return bare.get_config() | {"learning_rate": rate}
@@ -108,7 +108,7 @@ def _state(optimizer):
 
 
 def _summed(optimizer):
-    """How many updates of one direction momentum sums up."""
+    """Returns how many updates of one direction momentum adds up."""
     if not isinstance(optimizer, (keras.optimizers.SGD, keras.optimizers.RMSprop)):
         return 1.0
     momentum = optimizer.momentum or 0.0

@@ -1,4 +1,4 @@
-"""What is measured of the gradients of each variable."""
+"""Measures the gradients of each variable."""
 
 import dataclasses
 import math
@@ -23,18 +23,18 @@ class Block:
         norms: The l2 norm of the gradient in each batch that has one.
         weight_norm: The l2 norm of the variable.
         zeros: The share of entries that are zero, 0 to 1.
-        underflow: The share of entries, of those that are not zero, that are below the
-            smallest normal number of `dtype`, with the scale that the loss has. There
-            they lose digits, and what is a little smaller is zero.
+        underflow: The share of nonzero entries that, with the loss scale, are below the
+            smallest normal number of `dtype`. They lose digits, and even smaller ones
+            become zero.
         not_finite: The share of entries that are NaN or infinite.
         missing: The number of batches that bring no gradient.
         variable_dtype: The dtype of the variable itself.
         update: The l2 norm of the optimizer's first update, at the largest rate of its
-            schedule, as often as momentum repeats it; NaN if it was not checked.
+            schedule, times 1 / (1 - momentum); NaN if it was not checked.
         unmoved: The share of entries with a gradient that the first update leaves
             unchanged.
-        gain: The largest singular value of a recurrent kernel, of a gate if it has
-            several; NaN for other variables.
+        gain: The largest singular value of a recurrent kernel, or of any of its gates;
+            NaN for other variables.
     """
 
     name: str
@@ -53,35 +53,35 @@ class Block:
 
     @property
     def norm(self) -> float:
-        """The median of `norms`, which no spike moves; NaN without any."""
+        """The median of `norms`, which ignores spikes; NaN without any."""
         return float(np.median(self.norms)) if self.norms else math.nan
 
     @property
     def rms(self) -> float:
-        """The root mean square of the entries that are not zero.
+        """The root mean square of the nonzero entries.
 
-        Unlike the norm it does not grow with the size of the variable.
+        Unlike the norm, it does not grow with the size of the variable.
         """
         entries = math.prod(self.shape) * (1 - self.zeros)
         return self.norm / math.sqrt(entries) if entries else 0.0
 
     @property
     def relative(self) -> float:
-        """The norm of the gradient over that of the weights, NaN if these are zero."""
+        """The ratio of `norm` to `weight_norm`, NaN if the weights are zero."""
         return self.norm / self.weight_norm if self.weight_norm else math.nan
 
 
 class Records:
-    """Takes in the gradients and targets of each step, and keeps what is asked of them.
+    """Records the gradients and targets of each step.
 
     Attributes:
         optimizer: The optimizer of the first step, without its loss scale.
         scale: The factor that the loss was multiplied by.
         totals: The l2 norm of the whole gradient in each step.
-        first: Lists of pairs of gradient, an array or `None`, and variable, by
-            optimizer: those of its first step.
-        batches: A `Batch` for each loss that was computed.
-        x: The inputs of the first of them.
+        first: Dictionary from an optimizer's id to the optimizer and its first pairs of
+            gradient, an array or `None`, and variable.
+        batches: A `Batch` for each loss.
+        x: The inputs of the first batch.
     """
 
     def __init__(self, model):
@@ -152,8 +152,8 @@ class Records:
         """Returns a `Block` for each variable.
 
         Args:
-            updates: Dictionary, by the id of a variable, of what its `Block` says of
-                its first update.
+            updates: Dictionary from ids of variables to the fields of blocks about the
+                first update.
         """
         return tuple(
             self._block(v, updates.get(id(v), {})) for v in self._variables.values()
@@ -191,7 +191,7 @@ def array_of(tensor):
 def _dense(gradient):
     try:
         return np.array(array_of(sparse.densify(gradient)))
-    except Exception as error:  # Each backend has another for what is being traced.
+    except Exception as error:  # Backends raise different errors on traced values.
         raise ValueError(
             "The model computes its gradients in a compiled function, where they "
             "cannot be seen. Take `tf.function` or `jax.jit` off its `train_step` to "
@@ -200,7 +200,7 @@ def _dense(gradient):
 
 
 def _measure(gradient, dtype, scale):
-    """What a `Block` tells of one gradient."""
+    """Returns the fields of a `Block` about one gradient."""
     entries = np.abs(gradient, dtype="float64")
     tiny = float(ml_dtypes.finfo(dtype).smallest_normal)
     some = int(np.count_nonzero(entries))
@@ -213,7 +213,7 @@ def _measure(gradient, dtype, scale):
 
 
 def _gain(path, weights):
-    """By how much a recurrent kernel can multiply the state in a step.
+    """Returns the most by which a recurrent kernel can multiply the state in a step.
 
     An LSTM's kernel has one part for each gate, side by side.
     """

@@ -1,4 +1,4 @@
-"""The gradients that `fit` would compute, of a model that stays as it is."""
+"""Computes the gradients of `fit` without changing the model."""
 
 import contextlib
 import random
@@ -14,21 +14,21 @@ _ON_TORCH = keras.backend.backend() == "torch"
 
 
 def run(model, data, batch_size, batches, class_weight, receive, receive_loss):
-    """Calls `fit` for some batches, which makes no step.
+    """Calls `fit` for some batches, without making steps.
 
-    Compiled code would hide the gradients, so `fit` runs eagerly. It changes the state
-    of the model. Call it within `unchanged`.
+    Compiled code would hide the gradients, so `fit` runs eagerly. This changes the
+    model's state, so call it within `unchanged`.
 
     Args:
         model: A compiled model.
-        data: Tuple of x, y and sample weights, in the order in which they are read.
-        batch_size: As of `fit`.
-        batches: After how many batches to end.
-        class_weight: As of `fit`.
+        data: Tuple of x, y and sample weights. They are not shuffled.
+        batch_size: As for `fit`.
+        batches: The number of batches.
+        class_weight: As for `fit`.
         receive: Called in each step with the optimizer, a list of pairs of gradient and
             variable, and the factor by which the loss was multiplied.
-        receive_loss: Called with what `compute_loss` is called with: x, y, the outputs
-            and the sample weights.
+        receive_loss: Called with the arguments of `compute_loss`: x, y, the outputs and
+            the sample weights.
 
     Returns:
         The logs, `{name: float}`.
@@ -39,7 +39,7 @@ def run(model, data, batch_size, batches, class_weight, receive, receive_loss):
             stack.enter_context(_StandIn(optimizer, model, receive))
         ending = _Ending(batches)
         stack.enter_context(_listening(model, receive_loss, ending))
-        # PyTorch's trainer warns of it. A finding says it.
+        # A finding replaces this warning of PyTorch's trainer.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "The model does not have any trainable")
         model.train_function = None
@@ -59,7 +59,7 @@ def run(model, data, batch_size, batches, class_weight, receive, receive_loss):
 
 
 class _Ending(keras.callbacks.Callback):
-    """Ends `fit` by count, and so also on data that have no end."""
+    """Ends `fit` after some batches, even on endless data."""
 
     def __init__(self, batches):
         super().__init__()
@@ -75,15 +75,15 @@ class _Ending(keras.callbacks.Callback):
 
 
 class _StandIn:
-    """Has an optimizer hand on its gradients instead of making a step with them.
+    """A context in which an optimizer passes on gradients and makes no step.
 
-    Its methods stand before those of the optimizer. All else that a model may ask of
-    it, such as its loss scale, stays what it is.
+    Methods of this class replace the optimizer's. Everything else that a model uses,
+    such as the loss scale, stays unchanged.
     """
 
     METHODS = ("apply", "apply_gradients", "stateless_apply")
-    # The first makes state, which an optimizer that has not trained does not have, and
-    # the second puts averages in the place of weights.
+    # `build` would add state to an optimizer that has not trained, and
+    # `finalize_variable_values` would replace weights by averages.
     IDLE = ("build", "finalize_variable_values")
 
     def __init__(self, optimizer, model, receive):
@@ -104,7 +104,7 @@ class _StandIn:
 
     def apply_gradients(self, grads_and_vars):
         self.receive(self.optimizer, list(grads_and_vars), self.scale)
-        return self.optimizer.iterations  # As TensorFlow's trainer may expect.
+        return self.optimizer.iterations  # TensorFlow's trainer may expect this.
 
     def apply(self, grads, trainable_variables=None):
         variables = trainable_variables
@@ -118,7 +118,7 @@ class _StandIn:
         return trainable_variables, optimizer_variables
 
     def _variables(self):
-        """Those that gradients come for where they come alone."""
+        """Returns the variables of gradients that come alone."""
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if inner.built:
             return inner._trainable_variables
@@ -127,11 +127,11 @@ class _StandIn:
 
 @contextlib.contextmanager
 def _listening(model, receive, training):
-    """Passes on what `compute_loss` is called with, and asks for missing targets."""
+    """Passes on the arguments of `compute_loss`, and asks for missing targets."""
     compute_loss, compute_metrics = model.compute_loss, model.compute_metrics
 
     def loss(x=None, y=None, y_pred=None, sample_weight=None, **arguments):
-        if training.has_begun:  # Before, Keras builds the model, without values.
+        if training.has_begun:  # Before, Keras builds the model without values.
             receive(x, y, y_pred, sample_weight)
         with _asking_for_targets(model, y):
             return compute_loss(x, y, y_pred, sample_weight, **arguments)
@@ -165,12 +165,12 @@ def _asking_for_targets(model, y):
 
 @contextlib.contextmanager
 def unchanged(model):
-    """Brings back whatever `fit` changes in a model, and global random states."""
+    """Restores everything that `fit` changes in a model, and global random states."""
     names = ("run_eagerly", "jit_compile", "steps_per_execution", "stop_training")
     attributes = {name: getattr(model, name) for name in (*names, "train_function")}
     history = getattr(model, "history", None)
     variables = [*model.variables, *model.metrics_variables]
-    # Keras loses the values of all on JAX when a first step fails.
+    # If the first step fails on JAX, Keras loses the values of all variables.
     variables += [v for o in optimizers_of(model) for v in o.variables]
     values = [np.array(ops.convert_to_numpy(v)) for v in variables]
     restore = _state_of_torch(model) if _ON_TORCH else lambda: None
@@ -178,7 +178,7 @@ def unchanged(model):
     try:
         yield
     finally:
-        model.reset_metrics()  # Some may have been made only now.
+        model.reset_metrics()  # `fit` may have made some.
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         for name, value in attributes.items():
@@ -190,7 +190,7 @@ def unchanged(model):
 
 
 def _state_of_torch(model):
-    """What PyTorch keeps elsewhere, as a function that brings it back."""
+    """Saves what PyTorch keeps elsewhere. Returns a function that restores it."""
     import torch
 
     seeds = torch.get_rng_state()  # A `DataLoader` draws from it.

@@ -1,4 +1,4 @@
-"""What a `Diagnosis` prints."""
+"""Writes a `Diagnosis` as text."""
 
 import math
 import textwrap
@@ -11,7 +11,7 @@ ROWS = 12
 
 
 def report(diagnosis):
-    """What a `Diagnosis` prints."""
+    """Returns what a `Diagnosis` prints."""
     of = f" for {diagnosis.optimizer}" if diagnosis.optimizer else ""
     lines = [
         f"Gradients of {len(diagnosis.totals)} batches{of}: "
@@ -63,7 +63,7 @@ def _table(blocks):
 
 
 def _thinned(blocks):
-    """All if they are few, else kernels, evenly over the depth."""
+    """Returns all blocks if they are few, else kernels, evenly over the depth."""
     if len(blocks) <= ROWS:
         return blocks
     of = [block for block in blocks if is_kernel(block)] or blocks

@@ -1,4 +1,4 @@
-"""What is wrong with a training before its first step: data, loss, variables, rate."""
+"""Finds what is wrong before the first step: in data, loss, variables and rate."""
 
 import math
 
@@ -7,16 +7,16 @@ import numpy as np
 
 from keras_normopt.diagnosis.finding import Finding, kernels, some
 
-# `docs/diagnosis.md` tells what was measured for these numbers.
+# `docs/diagnosis.md` has the measurements behind these numbers.
 LARGE = 30  # The rms of inputs and targets.
 SMALL = 0.03
-# The outputs, over those of a healthy model. A cross-entropy grows with them, and a
-# squared error with their square.
+# The size of outputs over that of a healthy model. A cross-entropy grows with it, and a
+# squared error with its square.
 FIRST_LOSS = 4
 TRAINED = 0.05  # The loss, over that of the best constant prediction.
 UPDATE = 0.5  # The first update, over the weights.
-USUAL = 0.05  # The same, of a model that trains well.
-EXAMPLES = 32  # So few may be of one class by chance.
+USUAL = 0.05  # The same, in a model that trains well.
+EXAMPLES = 32  # Fewer may be of one class by chance.
 
 
 def frozen(diagnosis, optimizer):
@@ -34,7 +34,7 @@ def frozen(diagnosis, optimizer):
     return Finding(
         "nothing_trainable",
         f"Nothing is trainable: {some(names, total)} are frozen.",
-        "Set `trainable = True` on the layers that shall learn, and compile again.",
+        "Set `trainable = True` on the layers that should learn, and compile again.",
     )
 
 
@@ -51,8 +51,8 @@ def constant_targets(diagnosis, optimizer):
     return Finding(
         "constant_targets",
         what,
-        "A model learns nothing from them but this value. Look at how `y` is made. If "
-        "the data is sorted, shuffle it. If the other classes are rare, draw them more "
+        "A model can only learn this value from them. Check how `y` is made. If the "
+        "data is sorted, shuffle it. If the other classes are rare, draw them more "
         "often.",
     )
 
@@ -66,7 +66,7 @@ def label_range(diagnosis, optimizer):
         return None
     return Finding(
         "label_range",
-        f"Labels go from {low:g} to {high:g}, and the loss knows 0 to "
+        f"Labels go from {low:g} to {high:g}, and the loss expects 0 to "
         f"{targets.outputs - 1}.",
         "Number the classes from 0, or give the last layer more units.",
     )
@@ -87,7 +87,7 @@ def input_scale(diagnosis, optimizer):
 
 
 def is_unscaled(diagnosis):
-    """Whether inputs or targets have a scale that layers are not made for."""
+    """Returns whether the scale of inputs or targets does not suit layers."""
     return bool(input_scale(diagnosis, None) or target_scale(diagnosis, None))
 
 
@@ -126,7 +126,7 @@ def first_loss(diagnosis, optimizer):
 
 
 def is_trained(diagnosis):
-    """Whether a model predicts far better than a constant."""
+    """Returns whether a model predicts far better than a constant."""
     loss, constants = diagnosis.logs.get("loss"), diagnosis.constants
     return bool(constants) and loss is not None and loss < TRAINED * constants.best
 
@@ -138,8 +138,8 @@ def trained(diagnosis, optimizer):
         "trained",
         f"The model is trained already: its loss, {diagnosis.logs['loss']:.2g}, is far "
         f"below that of the best constant, {diagnosis.constants.best:.2g}.",
-        "Small gradients are what to expect. If it predicts badly on other data, it "
-        "overfits, or the data differs: no optimizer changes that.",
+        "Small gradients are normal then. If it predicts badly on other data, it "
+        "overfits or the data differs. Another optimizer does not help.",
     )
 
 
@@ -173,7 +173,7 @@ def half_precision(diagnosis, optimizer):
 
 
 def _updates(diagnosis):
-    """The first updates of kernels over their weights, as far as they are known."""
+    """Returns the known ratios of first updates to weights, of kernels."""
     updates = [
         b.update / b.weight_norm for b in kernels(diagnosis.blocks) if b.weight_norm
     ]
@@ -181,13 +181,13 @@ def _updates(diagnosis):
 
 
 def typical_update(diagnosis):
-    """The median of the first updates over the weights, NaN if it was not checked."""
+    """Returns the median ratio of first updates to weights, NaN if not checked."""
     updates = _updates(diagnosis)
     return float(np.median(updates)) if updates else math.nan
 
 
 def range_of_updates(diagnosis):
-    """The largest of the first updates over the smallest, infinite if not checked."""
+    """Returns the largest of these ratios over the smallest, ∞ if not checked."""
     updates = _updates(diagnosis)
     return max(updates) / min(updates) if updates else math.inf
 
@@ -211,7 +211,7 @@ def long_steps(diagnosis, optimizer):
 
 
 def passed(diagnosis):
-    """Sentences for a verdict of "nothing", one for each check that was made."""
+    """Returns sentences for the finding "nothing", one for each check made."""
     inputs, targets = diagnosis.inputs, diagnosis.targets
     facts = []
     if inputs:

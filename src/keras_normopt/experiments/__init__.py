@@ -1,11 +1,11 @@
-"""Comparisons of optimizers: the published ones, and those of a model of your own.
+"""Compares optimizers, on the published tasks or on your own model.
 
-Trains the same network with several optimizers, norms, learning rates and seeds, and
-writes tables and figures. Goes on where it was cut off.
+Trains a network with several optimizers, norms, learning rates and seeds, and writes
+tables and figures. Resumes after an interruption.
 
-`keras_normopt.experiments.compare` takes a model from Python, and
-`python -m keras_normopt.experiments` runs the published tasks, or one of your own;
-`--help` lists the options. Both need the extra `experiments`.
+Call `keras_normopt.experiments.compare` from Python. Or run the published tasks, or
+your own, with `python -m keras_normopt.experiments`; `--help` lists the options. Both
+need the extra `experiments`.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _EXTRA = ("joblib", "matplotlib", "pandas", "seaborn", "sklearn", "tqdm")
 
 @contextlib.contextmanager
 def needing_extra():
-    """Tells what to install, where something of the extra is missing."""
+    """Says what to install if a package of the extra is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -47,8 +47,8 @@ def __dir__():
 
 
 def __getattr__(name):
-    # Not before it is used: pandas and seaborn take longer to import than this package,
-    # which imports this folder.
+    # Imports on first use: the package imports this folder, but pandas and seaborn take
+    # longer to import than the package.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with needing_extra():

@@ -1,4 +1,4 @@
-"""The command line of `python -m keras_normopt.experiments`."""
+"""Parses and runs the command `python -m keras_normopt.experiments`."""
 
 import argparse
 import functools
@@ -59,8 +59,8 @@ def main(arguments=None):
         comparison.train()
         status = 0
     except KeyboardInterrupt:
-        status = 130  # As a shell has it.
-        comparison.found.read()  # It may have come between writing and reading.
+        status = 130  # Shells use this status after Ctrl+C.
+        comparison.found.read()  # The interrupt may have come just before it.
     if len(comparison.rows):
         mpl.use("agg")
         comparison.write()
@@ -78,10 +78,10 @@ def main(arguments=None):
 
 
 def _kind(options, subjects):
-    """Returns what makes the comparison: of models, or of one model in several sizes.
+    """Returns the constructor: of `Transfer` for several sizes, else of `Comparison`.
 
     Raises:
-        ValueError: If options need several sizes, or do not go together with them.
+        ValueError: If an option needs several sizes, or does not allow them.
     """
     word = "size" if options.sizes else options.task and TASKS[options.task].size
     if not word or len({name for s in subjects for name in s.networks}) < 2:
@@ -90,7 +90,7 @@ def _kind(options, subjects):
         return comparing.Comparison
     if len(options.batch_size or [None]) > 1:
         raise ValueError(
-            "--batch-size must be one number where there are several sizes. "
+            "--batch-size must be one number if there are several sizes. "
             f"Received: {','.join(map(str, options.batch_size))}"
         )
     return functools.partial(
@@ -102,7 +102,7 @@ def _kind(options, subjects):
 
 
 def _map(parser, options):
-    """Draws what is there."""
+    """Compares the results in all directories. Returns the exit status."""
     try:
         overview.write(options.out or pathlib.Path("experiments"))
     except (ValueError, OSError) as error:
@@ -111,7 +111,7 @@ def _map(parser, options):
 
 
 def _published(options):
-    """Fills in the defaults of a published task, or those of `--quick`."""
+    """Fills in the defaults of a published task. Returns its subjects."""
     if options.sizes:
         raise ValueError("--sizes needs --task; published tasks have --networks")
     task = TASKS[options.task]
@@ -134,7 +134,7 @@ def _published(options):
 
 
 def _own(options):
-    """Loads a task of one's own, and fills in the defaults of `compare`."""
+    """Loads the user's task, and fills in defaults. Returns its subjects."""
     given = [name for name in OF_PUBLISHED if getattr(options, name) is not None]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -170,14 +170,14 @@ def load_task(name):
     """Calls the function that `--task module:function` names.
 
     Raises:
-        ValueError: If there is none, or it returns something else than a function and
-            the arguments of `fit`.
+        ValueError: If the function is missing, or does not return a function and
+            arguments of `fit`.
     """
     module, _, function = name.partition(":")
     form = "--task must be MODULE:FUNCTION, as my_module:my_task for my_module.py here."
     if not (module and function):
         raise ValueError(f"{form} Received: {name}")
-    # Python leaves it out under -P, or where a test calls `main`.
+    # This directory is missing under `python -P`, or if a test calls `main`.
     sys.path.insert(0, os.getcwd())
     try:
         task = getattr(importlib.import_module(module), function)
@@ -186,7 +186,7 @@ def load_task(name):
             raise
         raise ValueError(
             f"{form} Received: {name}, but there is no module {module} in "
-            f"{os.getcwd()} or among what is installed."
+            f"{os.getcwd()} or among the installed packages."
         ) from error
     except AttributeError as error:
         raise ValueError(f"{form} Received: {name}, but {error}.") from error
@@ -226,46 +226,46 @@ def _parser():
         "task",
         choices=[*TASKS, MAP],
         nargs="?",
-        help=f"one of the published tasks, or {MAP}, which trains nothing: it compares "
-        "all results in directories under --out, and writes map.png, map.md, map.csv",
+        help=f"a published task, or {MAP}: it trains nothing, but compares all results "
+        "in directories under --out, and writes map.png, map.md and map.csv",
     )
     add(
         "--task",
         dest="own",
         metavar="MODULE:FUNCTION",
-        help="one of your own: a function that returns a function that makes a model, "
-        "as `compare` takes it, and a dictionary of arguments of `fit`",
+        help="your own task: a function that returns `make_model` of `compare`, and a "
+        "dictionary of arguments of `fit`",
     )
     add(
         "--sizes",
         type=lambda text: [_size(item) for item in _names(text)],
         metavar="N,...",
-        help="with --task: the function that makes a model takes a size, and the best "
-        "learning rates of these sizes are compared",
+        help="with --task: compare the best learning rates of these sizes; "
+        "`make_model` takes a size",
     )
     add(
         "--coordinates",
         action="store_true",
-        help="where there are several sizes: show also how far the outputs of each "
-        "layer move in 1 and 10 steps",
+        help="for several sizes: also show how far the outputs of each layer move in "
+        "1 and 10 steps",
     )
     add(
         "--dataset",
         choices=data.DATASETS,
-        help="default: one that needs no file",
+        help="default: a data set that needs no file",
     )
     add(
         "--data-dir",
         type=pathlib.Path,
         metavar="DIR",
-        help="where mnist.npz or cifar10.npz lies, which keras.datasets downloads "
-        "otherwise",
+        help="directory with mnist.npz or cifar10.npz; without it, keras.datasets "
+        "downloads them",
     )
     add(
         "--fraction",
         type=_number(float, lambda value: 0 < value <= 1, "above 0, at most 1"),
         metavar="F",
-        help="share of the training images to train on",
+        help="share of the training data to use",
     )
     add(
         "--networks",
@@ -282,35 +282,35 @@ def _parser():
         "--optimizers",
         type=_optimizers,
         metavar="NAME,...",
-        help="names as model.compile takes them; sgd:0.01 sets a learning rate for "
-        'one, and "adam(beta_1=0.8, global_clipnorm=1)" options',
+        help="names that model.compile takes; sgd:0.01 sets a learning rate, and "
+        '"adam(beta_1=0.8, global_clipnorm=1)" sets options',
     )
     add(
         "--norms",
         type=_names,
         metavar="NORM,...",
-        help=f"for normalized and clipped ones: {', '.join(norms.__all__)}",
+        help=f"for normalized and clipped optimizers: {', '.join(norms.__all__)}",
     )
     add(
         "--scopes",
         type=_names,
         default=[None],
         metavar="SCOPE,...",
-        help=f"for these as well: {', '.join(SCOPES)}; default: variable",
+        help=f"for the same optimizers: {', '.join(SCOPES)}; default: variable",
     )
     add("--learning-rates", type=_rates, metavar="LR,...")
     add(
         "--momentum",
         type=_number(float, lambda value: 0 <= value < 1, "at least 0, below 1"),
         metavar="M",
-        help="Nesterov momentum of SGD and Muon, normalized, clipped or neither; 0 is "
-        "plain SGD; default: .9, with --task what the optimizer has",
+        help="Nesterov momentum of all SGD and Muon optimizers; 0 is plain SGD; "
+        "default: .9, or with --task the optimizer's own",
     )
     add(
         "--schedule",
         choices=["constant", "stages", "cosine", "warmup"],
-        help="stages: as published, a new optimizer with a lower rate for each; "
-        "cosine: decays to zero; warmup: rises over a tenth of the steps before",
+        help="stages: a new optimizer and a lower rate in each stage, as published; "
+        "cosine: decay to zero; warmup: a rise over a tenth of the steps, then cosine",
     )
     positive = _number(int, lambda value: value > 0, "a whole number of at least 1")
     add("--epochs", type=positive, metavar="N")
@@ -320,24 +320,24 @@ def _parser():
         metavar="N,...",
     )
     add("--seeds", type=positive, metavar="N", help="seeds 0 to N - 1")
-    add("--monitor", metavar="METRIC", help="judge by another metric than the last")
+    add("--monitor", metavar="METRIC", help="metric to judge by; default: the last")
     add(
         "--mode",
         choices=objective.MODES,
         default="auto",
-        help="whether lower or higher is better, where the metric does not tell",
+        help="whether lower or higher is better, if the metric does not say so",
     )
     add(
         "--out",
         type=pathlib.Path,
         metavar="DIR",
-        help="for results.csv, summary.json and figures; results that are there stay",
+        help="for results.csv, summary.json and figures; keeps earlier results",
     )
     add(
         "--quick",
         action="store_true",
-        help="for minutes at most, other defaults: one seed and learning rate, a tenth "
-        "of the images, an epoch (for each stage)",
+        help="defaults that take minutes: one seed, one learning rate, a tenth of the "
+        "data, one epoch (for each stage)",
     )
     return parser
 

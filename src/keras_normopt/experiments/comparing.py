@@ -1,4 +1,4 @@
-"""Several optimizers on one model: `compare`, and what it returns."""
+"""Compares several optimizers on one model."""
 
 import ast
 import collections.abc
@@ -24,7 +24,7 @@ from keras_normopt.experiments.progress import Progress
 from keras_normopt.step_sizes import GradientCorrelation, WeightNorm
 
 OPTIMIZERS = ("sgd", "normalized_sgd", "adam", "normalized_adam")
-# What the options of an optimizer that is written as text may name.
+# The classes that options in a string may name: "clipped_sgd(direction=Sign())".
 _OBJECTS: dict[str, Any] = {
     cls.__name__: cls
     for cls in (GradientCorrelation, Orthogonal, Rows, RunningNorm, Sign, WeightNorm)
@@ -47,53 +47,49 @@ def compare(
     out: str | os.PathLike[str] | None = None,
     **fit_arguments: Any,
 ) -> "Comparison":
-    """Trains a model of yours with several optimizers, and says which does best.
+    """Trains your model with several optimizers, and says which is best.
 
-    Each optimizer has its learning rate chosen among the same ones, by the mean over
-    the seeds in the last epoch. Within a seed all begin at the same weights. With
-    `out`, each run is written as it ends, and the same call goes on where it was cut
-    off.
+    Optimizers are compared at their best learning rates. The best rate has the best
+    mean over the seeds in the last epoch. Runs of the same seed start from the same
+    weights. With `out`, each finished run is saved, and the same call resumes after an
+    interruption.
 
     Args:
-        make_model: Function of no arguments that returns a new model, compiled with a
-            loss, metrics and any optimizer, which is replaced, or a tuple
-            `(model, loss, metrics)`.
-        x, y: For `fit`, as the other arguments that it takes: arrays, a
-            `tf.data.Dataset`, a `DataLoader`, a `PyDataset`. No generator, which would
-            leave nothing for the second run.
-        optimizers: List of names as `model.compile` takes them, of pairs of a name and
-            its own learning rate, or of these as one string, `"adam:0.001"`. Options
-            may follow a name, `"normalized_adam(apply_to=update):0.01"`. Or a
-            dictionary from labels of your choice to any of these, or to functions from
-            the learning rate to an optimizer. Defaults to SGD and Adam, plain and
-            normalized.
+        make_model: Function without arguments that returns a new model, compiled with a
+            loss, metrics and any optimizer. `compare` replaces the optimizer. Or it
+            returns a tuple `(model, loss, metrics)`.
+        x, y: As for `fit`: arrays, a `tf.data.Dataset`, a `DataLoader` or a
+            `PyDataset`. Not a generator, because the first run would use it up.
+        optimizers: List of names that `model.compile` takes, of pairs of a name and its
+            own learning rate, or of both in one string, `"adam:0.001"`. Options may
+            follow a name, `"normalized_adam(apply_to=update):0.01"`. Or a dictionary
+            from your own labels to any of these, or to functions from the learning rate
+            to an optimizer. Defaults to SGD and Adam, plain and normalized.
         learning_rates: List of positive numbers. Defaults to .0003 to .1, half a decade
             apart.
-        seeds: Positive integer, how many runs of each to make. Defaults to 3; fewer
-            rank nothing.
+        seeds: Positive integer, the number of runs with each setting. Defaults to 3.
+            With fewer, there is no ranking.
         epochs: Positive integer. Defaults to 10.
         monitor: String, the metric to judge by, as `fit` logs it. Defaults to the last
-            one of the validation data, or their loss; without such data, of the
-            training data.
-        mode: `"max"`, if higher is better, `"min"`, or `"auto"`, which asks the metric.
-            Defaults to `"auto"`.
-        test_data: Tuple `(x, y)`, or whatever else `evaluate` takes alone. Each run is
-            tried on it once, at its end. Learning rates are chosen without it, and what
-            they led to is then told of it. Defaults to `None`: they are chosen by what
-            is told.
+            validation metric, or the validation loss. Without validation data, it is
+            the last training metric, or the training loss.
+        mode: `"max"` if higher is better, `"min"` if lower is better, or `"auto"` to
+            ask the metric. Defaults to `"auto"`.
+        test_data: Tuple `(x, y)`, or one argument for `evaluate`. Each run is evaluated
+            on it once, at its end. It does not choose learning rates, but results are
+            reported on it. Defaults to `None`: one metric serves for both.
         out: Directory for `results.csv`, `summary.json` and figures. Defaults to
-            `None`: nothing is written. In one directory, runs of a model, data or
-            optimizer that changed are not taken for those of another, as far as their
-            configuration, or the values of arrays, tell.
-        **fit_arguments: More arguments of `fit`: `batch_size`, `validation_data`,
-            `callbacks` (the same in each run), and so on.
+            `None`: nothing is written. Saved runs are reused only if the configuration
+            of the model and optimizer, and the values of arrays, are the same.
+        **fit_arguments: More arguments of `fit`, such as `batch_size`,
+            `validation_data` or `callbacks` (the same objects in each run).
 
     Returns:
-        A `Comparison`. Printed, it is a table and what can be said of it.
+        A `Comparison`. `print` shows its table and its summary.
 
     Raises:
-        ValueError: If an argument is not as above, `out` cannot be written, or a metric
-            does not tell whether higher is better.
+        ValueError: If an argument is not as above, if `out` cannot be written, or if a
+            metric does not say whether higher is better.
 
     Example:
         >>> import keras
@@ -132,13 +128,13 @@ def compare(
 
 
 class Comparison:
-    """What `compare` found; `print` shows the table and the summary.
+    """The result of `compare`. `print` shows its table and its summary.
 
     Attributes:
         paths: List of the figures in `out`.
     """
 
-    # What networks differ in, if they are one in several sizes.
+    # What the size is called, such as "width", if networks differ in size.
     size: str | None = None
 
     def __init__(
@@ -151,7 +147,7 @@ class Comparison:
         self.paths: list[Any] = []
 
     def train(self):
-        """Trains what has not been trained yet."""
+        """Trains the runs that have not finished yet."""
         left = [run for run in self.plan if run not in self.found]
         with Progress(self.plan, left) as progress:
             for run in left:
@@ -165,7 +161,7 @@ class Comparison:
         return self.plan[run](progress.on_epoch, **choice)
 
     def write(self):
-        """Writes summary and figures, where there is a place for them."""
+        """Writes the summary and figures to `out`, if there are results."""
         if self.out and len(self.rows):
             self.found.summarize(self.plan, self.judge, self.arguments)
             drawn = (self.rows, self.judge, self.out, self.epoch, self.size)
@@ -173,12 +169,12 @@ class Comparison:
 
     @property
     def rows(self) -> Any:
-        """DataFrame with a row for each run that has finished, and each epoch."""
+        """DataFrame with a row for each epoch of each finished run."""
         return self.found.of(self.plan)
 
     @functools.cached_property
     def judge(self):
-        """As the runs chose, who had the model at hand, or as asked for since."""
+        """The metric that the runs chose, unless `monitor` asks for another one."""
         mode, monitor = self.rows["judged_by"].iloc[-1].split(" ", 1)
         if self.monitor not in (None, monitor):
             monitor = self.monitor
@@ -189,16 +185,16 @@ class Comparison:
 
     @property
     def table(self) -> str:
-        """The best learning rate of each optimizer and what it led to, as text."""
+        """The best learning rate of each optimizer and its results, as text."""
         return results.table(self.rows, self.judge)
 
     @property
     def summary(self) -> str:
-        """What can be said, a sentence in each line."""
+        """The conclusions, one on each line."""
         return "\n".join(summary.sentences(self.rows, self.judge))
 
     def plot(self) -> dict[str, Any]:
-        """Draws the figures, and returns a dictionary of them by name."""
+        """Draws the figures. Returns them as `{name: figure}`."""
         return dict(figures.figures(self.rows, self.judge, self.epoch, self.size))
 
     def __str__(self) -> str:
@@ -208,7 +204,11 @@ class Comparison:
 
 
 def parse(optimizers):
-    """Reads `optimizers`: triples of a label, a name or function, a rate or `None`."""
+    """Reads `optimizers`. Returns triples of a label, an identifier, a rate or `None`.
+
+    An identifier is a name, a pair of a name and a dictionary of options, or a
+    function.
+    """
     if isinstance(optimizers, collections.abc.Mapping):
         return [(str(label), *_found(value)) for label, value in optimizers.items()]
     if isinstance(optimizers, str):
@@ -217,7 +217,7 @@ def parse(optimizers):
 
 
 def _found(value):
-    """Reads a value of a dictionary: a name or function, and a rate or `None`."""
+    """Returns the identifier and the rate of a value in a dictionary."""
     if callable(value):
         return value, None
     _, identifier, rate = _parsed(value)
@@ -243,10 +243,10 @@ def _parsed(item):
 
 
 def _called(text):
-    """Reads `normalized_adam(apply_to=update)`: a label, and a name with options."""
+    """Returns the label and identifier of `normalized_adam(apply_to=update)`."""
     if "(" not in text:
         return text, text
-    # Words stand for strings. Python would not read those such as `global` as names.
+    # Quotes bare words, as Python cannot parse keywords such as `global` as names.
     quoted = re.sub(
         r"=\s*(?!True\b|False\b|None\b)([a-zA-Z_]\w*)\s*(?=[,)])", r"='\1'", text
     )
@@ -266,7 +266,7 @@ def _called(text):
 
 
 def _value(node: Any) -> Any:
-    """A literal, a name as a string, or an object of the package."""
+    """Returns a literal, a name as a string, or an object of this package."""
     if isinstance(node, ast.Call):
         named = {str(k.arg): _value(k.value) for k in node.keywords}
         name: str = getattr(node.func, "id", "")
@@ -286,7 +286,7 @@ def _value(node: Any) -> Any:
 
 
 def check_rate(rate):
-    """Returns a learning rate as a number, if it is one."""
+    """Returns a learning rate as a float. Raises a `ValueError` if it is none."""
     try:
         if 0 < float(rate) < math.inf:
             return float(rate)
@@ -316,18 +316,18 @@ def check(learning_rates, seeds, epochs, mode):
 
 
 def subject_of(make_model, fit_arguments, test_data=None, network=None):
-    """What `compare` trains.
+    """Returns the `Subject` that `compare` trains.
 
     Args:
-        make_model, fit_arguments, test_data: As of `compare`.
-        network: What rows call the model. Defaults to its name.
+        make_model, fit_arguments, test_data: As for `compare`.
+        network: The model's name in the results. Defaults to its own name.
 
     Raises:
-        ValueError: If the function or the data are none for more than one run.
+        ValueError: If the function or the data can serve only one run.
     """
     given = fit_arguments | ({} if test_data is None else {"test_data": test_data})
     check_data(given)
-    # A model is a function, too.
+    # A model is callable, too.
     if not callable(make_model) or isinstance(make_model, keras.Model):
         raise ValueError(
             "`make_model` must be a function of no arguments that makes a new model, "
@@ -337,9 +337,8 @@ def subject_of(make_model, fit_arguments, test_data=None, network=None):
     ours = {id(v) for v in model.trainable_variables}
     if model is other or ours & {id(v) for v in other.trainable_variables}:
         raise ValueError(
-            "`make_model` must make all that is trained anew at each call, or a run "
-            "would go on with the weights of the one before. Received: two models "
-            "that share weights; make their layers within the function."
+            "`make_model` must return a model with new weights at each call. Received: "
+            "two models that share weights; make their layers within the function."
         )
     name = network or _without_counters(model.name)
     seen = joblib.hash([_of_model(model), _of_data(given)])
@@ -353,7 +352,7 @@ def subject_of(make_model, fit_arguments, test_data=None, network=None):
 
 
 def check_data(arguments):
-    """Raises a `ValueError` for data that serve for one run only."""
+    """Raises a `ValueError` for data that serve only one run."""
     for name, value in arguments.items():
         if isinstance(value, collections.abc.Iterator):
             raise ValueError(
@@ -363,9 +362,9 @@ def check_data(arguments):
             )
 
 
-# A name of a user's choice would stay the same when they change the model. This tells
-# most changes: all but those within functions, subclassed layers and data sets that are
-# no arrays. Where it cannot tell, nothing breaks but the promise not to mix.
+# Names often stay the same when a user changes the model, so results could be mixed.
+# This detects most changes. It misses those within functions, subclassed layers and
+# data sets that are not arrays.
 
 
 def _fingerprint(seen, optimizer):
@@ -379,18 +378,18 @@ def _of_model(model):
 
 
 def _config(get):
-    """A configuration as text, without what differs from one call to the next."""
+    """Returns a configuration as text that is the same in each process."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of lambdas, which nobody will load.
+            warnings.simplefilter("ignore")  # Of lambdas. Nobody loads them.
             text = json.dumps(get(), default=lambda value: type(value).__name__)
-    except Exception:  # Whatever a class of a user's own has it fail with.
+    except Exception:  # Classes of users may raise anything.
         return ""
     return _without_counters(text)
 
 
 def _without_counters(text):
-    """`dense_7` is the seventh of a process, and the first in another one."""
+    """Drops the number of `dense_7`, which counts the layers of a process."""
     return re.sub(r"_\d+\b", "", text)
 
 

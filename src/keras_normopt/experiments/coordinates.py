@@ -30,15 +30,15 @@ def coordinate_check(
     """Measures how far the outputs of each layer move in the first training steps.
 
     A learning rate that suits a small model suits a large one if the outputs of each
-    layer move as far in both. For each size and optimizer this trains a new model for
-    some steps. It calls the model on one fixed batch, before and after, and takes the
-    root mean square of the change over all entries of a layer's output.
+    layer move equally far in both. For each size and optimizer, this trains a new model
+    for some steps. It calls the model on one fixed batch before and after. A layer's
+    change is the root mean square of the difference between its outputs.
 
     Args:
         make_model: Function from a size to a new, compiled model, as for `transfer`.
         x, y: For `fit`. `x` also gives the batch that the model is called on.
         sizes: List of two or more numbers above 0, the sizes of the models.
-        optimizers: As for `compare`. Each must have a learning rate of its own, such as
+        optimizers: As for `compare`. Each must have its own learning rate, such as
             `"adam:0.001"`.
         steps: List of positive integers, after how many steps to measure. Defaults to
             `(1, 10)`.
@@ -49,8 +49,9 @@ def coordinate_check(
     Returns:
         DataFrame with a row for each optimizer, number of steps and layer, and a column
         for each size. The column `power` is p in "change ∝ size^p", fitted to the
-        sizes: 0 if the change does not depend on the size. Layers are those with
-        weights, numbered anew in each model. A size that lacks a layer has NaN there.
+        sizes: 0 if the change does not depend on the size. Only layers with weights
+        count. Layers of equal names are numbered within each model. A size that lacks a
+        layer has NaN there.
 
     Raises:
         ValueError: If an argument is not as above, or if a callback ends `fit` before
@@ -112,12 +113,12 @@ def check_sizes(sizes):
 
 
 def measure(makers, fit_arguments, optimizers, steps=STEPS, seed=0):
-    """Does what `coordinate_check` says.
+    """Returns the DataFrame of `coordinate_check`.
 
     Args:
-        makers: Dict from each size to a function that makes a model.
-        fit_arguments: Dict of the arguments of `fit`.
-        optimizers: List of triples of a label, a name or function, and a rate.
+        makers: Dictionary from each size to a function that makes a model.
+        fit_arguments: Dictionary of arguments of `fit`.
+        optimizers: List of triples of a label, an identifier, and a rate.
         steps: Sorted list of positive integers.
         seed: Integer.
     """
@@ -141,7 +142,7 @@ def _changes(make, fit_arguments, optimizer, steps, seed):
     model = runs.compiled(make())
     runs.replace_optimizer(model, optimizer)
     batch = _first_batch(fit_arguments["x"], fit_arguments.get("batch_size") or 32)
-    model(batch, training=False)  # This builds it, if nothing has yet.
+    model(batch, training=False)  # Builds the model if necessary.
     before = _outputs(model, batch)
     after: dict[int, Any] = {}
 
@@ -152,7 +153,7 @@ def _changes(make, fit_arguments, optimizer, steps, seed):
     data = {k: v for k, v in fit_arguments.items() if not k.startswith("validation")}
     ending = _Looking(look, max(steps))
     callbacks = [*tree.flatten(data.get("callbacks") or []), ending]
-    # One epoch for each step is enough, whatever the data.
+    # An epoch has at least one step, so these are enough.
     told = {"epochs": max(steps), "verbose": 0, "callbacks": callbacks}
     model.fit(**data | told)
     if missing := [step for step in steps if step not in after]:
@@ -174,7 +175,7 @@ class _Looking(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.step += 1
-        if keras.backend.backend() == "jax":  # The weights are elsewhere during `fit`.
+        if keras.backend.backend() == "jax":  # `fit` keeps the weights elsewhere.
             self.model.jax_state_sync()
         self.look(self.step)
         if self.step >= self.steps:
@@ -182,7 +183,7 @@ class _Looking(keras.callbacks.Callback):
 
 
 def _first_batch(x, size):
-    """Returns the inputs of one batch, from whatever `fit` takes."""
+    """Returns the inputs of the first batch of any data that `fit` takes."""
     if isinstance(x, keras.utils.PyDataset):
         return x[0][0]
     leaves = tree.flatten(x)
@@ -193,7 +194,7 @@ def _first_batch(x, size):
 
 
 def _outputs(model, batch):
-    """Calls a model eagerly. Returns what each layer with weights returned."""
+    """Calls a model eagerly. Returns the outputs of each layer with weights."""
     recorded: dict[Any, list[Any]] = {}
     layers = _measured_layers(model)
     with contextlib.ExitStack() as stack:
@@ -209,7 +210,7 @@ def _outputs(model, batch):
 
 
 def _measured_layers(model):
-    """Returns the layers with weights that no layer inside of them has."""
+    """Returns the layers with weights of their own, not only of inner layers."""
     layers = [layer for layer in model._flatten_layers() if "call" not in vars(layer)]
     recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
     cells = [cell for rnn in recurrent for cell in rnn._flatten_layers(False)]
@@ -225,7 +226,7 @@ def _measured_layers(model):
 def _call(call, recorded, layer, *args, **kwargs):
     outputs = call(*args, **kwargs)
     values = [concrete_value(leaf) for leaf in tree.flatten(outputs)]
-    # Some layers call those inside of them in a loop that is traced.
+    # Some layers call inner layers in a traced loop, where outputs have no values.
     if all(value is not None for value in values):
         flat = [np.ravel(value).astype("float64") for value in values]
         recorded.setdefault(layer, []).extend(flat)
@@ -233,7 +234,7 @@ def _call(call, recorded, layer, *args, **kwargs):
 
 
 def _numbered(name, taken):
-    """Numbers equal names in a model: Keras counts over all models of a process."""
+    """Numbers equal names in one model. Keras counts in all models of a process."""
     base = name.rstrip("0123456789").rstrip("_")
     names = (f"{base}_{i}" if i else base for i in range(len(taken) + 1))
     return next(name for name in names if name not in taken)

@@ -1,4 +1,4 @@
-"""The figures: the mean over the seeds as a line, their range as a band."""
+"""Draws the mean over the seeds as a line, and their range as a band."""
 
 import functools
 import textwrap
@@ -11,13 +11,13 @@ from matplotlib import pyplot as plt
 
 from keras_normopt.experiments import results, styles
 
-# Text of 10 points is then as large as that of a page that shows it at 700 pixels.
+# If a page shows figures at 700 pixels, their text is as large as the page's.
 WIDTH, DPI, TEXT = 7.3, 130, 10
 EXIT = "exit"
 
 
 def draw(rows, judge, directory, epoch="epoch", size=None):
-    """Draws the results of a comparison into PNG files, and returns their paths."""
+    """Draws a comparison into PNG files, and returns their paths."""
     paths = []
     for name, figure in figures(rows, judge, epoch, size):
         paths.append(directory / f"{name}.png")
@@ -28,14 +28,15 @@ def draw(rows, judge, directory, epoch="epoch", size=None):
 
 
 def figures(rows, judge, epoch="epoch", size=None):
-    """Yields names and figures: all of a network and batch size, then of the next.
+    """Yields pairs of a name and a figure, one network after another.
+
+    Several batch sizes, or several sizes of a network, share one figure.
 
     Args:
-        rows: Of `Results`.
-        judge: By what the best learning rates are chosen.
-        epoch: What the axis of the epochs says.
-        size: What networks differ in, if they are one in several sizes. There is one
-            figure of them all then.
+        rows: Rows of `Results`.
+        judge: The `Judge` that chooses the best learning rates.
+        epoch: The label of the axis of epochs.
+        size: What the size is called, if networks differ in size.
     """
     groups = list(results.groups(rows))
     drawings = [
@@ -47,7 +48,7 @@ def figures(rows, judge, epoch="epoch", size=None):
     if size:
         drawings = [("", rows, functools.partial(_of_sizes, size=size))]
     for prefix, drawn, grids in drawings:
-        # Within, or the user's own settings would change.
+        # This keeps the user's own settings.
         with mpl.rc_context():
             sns.set_theme(style="whitegrid", font_scale=TEXT / 12)
             for name, grid in grids(drawn, judge, epoch):
@@ -105,7 +106,7 @@ def _last(rows):
 
 
 def _over_batch_sizes(rows, judge, epoch):
-    """What the best rates of each batch size led to, in one figure."""
+    """Yields one figure of the results at the best rates of each batch size."""
     metric = results.reported(rows, judge).monitor
     chosen = [results.rows_at_best(found, judge) for _, found in results.groups(rows)]
     last = _last(pd.concat(chosen))
@@ -143,7 +144,7 @@ def _over_batch_sizes(rows, judge, epoch):
 
 
 def _of_sizes(rows, judge, epoch, size):
-    """What each rate led to, a line for each size, in a panel for each optimizer."""
+    """Yields one figure of all rates: a line per size, a panel per optimizer."""
     metric, x = results.reported(rows, judge).monitor, "initial_learning_rate"
     last = _last(rows)
     last = last.assign(optimizer=[results.name_of(row) for _, row in last.iterrows()])
@@ -178,7 +179,7 @@ def _of_sizes(rows, judge, epoch, size):
 
 
 def _limits(rows, metric):
-    """What is shown of a loss that may explode: twice what most began with."""
+    """Returns axis limits for a loss that may explode, from its median first value."""
     values = rows[metric][np.isfinite(rows[metric])]
     start = values[rows["epoch"] == 1].quantile(0.5, interpolation="lower")
     low = values.min()
@@ -230,7 +231,7 @@ def _over_rates(last, metric, limits):
         **_size(1),
         **looks,
     )
-    # There is room for the rates that diverged, too.
+    # This leaves room for the rates that diverged.
     ends = last[x].min() / 1.3, last[x].max() * 1.3
     grid.set(xscale="log", xlim=ends, xlabel="initial learning rate")
     grid.set_ylabels(_label(metric))
@@ -240,9 +241,9 @@ def _over_rates(last, metric, limits):
 
 
 def _looks(labels, line, is_number=False):
-    """Told apart by colour, dashes and markers, so that none of them is needed."""
+    """Returns colours, dashes and markers. Lines differ even without colours."""
     labels = list(dict.fromkeys(labels))
-    if is_number:  # A sequence, and none of the colours of optimizers.
+    if is_number:  # A sequence without the colours of optimizers.
         labels.sort(key=float)
         palette = dict(
             zip(labels, sns.color_palette("crest", len(labels)), strict=True)
@@ -265,7 +266,7 @@ def _size(panels):
 
 
 def _finished(grid, line, title=None):
-    """Has the legend below, where it takes no width."""
+    """Puts the legend below, where it takes no width."""
     grid.tight_layout()
     title = "learning rate" if line == "rate" else title
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncol": 2}
@@ -285,26 +286,26 @@ def _file(name):
 
 
 def _without_divergence(rows, columns, metric):
-    """Has no mean drawn of which a part is not finite, rather than average the rest."""
+    """Sets metrics to infinity if one seed is not finite, so no mean hides it."""
     finite = np.isfinite(rows[metric]).groupby([rows[c] for c in columns])
-    # Infinity keeps its panel and its place in the legend.
+    # With infinity, a line keeps its panel and its place in the legend.
     return rows.assign(**{metric: rows[metric].where(finite.transform("all"), np.inf)})
 
 
 def _limit(axes, values, limits):
-    """Lets a loss that explodes leave the panel, so that the others can be seen."""
+    """Cuts off a loss that explodes, so that the others can be seen."""
     values = values[np.isfinite(values)]
     if limits and values.min() < limits[1] < values.max():
         axes.set_ylim(*limits)
 
 
 def _mark_exits(axes, rows, x, metric, line, palette):
-    """Marks where a curve leaves its panel, or ends since it has no value any more."""
+    """Marks where a curve leaves its panel or diverges."""
     top = axes.get_ylim()[1]
     means = rows.groupby([line, x])[metric].mean()
     exits = means[means > top].reset_index().groupby(line, sort=False)[x].min()
     for label, where in exits.items():
-        # Side by side, where several leave at once.
+        # Side by side, if several leave at once.
         beside = 9 * (exits[:label] == where).sum() - 9
         axes.annotate(
             "▲",

@@ -1,4 +1,4 @@
-"""Which metric runs are judged by, and whether higher is better."""
+"""Chooses the metric to judge runs by, and whether higher is better."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ MODES = ("auto", "min", "max")
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """The metric to judge by, and its best value: `"min"` or `"max"`."""
+    """The metric to judge by, and whether its `"min"` or `"max"` is best."""
 
     monitor: str
     mode: str
@@ -19,26 +19,26 @@ class Judge:
         return _is_loss(self.monitor)
 
     def score(self, value):
-        """A number that is higher for what is better."""
+        """Returns a number that is higher for a better value."""
         return value if self.mode == "max" else -value
 
 
 def choose(model, names, monitor=None, mode="auto"):
-    """Chooses what a model that has trained is judged by.
+    """Chooses the metric to judge a trained model by.
 
     Args:
-        model: The model, whose metrics know whether higher is better.
-        names: The names of what `fit` logged.
-        monitor: One of the names. By default the last metric of the validation data, or
-            their loss, or the last metric of the training data, or their loss.
-        mode: `"min"`, `"max"`, or `"auto"`, as Keras's own callbacks have it.
+        model: The model. Its metrics know whether higher is better.
+        names: The names that `fit` logged.
+        monitor: One of the names. Defaults to the first that exists of: the last
+            validation metric, validation loss, last training metric, training loss.
+        mode: `"min"`, `"max"`, or `"auto"`, as in Keras's callbacks.
 
     Raises:
         ValueError: If `monitor` was not logged, or `mode` cannot be inferred.
     """
     metrics = {name: _metric(name, model) for name in names}
     if monitor is None:
-        # `fit` sorts what it logs by name, the model has it as it was compiled.
+        # `fit` sorts its logs by name. The model has the order of `compile`.
         ours = [
             name
             for metric in _metrics(model)
@@ -63,7 +63,7 @@ def check_monitor(monitor, names):
 
 
 def infer_mode(monitor, metric=None):
-    """Asks the metric what Keras's own callbacks ask it."""
+    """Returns `"min"` or `"max"`, as Keras's callbacks infer it."""
     if _is_loss(monitor):
         return "min"
     direction = getattr(metric, "_direction", None)
@@ -80,10 +80,10 @@ def _is_loss(name):
 
 
 def _metric(name, model):
-    """The metric of a model that is logged as `name`, or `None`.
+    """Returns the metric of a model that is logged as `name`, or `None`.
 
-    That of a model with several outputs has the name of its output before its own,
-    which Keras's own callbacks do not see through.
+    With several outputs, the output's name precedes the metric's. Keras's callbacks do
+    not find such metrics.
     """
     name = name.removeprefix("val_")
     found = [m for m in _metrics(model) if f"_{name}".endswith(f"_{m.name}")]
@@ -91,5 +91,5 @@ def _metric(name, model):
 
 
 def _metrics(model):
-    """Those that the model was compiled with are in a metric of their own."""
+    """Returns all metrics. Keras wraps those of `compile` in another metric."""
     return [m for metric in model.metrics for m in getattr(metric, "metrics", [metric])]

@@ -1,4 +1,4 @@
-"""What is seen of a comparison while it runs."""
+"""Shows the progress of a comparison."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from keras_normopt.experiments import results
 
 
 class Progress:
-    """A bar of all epochs of all runs; without a terminal, a line for each run."""
+    """A bar that counts the epochs. Without a terminal, a line for each run."""
 
     def __init__(self, plan, left):
         self.total, self.finished = len(plan), len(plan) - len(left)
@@ -31,8 +31,8 @@ class Progress:
         self.bar.update()
 
     def end(self, run, rows):
-        """Takes note of a run that has finished, with its rows."""
-        self.bar.update(self.epochs_left)  # Those that a callback left out.
+        """Counts a finished run. Prints a line about it if there is no bar."""
+        self.bar.update(self.epochs_left)  # Epochs that a callback left out.
         about = self._about(run)
         self.finished += 1
         if self.bar.disable:

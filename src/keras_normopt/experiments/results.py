@@ -1,4 +1,4 @@
-"""results.csv and summary.json: written after each run, and read to go on."""
+"""Reads and writes results.csv and summary.json, the results of a directory."""
 
 import contextlib
 import dataclasses
@@ -21,19 +21,19 @@ KINDS = {field.name: field.type for field in dataclasses.fields(Run)}
 RUN_COLUMNS = list(KINDS)
 KINDS |= {"epoch": int, "learning_rate": float, "seconds": float}
 KINDS |= {"judged_by": str, "versions": str}
-# Runs of one comparison that differ in the seed only are averaged.
+# Runs of one comparison that differ only in the seed are averaged.
 SERIES = ["network", "batch_size", "optimizer", "norm", "scope", "momentum"]
 SERIES.append("initial_learning_rate")
 
 
 class ResultsError(ValueError):
-    """A results.csv that this did not write, or cannot write."""
+    """Raised if results.csv is not of this version, damaged, or not writable."""
 
 
 class Results:
-    """The finished runs of a directory: `rows` has a row for each run and epoch.
+    """The finished runs of a directory. `rows` has a row for each epoch of each run.
 
-    Without a directory they are in memory only.
+    Without a directory, they are only in memory.
     """
 
     def __init__(self, directory=None):
@@ -47,7 +47,7 @@ class Results:
     def _check_writable(self):
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            # Permissions do not tell: not of what is mounted, and nothing to root.
+            # Permissions do not show this for mounted directories, or for root.
             tempfile.TemporaryFile(dir=self.directory).close()
         except OSError as error:
             raise ResultsError(
@@ -64,13 +64,13 @@ class Results:
         return dataclasses.astuple(run) in self._finished
 
     def of(self, runs):
-        """The rows of those of the runs that have finished."""
+        """Returns the rows of the runs that have finished."""
         wanted = {dataclasses.astuple(run) for run in runs} & self._finished
         return self.rows[[key in wanted for key in _keys(self.rows)]]
 
     def add(self, rows):
-        """Adds the rows of a run that has finished, to the file as well."""
-        self.read()  # Another process may have added to it, even the same run.
+        """Adds the rows of a finished run, also to the file."""
+        self.read()  # Another process may have added runs, even this one.
         new = pd.DataFrame(rows).assign(versions=_versions())
         (key,) = set(_keys(new))
         others = self.rows[[other != key for other in _keys(self.rows)]]
@@ -83,7 +83,7 @@ class Results:
         self.read()
 
     def summarize(self, runs, judge, arguments):
-        """Writes summary.json, on those of the runs that have finished."""
+        """Writes summary.json about the runs that have finished."""
         rows = self.of(runs)
         summary = {
             "arguments": arguments,
@@ -102,7 +102,7 @@ def read(path):
     """Reads the rows of a file.
 
     Raises:
-        ResultsError: If this did not write it.
+        ResultsError: If it is damaged, or this version did not write it.
     """
     way_out = "Move it away, or choose another `out`."
     try:
@@ -111,7 +111,7 @@ def read(path):
             # Python's own `float` reads exactly what was written.
             kinds = {column: KINDS.get(column, float) for column in columns}
             return pd.read_csv(path, converters=kinds, keep_default_na=False)
-    except (ValueError, OSError) as error:  # No table, or words for numbers.
+    except (ValueError, OSError) as error:  # No table, or text in place of numbers.
         raise ResultsError(f"{path} is damaged: {error}. {way_out}") from error
     raise ResultsError(
         f"{path} was not written by this version of the experiments. It has "
@@ -120,21 +120,21 @@ def read(path):
 
 
 def _keys(rows):
-    """What tells runs apart, for each of the rows."""
+    """Returns, for each row, the values that identify its run."""
     return rows[RUN_COLUMNS].itertuples(index=False, name=None)
 
 
 def metrics(rows):
-    """The metrics of the rows; others in their file are those of something else."""
+    """Returns the metrics of the rows. Their file may have metrics of other models."""
     judged = {text.partition(" ")[2] for text in rows["judged_by"].unique()}
-    # Where all runs diverged, these have no number, but belong to them.
+    # If all runs diverged, these metrics have no number, but belong to the rows.
     always = judged | {"loss"} | {"val_loss" for m in judged if m.startswith("val_")}
     found = [m for m in rows if m not in KINDS]
     return [m for m in found if m in always or rows[m].notna().any()]
 
 
 def groups(rows):
-    """Yields what is compared: a name, and the rows of a network and batch size."""
+    """Yields a name and the rows, for each network and batch size."""
     several = rows["batch_size"].nunique() > 1
     for network, of_network in rows.groupby("network", sort=False):
         found = list(of_network.groupby("batch_size", sort=False))
@@ -146,22 +146,22 @@ def groups(rows):
 
 
 def reported(rows, judge):
-    """What to report: as judged, but of the test data where these were held out."""
+    """Returns the `Judge` of reported results, on test data if there are any."""
     name = judge.monitor.replace("val_", "test_", 1)
     return objective.Judge(name, judge.mode) if name in metrics(rows) else judge
 
 
 def shown(rows, judge):
-    """Of the metrics those to show: the losses, and what is judged by."""
+    """Returns the metrics to show: the losses, and the metric to judge by."""
     trained = judge.monitor.removeprefix("val_")
     wanted = dict.fromkeys(["loss", trained, "val_loss", judge.monitor])
     return [metric for metric in wanted if metric in metrics(rows)]
 
 
 def last_epoch(rows):
-    """For each optimizer, norm, … and learning rate: mean and range over the seeds.
+    """Returns an entry per optimizer, rate, …: mean and range over the seeds.
 
-    What is not finite in one of the runs is `None`: no average hides a divergence.
+    Metrics that are not finite in one run are `None`, so no average hides a divergence.
     """
     entries = []
     # A callback may have stopped a run before the others.
@@ -179,7 +179,7 @@ def last_epoch(rows):
 
 
 def best(rows, judge):
-    """Of the entries of `last_epoch` those with the best learning rate."""
+    """Returns the entries of `last_epoch` with the best learning rates."""
     chosen: dict[tuple[Any, ...], Any] = {}
     for entry in last_epoch(rows):
         key = tuple(entry[column] for column in SERIES[:-1])
@@ -189,20 +189,20 @@ def best(rows, judge):
 
 
 def rows_at_best(rows, judge):
-    """The rows of the entries of `best`."""
+    """Returns the rows of the entries of `best`."""
     masks = [_mask(rows, entry) for entry in best(rows, judge)]
     return rows[np.any(masks, axis=0)]
 
 
 def score(entry, judge):
-    """A number that is higher for what is better, and the lowest for divergence."""
+    """Returns a number that is higher for a better entry, and -∞ for divergence."""
     if diverged(entry, judge):
         return -math.inf
     return judge.score(entry[judge.monitor]["mean"])
 
 
 def diverged(entry, judge):
-    # An accuracy stays a number where the loss is none any more.
+    # An accuracy is a number even if the loss is not.
     metrics = {"loss", "val_loss", judge.monitor} & set(entry)
     return any(entry[metric]["mean"] is None for metric in metrics)
 
@@ -212,7 +212,7 @@ def _mask(rows, entry):
 
 
 def table(rows, judge):
-    """The best of each optimizer and norm after the last epoch, as text."""
+    """Returns the best results of each optimizer and norm, as text."""
     lines = []
     wanted = dict.fromkeys([*shown(rows, judge), reported(rows, judge).monitor])
     for name, of_group in groups(rows):
@@ -229,21 +229,21 @@ def table(rows, judge):
 
 
 def name_of(row):
-    """How figures and tables name an optimizer: `normalized_sgd (l2)`."""
+    """Returns an optimizer's name in figures and tables: `normalized_sgd (l2)`."""
     details = [row["norm"]] if row["norm"] else []
     if row["scope"] not in ("", "variable"):
         details.append(f"per {row['scope']}")
     name, options = row["optimizer"], ""
     if name.endswith(")"):
         name, _, options = name.removesuffix(")").partition("(")
-    # What a column tells is not said twice.
+    # `details` already has the scope.
     told = [o for o in options.split(", ") if o and not o.startswith("scope=")]
     text = ", ".join([*told, *details])
     return name.strip() + (f" ({text})" if text else "")
 
 
 def range_of(entry, metric):
-    """The mean over the seeds, and their range: `0.93 (0.92 to 0.94)`."""
+    """Returns the mean and range over the seeds: `0.93 (0.92 to 0.94)`."""
     if entry[metric]["mean"] is None:
         return "diverged"
     spread = " ({min:.4g} to {max:.4g})" if entry["seeds"] > 1 else ""
@@ -252,7 +252,7 @@ def range_of(entry, metric):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Gives a path to write to, and puts it in place of `path` when it is complete."""
+    """Yields a path to write to. Replaces `path` by it when it is complete."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -264,7 +264,7 @@ def replacing(path):
 def _versions():
     found = [f"python {platform.python_version()}"]
     backend = keras.backend.backend()
-    # The build of TensorFlow without GPU support has a name of its own.
+    # TensorFlow without GPU support is another package.
     for name in ("keras-normopt", "keras", backend, f"{backend}-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")

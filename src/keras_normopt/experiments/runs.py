@@ -1,4 +1,4 @@
-"""One training after another: what makes a run, and what it leaves."""
+"""Plans runs, trains them, and returns their results."""
 
 import dataclasses
 import functools
@@ -16,14 +16,18 @@ from keras_normopt.optimizers import ALIASES, NormalizedSGD
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is trained, and on what: a published task, or what `compare` was given.
+    """Models and data to train on: a published task, or the arguments of `compare`.
 
-    `networks` maps names to functions that make a model, and `fit_arguments` is for
-    `fit`, unless `batches` makes the data of a seed. Runs are chosen by the validation
-    data, and reported on `test_data` where there are such. `stages` are factors of the
-    learning rate, each for an equal share of the epochs, which figures call `epoch` and
-    which have `steps` each. What the names do not tell of a model of one's own,
-    `fingerprint` tells.
+    Attributes:
+        networks: Dictionary from names to functions that make a model.
+        fit_arguments: Arguments of `fit`.
+        test_data: Data to report on. Validation data chooses the learning rates.
+        batches: Function from a seed to batches that replace `x` and `y` of `fit`.
+        stages: Factors of the learning rate, each for an equal share of the epochs.
+        steps: Number of steps in an epoch.
+        epoch: The name of epochs in figures.
+        fingerprint: Function from an optimizer to text. The text changes with the
+            optimizer, the model and the data.
     """
 
     task: str
@@ -42,7 +46,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything a run depends on, in the order of the columns of results.csv."""
+    """The settings of a run, in the order of the columns of results.csv."""
 
     task: str
     dataset: str
@@ -71,23 +75,23 @@ def plan(
     scopes=(None,),
     momentum=None,
 ):
-    """Lists the runs that are asked for, one seed of all before the next.
+    """Lists the runs, all of one seed before those of the next.
 
     Args:
         subject: A `Subject`.
-        optimizers: List of triples of a label, a name, function or pair of a name and a
-            dictionary of options, and its own learning rate or `None`.
-        learning_rates: For those that have none of their own.
-        seeds, epochs: How many.
-        norms, scopes, momentum: For optimizers by name that have such an option;
-            `None` stands for their default.
+        optimizers: List of triples of a label, an identifier, and its own learning rate
+            or `None`. `comparing.parse` makes them.
+        learning_rates: List of rates for optimizers without their own.
+        seeds, epochs: Numbers of seeds and of epochs.
+        norms, scopes, momentum: Options for optimizers by name that have them. `None`
+            is the optimizer's default.
 
     Returns:
-        Dictionary of the runs, to functions that train them: they take what `train`
-        takes after the optimizer.
+        Dictionary from runs to functions that train them. The functions take the
+        arguments of `train` after `optimizer`.
 
     Raises:
-        ValueError: If an optimizer, norm or scope is unknown, or a stage of the
+        ValueError: If an optimizer, norm or scope is unknown, or if a stage of the
             schedule would have no epoch.
     """
     if epochs < len(subject.stages):
@@ -98,14 +102,14 @@ def plan(
     for norm, scope in itertools.product(norms, scopes):
         changes = {"norm": norm, "scope": scope}
         NormalizedSGD(**_given(changes))  # Fails if one is unknown.
-    runs = {}  # An optimizer without norm would come once for each norm.
+    runs = {}  # A list would repeat an optimizer without a norm for each norm.
     for seed, network, (label, identifier, rate), norm, scope in itertools.product(
         range(seeds), subject.networks, optimizers, norms, scopes
     ):
         for learning_rate in [rate] if rate else learning_rates:
             arguments = (identifier, learning_rate, norm, scope, momentum)
             optimizer = make_optimizer(*arguments)
-            # RMSprop has something else by that name.
+            # The momentum of RMSprop is something else.
             has_momentum = hasattr(optimizer, "nesterov")
             run = Run(
                 task=subject.task,
@@ -136,7 +140,7 @@ def _train_planned(run, subject, arguments, *others, **choice):
 
 
 def _schedule(subject, learning_rate, epochs):
-    """Cosine decay to zero, perhaps after a rise over a tenth of the steps."""
+    """Returns the rate, or its cosine decay, perhaps after a warm-up."""
     steps = epochs * subject.steps
     if subject.schedule == "cosine":
         return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
@@ -162,7 +166,7 @@ def _given(arguments):
 
 
 def make_optimizer(identifier, learning_rate, norm=None, scope=None, momentum=None):
-    """Makes an optimizer from its name, or has a function make it."""
+    """Makes an optimizer from its name and options, or by a function."""
     if callable(identifier):
         optimizer = identifier(learning_rate)
         if not isinstance(optimizer, keras.optimizers.Optimizer):
@@ -180,7 +184,7 @@ def make_optimizer(identifier, learning_rate, norm=None, scope=None, momentum=No
     changes = {k: v for k, v in _given(changes).items() if k in config}
     settings = config | changes | options
     if settings.get("direction") is not None and "norm" not in options:
-        settings["norm"] = None  # The direction sets the length as well.
+        settings["norm"] = None  # The direction also sets the length.
     try:
         return type(default).from_config(settings)
     except (ValueError, TypeError) as error:
@@ -188,7 +192,7 @@ def make_optimizer(identifier, learning_rate, norm=None, scope=None, momentum=No
 
 
 def _get(name):
-    if name == "lamb":  # The only one that Keras does not know by its name.
+    if name == "lamb":  # The only name that Keras does not know.
         return keras.optimizers.Lamb()
     try:
         return keras.optimizers.get(name)
@@ -201,10 +205,10 @@ def _get(name):
 
 
 def compiled(made):
-    """The model that `make_model` returned, compiled if it was not.
+    """Returns the model that `make_model` made, and compiles it if it came in a tuple.
 
     Raises:
-        ValueError: If there is none, or none to be trained by an optimizer.
+        ValueError: If there is no model, or if it has no optimizer.
     """
     model, *settings = made if isinstance(made, tuple) and len(made) == 3 else (made,)
     is_model = isinstance(model, keras.Model)
@@ -222,7 +226,7 @@ def compiled(made):
 
 
 def replace_optimizer(model, optimizer):
-    """As compiling anew would, with all else as it was compiled."""
+    """Replaces the optimizer of a compiled model. Loss scaling stays."""
     if isinstance(model.optimizer, LossScaleOptimizer):
         config = model.optimizer.get_config()
         scaling = {k: config[k] for k in ("initial_scale", "dynamic_growth_steps")}
@@ -231,7 +235,7 @@ def replace_optimizer(model, optimizer):
 
 
 def train(run, subject, optimizer, on_epoch, monitor=None, mode="auto"):
-    """Trains once; returns a row of results for each epoch."""
+    """Trains one run. Returns a row of results for each epoch."""
     keras.utils.set_random_seed(run.seed)
     model = compiled(subject.networks[run.network]())
     replace_optimizer(model, optimizer)
@@ -241,7 +245,7 @@ def train(run, subject, optimizer, on_epoch, monitor=None, mode="auto"):
     if subject.batches:
         arguments |= {"x": subject.batches(seed=run.seed), "shuffle": False}
         arguments |= {"y": None, "batch_size": None}
-    # The record comes last, and has what they log as well.
+    # The record comes last, so it also has what other callbacks log.
     arguments["callbacks"] = [*theirs, *_stages(run, subject), record]
     model.fit(**arguments)
     if subject.test_data is not None:
@@ -262,7 +266,7 @@ def _stages(run, subject):
 
 
 class Stages(keras.callbacks.Callback):
-    """Begins a new optimizer at some epochs, but what is compiled stays compiled."""
+    """Resets the optimizer at some epochs, with new rates and without compiling."""
 
     def __init__(self, rates):
         super().__init__()
@@ -282,7 +286,7 @@ class Stages(keras.callbacks.Callback):
 
 
 class Record(keras.callbacks.Callback):
-    """Keeps the results of each epoch, and what they are to be judged by."""
+    """Records the results of each epoch, and the metric to judge them by."""
 
     def __init__(self, on_epoch, monitor=None, mode="auto"):
         super().__init__()
@@ -296,7 +300,7 @@ class Record(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs):
         metrics = {k: float(v) for k, v in logs.items() if np.size(v) == 1}
         metrics.pop("learning_rate", None)
-        # After the first epoch there are metrics to ask, and little is lost on errors.
+        # Metrics exist after the first epoch. An error then loses little time.
         self.judge = objective.choose(self.model, list(metrics), **self.choice)
         row = {"epoch": epoch + 1} | metrics
         row["learning_rate"] = float(self.model.optimizer.learning_rate)

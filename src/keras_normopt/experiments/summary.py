@@ -1,21 +1,21 @@
-"""What a comparison says, in sentences."""
+"""Puts the results of a comparison into sentences."""
 
 import itertools
 from typing import Any
 
 from keras_normopt.experiments import results
 
-SEEDS = 3  # Of fewer, a range says nothing.
+SEEDS = 3  # With fewer, a range says nothing.
 RATE = "initial_learning_rate"
 
 
 def sentences(rows, judge, size=None):
-    """Yields what can be said of the rows: for each group the order, then caveats.
+    """Yields sentences: the ranking of each group and its caveats.
 
     Args:
-        rows: Of `Results`.
+        rows: Rows of `Results`.
         judge: A `Judge`.
-        size: What the names of networks measure, if they are sizes.
+        size: What the size is called, if networks differ in size.
     """
     for network, of_group in results.groups(rows):
         name = f"{size} {network}" if size else network
@@ -33,13 +33,13 @@ def sentences(rows, judge, size=None):
         yield f"Judge by another metric with `monitor`: {', '.join(others)}."
     if not any(name.startswith("val_") for name in results.metrics(rows)):
         yield (
-            "There were no validation data, so this is about the data trained on: pass "
-            "`validation_data` to learn about others."
+            "There were no validation data, so these are results on the training data. "
+            "Pass `validation_data` to compare on other data."
         )
 
 
 def _rivals(name, monitor):
-    """Whether one could judge by this metric as well: of several outputs, say."""
+    """Returns whether one could also judge by this metric, e.g. of another output."""
     is_alike = name.startswith("val_") == monitor.startswith("val_")
     return is_alike and name != monitor and not name.endswith("loss")
 
@@ -77,10 +77,10 @@ def _verdict(trained, judge):
 
 
 def _pairs(trained, judge):
-    """What normalizing or clipping changed, which may be far from the best."""
+    """Yields what normalizing or clipping changed, even far behind the best."""
     if not trained or min(entry["seeds"] for entry in trained) < SEEDS:
         return
-    # About the first, the verdict has it all. The better of a pair comes first here.
+    # The verdict covers the first. In each pair the better one comes first.
     for one, other in itertools.combinations(trained[1:], 2):
         if one["optimizer"] == other["optimizer"] or _base(one) != _base(other):
             continue
@@ -109,7 +109,7 @@ def _names(entries):
 
 
 def _ends(trained, entries):
-    """Whose best learning rate may lie beyond those that were tried."""
+    """Yields which optimizers may be better at rates outside of those tried."""
     rates = _rates_of(entries)
     alone = [entry for entry in trained if len(rates[_names([entry])]) == 1]
     others = [entry for entry in trained if entry not in alone]

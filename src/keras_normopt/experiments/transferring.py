@@ -1,4 +1,4 @@
-"""One model in several sizes: `transfer`, and what it returns."""
+"""Compares the best learning rates of several sizes of a model."""
 
 import functools
 import math
@@ -14,7 +14,7 @@ from keras_normopt.experiments import comparing, coordinates, results, runs, sum
 SIZES = (32, 64, 128, 256)
 OPTIMIZERS = ("adam", "orthogonal_sgd")
 RATE = "initial_learning_rate"
-# A small size serves for tuning if its rate makes a large model worse by this at most.
+# Tune a small model only if its rate makes a large one worse by at most this share.
 TOLERATED = 0.01
 
 
@@ -34,7 +34,7 @@ def transfer(
     out: str | os.PathLike[str] | None = None,
     **fit_arguments: Any,
 ) -> "Transfer":
-    """Shows whether the best learning rate of a small model is that of a large one.
+    """Shows whether a small and a large model have the same best learning rate.
 
     This trains each size of a model with each optimizer and learning rate, as `compare`
     does, and finds the best rate of each size. If the best rate of the smallest size is
@@ -49,17 +49,17 @@ def transfer(
         optimizers: As for `compare`. Defaults to `("adam", "orthogonal_sgd")`.
         learning_rates: List of positive numbers. Defaults to .0003 to .1, half a decade
             apart.
-        seeds: Positive integer, how many runs of each to make. Defaults to 3. With
-            fewer, there is no verdict.
+        seeds: Positive integer, the number of runs with each setting. Defaults to 3.
+            With fewer, there is no verdict.
         epochs: Positive integer. Defaults to 10.
         monitor, mode, test_data, out: As for `compare`.
         **fit_arguments: More arguments of `fit`.
 
     Returns:
-        A `Transfer`. Printed, it is a table and what follows from it.
+        A `Transfer`. `print` shows its table and its summary.
 
     Raises:
-        ValueError: If an argument is not as above, or not as `compare` needs it.
+        ValueError: If an argument is not as above, or `compare` does not take it.
 
     Example:
         >>> import keras
@@ -119,14 +119,14 @@ def subjects_of(make_model, sizes, fit_arguments, test_data=None):
 
 
 class Transfer(comparing.Comparison):
-    """What `transfer` found. `print` shows the table and the sentences.
+    """The result of `transfer`. `print` shows its table and its summary.
 
     Attributes:
         paths: List of the figures in `out`.
     """
 
     def __init__(self, plan, *arguments, subjects, optimizers, size="size", **more):
-        # One seed of all sizes before the next, as within one size.
+        # Trains one seed of all sizes before the next.
         plan = dict(sorted(plan.items(), key=lambda item: item[0].seed))
         super().__init__(plan, *arguments, **more)
         self.size, self._subjects, self._optimizers = size, subjects, optimizers
@@ -154,7 +154,7 @@ class Transfer(comparing.Comparison):
 
     @property
     def summary(self) -> str:
-        """What follows from the table, and what `compare` says of each size."""
+        """The conclusions, and those of `compare` for each size."""
         told = results.reported(self.rows, self.judge)
         lines = [
             _sentence(name, of_sizes, told, self.size)
@@ -164,7 +164,7 @@ class Transfer(comparing.Comparison):
         return "\n".join([*lines, *others])
 
     def coordinates(self, steps: Iterable[int] = coordinates.STEPS) -> pd.DataFrame:
-        """Makes the coordinate check at the best rates of the smallest size.
+        """Runs the coordinate check at the best rates of the smallest size.
 
         Args:
             steps: As for `coordinate_check`.
@@ -199,11 +199,11 @@ class Transfer(comparing.Comparison):
 
 
 class _Found:
-    """What one optimizer led to at one size.
+    """The results of one optimizer at one size.
 
     Attributes:
         best: The entry of `results.last_epoch` with the best learning rate.
-        is_at_end: Whether that is the highest or lowest rate of several.
+        is_at_end: Whether this is the highest or lowest of several rates.
     """
 
     def __init__(self, best, tried, judge):
@@ -226,7 +226,7 @@ class _Found:
         return entry
 
     def at(self, rate, metric):
-        """Returns what a rate led to, as text."""
+        """Returns the result of a rate, as text."""
         if rate not in self._by_rate:
             return "not tried"
         entry = self.entry(rate)
@@ -238,7 +238,7 @@ def _is_alike(one, other):
 
 
 def _sentence(name, of_sizes, told, word):
-    """Says how far the best rate moves, and what it costs to tune the smallest size."""
+    """Returns how far the best rate moves, and the cost of tuning the smallest size."""
     small, large = min(of_sizes), max(of_sizes)
     if small == large:
         return f"{name}: there is one {word} only, so nothing follows."

@@ -1,1 +1,1 @@
-"""The comparisons that the documentation publishes."""
+"""The comparisons in the documentation."""

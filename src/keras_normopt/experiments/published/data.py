@@ -1,4 +1,4 @@
-"""The data sets: two that scikit-learn embeds, Python's help, MNIST and CIFAR-10."""
+"""Loads data: two sets of scikit-learn, Python's help, MNIST and CIFAR-10."""
 
 import dataclasses
 import pathlib
@@ -18,15 +18,15 @@ CONTEXT = 64
 
 
 class DataError(ValueError):
-    """A data set that is not there, or not as it should be."""
+    """Raised if a data set is missing or damaged."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What to train on and to choose by, and where it was held out, to report on.
+    """Data for training, for choosing learning rates, and perhaps for a test.
 
-    Images are in [0, 1], with channels. `topics` are rows of characters by number, and
-    the characters that come after them.
+    Images are in [0, 1], with channels. Rows of `topics` are numbers of characters.
+    Targets are the next characters.
     """
 
     x: np.ndarray
@@ -43,18 +43,18 @@ def load(name, directory=None, fraction=1.0, holds_out=False):
 
     Args:
         name: One of `DATASETS`.
-        directory: Where `<name>.npz` lies. By default `keras.datasets` downloads it.
-            Not used for what needs no file.
+        directory: The directory of `<name>.npz`. By default `keras.datasets` downloads
+            it. Ignored for data sets without a file.
         fraction: Number in (0, 1], the share of the training data to train on.
-        holds_out: Whether as many of the training data as there are to validate on are
-            taken for this, and those kept for a test.
+        holds_out: Whether to validate on an equally large part of the training data,
+            and to keep the original validation data for a test.
 
     Raises:
-        DataError: If the file is missing, damaged, or holds something else.
+        DataError: If the file is missing or damaged, or holds something else.
     """
     load: Any = _NEED_NO_FILE.get(name, _images)
     x, y, *others, classes = load(name, directory)
-    # Always the same rows, so that seeds and optimizers compare.
+    # Always the same rows, so that runs are comparable.
     order = np.random.default_rng(0).permutation(len(x))
     if holds_out:
         order, held_out = np.split(order, [len(x) - len(others[0])])
@@ -87,7 +87,7 @@ def _split(x, y, test_size):
 
 
 def _breast_cancer(name, directory):
-    """Thirty measurements of each tumour, of mean 0 and standard deviation 1."""
+    """Returns 30 measurements per tumour, of mean 0 and standard deviation 1."""
     x, y = load_breast_cancer(return_X_y=True)
     x, x_test, y, y_test = _split(x, y.astype("int32"), test_size=100)
     mean, std = x.mean(axis=0), x.std(axis=0)
@@ -96,7 +96,7 @@ def _breast_cancer(name, directory):
 
 
 def _topics(name, directory):
-    """The help texts of this Python, in an order that is always the same."""
+    """Returns the help texts of this Python, always in the same order."""
     topics = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     np.random.default_rng(0).shuffle(topics)
     text = np.frombuffer("".join(topics).encode("utf-32-le"), "uint32")
@@ -106,7 +106,7 @@ def _topics(name, directory):
         numbers[start : start + rows * CONTEXT].reshape(rows, CONTEXT).astype("int32")
         for start in (0, 1)
     )
-    # The last tenth, mostly of topics that are not trained on.
+    # Validates on the last tenth, mostly topics that are not trained on.
     end = rows - rows // 10
     return x[:end], y[:end], x[end:], y[end:], len(characters)
 
@@ -117,7 +117,7 @@ _NEED_NO_FILE = {"breast_cancer": _breast_cancer, "topics": _topics}
 def _download(name):
     try:
         train, test = getattr(keras.datasets, name).load_data()
-    except Exception as error:  # Whatever a download fails with.
+    except Exception as error:  # A download may raise anything.
         raise DataError(
             f"keras.datasets could not provide {name}: {error}. Without a network, "
             f"pass --data-dir with a directory that holds {name}.npz, or "
@@ -138,7 +138,7 @@ def _read(path):
             raise zipfile.BadZipFile("no archive, or cut off")
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in ARRAYS if name in archive}
-    except Exception as error:  # Whatever reading a damaged file fails with.
+    except Exception as error:  # A damaged file may raise anything.
         raise DataError(f"{path} is damaged: {error}. {expected}") from error
     missing = [name for name in ARRAYS if name not in arrays]
     if missing:

@@ -1,4 +1,4 @@
-"""The networks that are trained: functions from the shape of an input to a model."""
+"""Makes the networks of the tasks, for a shape of inputs and a number of classes."""
 
 import keras
 import numpy as np
@@ -7,12 +7,12 @@ from sklearn.datasets import make_spd_matrix
 
 MLP_LAYERS = 30
 HEADS = 4
-# The last layer, which Muon is meant to leave out. No other path has this in it.
+# The last layer, which Muon excludes. No other path contains this name.
 OUTPUT = "classes"
 
 
 class Quadratic(layers.Layer):
-    """L(w) = ½ wᵀQw - bᵀw of a random positive definite Q, one row for each input.
+    """The loss ½ wᵀQw - bᵀw with a random positive definite Q, for each input row.
 
     Q and b are always the same. w starts at a standard normal point.
     """
@@ -42,7 +42,7 @@ def quadratic(shape, classes):
 
 
 def mlp(shape, classes):
-    """As deep as the published one."""
+    """Makes a network as deep as the published one."""
     hidden = [
         layer
         for _ in range(MLP_LAYERS)
@@ -99,7 +99,7 @@ def cnn(width=32):
 
 
 def recurrent(cell, features):
-    """Reads an image row by row, or pixel by pixel where `features` is 1."""
+    """Makes a network that reads images by rows, or by pixels if `features` is 1."""
 
     def make(shape, classes):
         return keras.Sequential(
@@ -115,7 +115,7 @@ def recurrent(cell, features):
 
 
 def plain(depth, width):
-    """Hidden layers with ReLU, as Keras initializes them, and nothing between them."""
+    """Makes dense ReLU layers with Keras's initialization and nothing between."""
 
     def make(shape, classes):
         hidden = [layers.Dense(width, "relu") for _ in range(depth)]
@@ -126,7 +126,7 @@ def plain(depth, width):
 
 
 def transformer(blocks, width):
-    """Predicts the next character; normalization comes before, in each block."""
+    """Makes a pre-norm transformer that predicts the next character."""
 
     def make(shape, classes):
         inputs = keras.Input(shape, dtype="int32")

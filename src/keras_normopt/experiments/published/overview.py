@@ -1,4 +1,4 @@
-"""All results at once: how far each method was from the best one, on each task."""
+"""Shows how far each method is from the best one on each task."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 
 from keras_normopt.experiments import figures, objective, results, summary
 
-# A method has a column where at least so many tasks have it.
+# A method has a column if at least this many tasks have it.
 TASKS = 3
 TWICE = 2.0
 
@@ -20,10 +20,10 @@ def read(directory):
     """Reads the results of all directories in one.
 
     Returns:
-        DataFrame with a row for each task and method: `value`, the mean error or loss
-        at the best learning rate, and its range; `ratio`, that to the lowest one of
-        the task; `is_level`, whether the ranges of both overlap; and `is_at_end`,
-        whether the best rate is the highest or lowest of several.
+        DataFrame with a row for each task and method. `value` is the mean error or loss
+        at the best learning rate, and `low` to `high` is its range. `ratio` compares it
+        to the lowest value of the task. `is_level` says whether both ranges overlap.
+        `is_at_end` says whether the best rate is the highest or lowest of several.
 
     Raises:
         ValueError: If there are no results.
@@ -37,7 +37,7 @@ def _compare(all_rows):
 
 
 def _rows(directory):
-    """Those of each file of results."""
+    """Returns the rows of each file of results."""
     paths = sorted([*directory.glob("*/results.csv"), *directory.glob("*/*.csv.gz")])
     if not paths:
         raise ValueError(
@@ -58,7 +58,7 @@ def _tasks(rows):
 
 
 def _complete(rows):
-    """Leaves out rates that had fewer seeds than others, to find where to go on."""
+    """Drops rates with fewer seeds, which only helped to find the others."""
     seeds = rows.groupby(results.SERIES)["seed"].transform("nunique")
     most = seeds.groupby([rows["network"], rows["batch_size"]]).transform("max")
     return rows[seeds == most]
@@ -105,7 +105,7 @@ def _judge(rows):
 
 
 def _as_error(value, mode):
-    """What is lower for what is better: a loss, or the share of what is wrong."""
+    """Returns a loss or error rate, which is lower if better, and its range."""
     if mode == "max":
         value = {
             "mean": 1 - value["mean"],
@@ -116,7 +116,7 @@ def _as_error(value, mode):
 
 
 def draw(table, path):
-    """Draws the ratios as numbers on colours, in a PNG file."""
+    """Draws the ratios as a heat map, in a PNG file."""
     counts = table.groupby("method")["task"].nunique()
     enough = min(TASKS, table["task"].nunique())
     shown = table[table["method"].map(counts) >= enough]
@@ -130,7 +130,7 @@ def draw(table, path):
         sns.set_theme(style="white", font_scale=figures.TEXT / 12)
         size = 3.2 + 0.5 * ratios.shape[1], 1.8 + 0.28 * ratios.shape[0]
         figure, axes = plt.subplots(figsize=size)
-        # Beyond four times it does not matter how much.
+        # Colours do not distinguish ratios above 4.
         sns.heatmap(
             ratios.clip(upper=4.0),
             annot=labels,
@@ -155,7 +155,7 @@ def _cell(row):
 
 
 def markdown(table):
-    """The same as a table of words: for each task the best method, and the others."""
+    """Returns a Markdown table of the best method and the others on each task."""
     lines = [
         "| task | best | level: ranges overlap | up to twice | worse |",
         "|---|---|---|---|---|",
@@ -181,8 +181,8 @@ def markdown(table):
 def write(directory):
     """Writes `map.png`, `map.md` and `map.csv` beside the directories of results.
 
-    In those with several batch sizes, which may have had a command each, the figure of
-    all of them is drawn.
+    This also draws the figure of all batch sizes in a directory, because each may come
+    from another command.
     """
     found = _rows(directory)
     for path, rows in found.items():

@@ -1,4 +1,4 @@
-"""Data of which one batch in 200 is spoilt."""
+"""Makes data in which one batch of 200 is spoilt."""
 
 import keras
 import numpy as np
@@ -7,27 +7,27 @@ STEPS = 200
 
 
 def random_labels(x, y, rng):
-    """The same inputs with labels that say nothing about them."""
+    """Returns the inputs with shuffled labels."""
     return x, rng.permutation(y)
 
 
 def large_inputs(x, y, rng):
-    """Inputs as of another unit."""
+    """Returns larger inputs, as if in another unit."""
     return 100 * x, y
 
 
 def nothing(x, y, rng):
-    """The same batch, to compare with."""
+    """Returns the same batch, for comparison."""
     return x, y
 
 
 class Spiked(keras.utils.PyDataset):
-    """Batches drawn at random, 200 an epoch, of which the last one is spoilt.
+    """Random batches, 200 in each epoch. The last one is spoilt.
 
-    What is measured after an epoch thus comes right after a spike.
+    So metrics at the end of an epoch are measured right after a spike.
 
     Args:
-        spoil: Function from inputs, targets and a NumPy generator to spoilt ones.
+        spoil: Function from inputs, targets and a NumPy generator to a spoilt batch.
         x, y: Arrays to draw from.
         batch_size: Positive integer.
         seed: Integer; the same one draws the same batches.

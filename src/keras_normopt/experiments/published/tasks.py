@@ -1,4 +1,4 @@
-"""The tasks: what is trained, and the settings it was published with."""
+"""Defines the tasks and the settings that they were published with."""
 
 import dataclasses
 import functools
@@ -48,14 +48,18 @@ def _check(option, given, known, task):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What to train, with the default of each option.
+    """Networks and data to train on, with the default of each option.
 
-    `networks` maps names to functions from the shape of an input and the number of
-    classes to a model, and `datasets` begins with the default. `stages` are the factors
-    of the learning rate in the published schedule, each for an equal share of the
-    epochs. A task that `holds_out` chooses by a part of the training data, and reports
-    on other data; in others these are the same. `batches` makes those of a run. Where
-    the networks are one in several sizes, `size` says what they differ in.
+    Attributes:
+        networks: Dictionary from names to functions that make a model from the shape of
+            an input and the number of classes.
+        stages: Factors of the learning rate in the published schedule, each for an
+            equal share of the epochs.
+        datasets: The first is the default.
+        holds_out: Whether to choose learning rates on a part of the training data, and
+            to report on other data. Otherwise both are the same.
+        batches: Function that makes the batches of a run.
+        size: What the size is called, if networks differ in size.
     """
 
     networks: dict[str, Callable]
@@ -76,7 +80,7 @@ class Task:
     size: str = ""
 
     def subjects(self, options):
-        """What the options ask for: a subject for each batch size."""
+        """Returns a subject for each batch size in the options."""
         _check("networks", options.networks, self.networks, options.task)
         if self.datasets:
             _check("dataset", [options.dataset], self.datasets, options.task)
@@ -84,7 +88,7 @@ class Task:
                 options.dataset, options.data_dir, options.fraction, self.holds_out
             )
             return [self._subject(options, size, loaded) for size in options.batch_size]
-        # Ten steps an epoch, on nothing.
+        # Zeros for ten steps an epoch.
         nothing = {n: np.zeros((10 * n, 1), "float32") for n in options.batch_size}
         return [
             self._subject(options, n, datasets.Data(x, x, x[:1], x[:1]))
@@ -240,7 +244,7 @@ TASKS = {
     ),
 }
 
-# One network in several sizes, to see how far a learning rate carries over.
+# One network in several sizes, to see whether a learning rate suits all.
 _SIZED = {
     "optimizers": ["orthogonal_sgd", "adam", MUON],
     "norms": ["l2"],
