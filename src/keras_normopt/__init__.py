@@ -1,4 +1,4 @@
-"""Normalized-gradient optimizers for Keras 3, on JAX, TensorFlow and PyTorch alike."""
+"""Normalized-gradient optimizers for Keras 3, on JAX, TensorFlow and PyTorch."""
 
 try:
     # Imports Keras, which imports its backend.

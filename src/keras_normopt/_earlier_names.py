@@ -1,4 +1,4 @@
-"""Loads pickles that were made when all modules were in one folder."""
+"""Keeps old names of modules, so that old pickles load."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""Shows in `fit` how large the gradients are that normalization takes out of sight."""
+"""Logs the norms of gradients in `fit`."""
 
 import gc
 import itertools
@@ -28,46 +28,47 @@ _PREFIXES = (
     "update_norm/",
     "update_ratio/",
 )
-# By name, so as to import none. Of others nobody knows whether they read the logs.
+# Names, to avoid imports. We cannot know whether other callbacks read the logs.
 _WRITERS = {"CSVLogger", "RemoteMonitor", "TensorBoard"}
 _WRITERS |= {"MlflowCallback", "WandbCallback", "WandbMetricsLogger"}
 
 
 class GradientNorms(keras.callbacks.Callback):
-    """Puts the norms of the gradients into the logs of `fit`.
+    """Adds the norms of gradients to the logs of `fit`.
 
-    For each block of an optimizer that was made with `track_norms=True`, the logs gain
+    The optimizer must have `track_norms=True`. For each of its blocks, the logs get
     `grad_norm/<block>`, the mean over the steps, and `grad_norm_max/<block>`, the
-    largest; and, under `total` in place of a block, those of the l2 norm of the whole
-    gradient. A clipping optimizer adds `clipped/<block>`, the share of the steps in
-    which it clipped, and with `skip=True` `skipped/<block>`, the share that it skipped.
-    With `track_norms="all"` the logs gain three more means for each block and for
+    largest norm. The block `total` stands for the l2 norm of the whole gradient. A
+    clipping optimizer adds `clipped/<block>`, the share of clipped steps. With
+    `skip=True` it adds `skipped/<block>`, the share of skipped steps.
+
+    With `track_norms="all"` the logs get three more means for each block and for
     `total`. `weight_norm/<block>` is ‖weights‖ before the step. `update_norm/<block>`
-    is ‖update‖, weight decay included. `update_ratio/<block>` is their ratio, and near
-    1e-3 as a rule of thumb. To watch a plain Adam, take `NormalizedAdam(norm=None,
-    track_norms=True)`. The optimizer may be inside a `LossScaleOptimizer` or a
-    `MultiOptimizer`.
+    is ‖update‖, including weight decay. `update_ratio/<block>` is their ratio. As a
+    rule of thumb it is near 1e-3.
 
-    A model with a `train_step` of its own may hold several optimizers as attributes,
-    alone or in lists and dictionaries. If more than one of them keeps norms, the
-    attribute's name comes before that of each block: `grad_norm/d_opt/total`.
+    To watch a plain Adam, use `NormalizedAdam(norm=None, track_norms=True)`. The
+    optimizer may be inside a `LossScaleOptimizer` or a `MultiOptimizer`.
 
-    Callbacks that come after this one see the logs, and `History` always does. Put
-    `CSVLogger`, `TensorBoard` and the like behind it in the list; it warns of those
-    that it knows. `EarlyStopping(monitor="grad_norm/…")` and the like need a `mode`:
-    whether a norm should grow or shrink Keras cannot tell. Names of blocks follow the
-    names of layers: give layers names, and the columns are the same in every run.
+    A model with its own `train_step` may hold several optimizers as attributes, alone
+    or in lists and dictionaries. If more than one of them keeps norms, the attribute's
+    name comes first: `grad_norm/d_opt/total`.
+
+    `History` and the callbacks after this one see these logs. Put `CSVLogger`,
+    `TensorBoard` and the like after it in the list. It warns you if it knows one that
+    comes before. `EarlyStopping(monitor="grad_norm/…")` and the like need a `mode`,
+    because Keras cannot know whether a norm should grow or shrink. Names of blocks
+    follow the names of layers. If you name the layers, every run has the same columns.
 
     Args:
-        frequency: `"epoch"`, or an integer of at least 1: after so many batches the
-            logs of the batch gain the norms over these batches, and the logs of the
-            epoch those over the epoch as well. Defaults to `"epoch"`.
-        progress_bar: Whether the progress bar shows all that the logs gain, which of
-            a deep network fills the screen. Defaults to `False`: it shows
-            `grad_norm/total` alone.
+        frequency: `"epoch"`, or an integer n of at least 1. With n, the logs of every
+            n-th batch also get the norms over the last n batches. The logs of an
+            epoch always get those over the epoch. Defaults to `"epoch"`.
+        progress_bar: Whether the progress bar shows every block. Deep models fill the
+            screen. Defaults to `False`: it shows only `grad_norm/total`.
 
     Raises:
-        ValueError: If `frequency` is neither; or, as training begins, if no optimizer
+        ValueError: If `frequency` is neither, or, when training begins, if no optimizer
             of the model keeps norms.
 
     Example:
@@ -107,7 +108,7 @@ class GradientNorms(keras.callbacks.Callback):
                 f"gradients. Received: {', '.join(found) or 'a model without any'}. "
                 f"{_way_out(*next(iter(held.items()), (None, None)))}"
             )
-        # Keras tells a callback nothing of the others. The lists that it is in do.
+        # Keras gives a callback no access to the others. Look for lists with it.
         lists = [h for h in gc.get_referrers(self) if isinstance(h, list)]
         self._warn_of_readers_before(lists)
         if not self.progress_bar:
@@ -150,14 +151,14 @@ class GradientNorms(keras.callbacks.Callback):
             logs.update(means | self._largest)
 
     def _trackers(self):
-        # By way of `self.model`, on which Keras brings JAX's variables up to date.
+        # Reading `self.model` makes Keras update JAX's variables.
         trackers = named_trackers(self.model)
-        # In place, as the progress bar reads it.
+        # In place, because the progress bar reads the set.
         self._totals.update(_MEAN + list(names.values())[-1] for _, names in trackers)
         return trackers
 
     def _take(self):
-        """Means and largest since the last time, also added to those of the epoch."""
+        """Returns means and maxima since the last call. Adds them to the epoch's."""
         means: dict[str, float] = {}
         largest: dict[str, float] = {}
         for tracker, names in self._trackers():
@@ -166,7 +167,7 @@ class GradientNorms(keras.callbacks.Callback):
             for prefix, count, values in _means(tracker):
                 for name, mean in values.items():
                     key = prefix + names[name]
-                    # No step was made. Logs have one value for each epoch all the same.
+                    # If no step was made, logs still need a value for each epoch.
                     means[key] = mean if count else np.nan
                     # Optimizers of one model may make different numbers of steps.
                     self._sums[key] = self._sums.get(key, 0.0) + count * mean
@@ -174,14 +175,14 @@ class GradientNorms(keras.callbacks.Callback):
             largest |= {_MAX + names[name]: v for name, v in tracker.max.items()}
             tracker.reset()
         for key, value in largest.items():
-            # NaN stays, which Python's own `max` would lose.
+            # Python's own `max` would lose NaN.
             before = self._largest.get(key, value)
             self._largest[key] = float(np.maximum(before, value))
         return means, largest
 
 
 def _means(tracker):
-    """Returns what the logs gain: prefix, number of steps, and means by block."""
+    """Returns triples: prefix in the logs, number of steps, and means by block."""
     kept = tracker.statistics
     prefixes = {
         "gradients": _MEAN,
@@ -234,7 +235,7 @@ def _reads_logs(callback):
 
 
 def _hide_blocks(bar, totals):
-    """Has a progress bar leave out what the logs gain, but for the totals."""
+    """Hides the values of blocks in a progress bar, except the totals."""
 
     def without_blocks(show):
         def show_rest(step, logs=None):

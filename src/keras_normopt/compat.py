@@ -1,12 +1,12 @@
 """The interface of the 2018 package keras-normalized-optimizers, for Keras 3.
 
-There a class wrapped an optimizer instance. Here `NormalizedOptimizer(...)` makes an
-instance of the normalized class instead, and `ClippedOptimizer(...)` one of the
-clipping class; what that changes:
+The 2018 class wrapped an optimizer. Here `NormalizedOptimizer(...)` makes an instance
+of the normalized class, and `ClippedOptimizer(...)` one of the clipping class. The
+differences:
 
-- the wrapped optimizer is copied, with its state, and not used any further;
-- the norm is not increased by 1e-7 but has a floor, `norm_epsilon`, of 1e-30;
-- names that are registered for another function are not silently replaced.
+- The given optimizer is copied with its state, and not used again.
+- The norm has a floor, `norm_epsilon`, of 1e-30. It is not increased by 1e-7.
+- A name that is registered for another function raises an error.
 """
 
 import abc
@@ -24,26 +24,24 @@ from keras_normopt.norms import _registry
 
 
 class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` only)
-    """Makes the normalized counterpart of an optimizer.
+    """Makes a normalized optimizer from an optimizer.
 
-    The result is an instance of the normalized class of the optimizer's own, such as
-    `NormalizedAdam` for `Adam`, with the same hyperparameters. An optimizer that has
-    been in use hands over its state (slots, iterations, learning rate), so that
-    training goes on where it was. `isinstance(optimizer, NormalizedOptimizer)` holds
-    for every normalized optimizer.
+    From an `Adam` it makes a `NormalizedAdam` with the same hyperparameters and the
+    same state (slots, iterations, learning rate), so training continues. For every
+    normalized optimizer, `isinstance(optimizer, NormalizedOptimizer)` is true.
 
     Args:
-        optimizer: What to normalize: a Keras optimizer, the name of one, or its config
-            as `keras.optimizers.serialize` gives it.
-        normalization: Norm of the gradient, as the argument `norm` of the normalized
-            classes. Defaults to `"l2"`.
+        optimizer: A Keras optimizer, its name, or its config from
+            `keras.optimizers.serialize`.
+        normalization: The argument `norm` of the normalized classes. Defaults to
+            `"l2"`.
 
     Returns:
         A new, normalized optimizer.
 
     Raises:
-        ValueError: If the optimizer is unknown, is a `LossScaleOptimizer` or a
-            `MultiOptimizer`, or is normalized already; or if the norm is unknown.
+        ValueError: If the optimizer is unknown, a `LossScaleOptimizer`, a
+            `MultiOptimizer` or normalized already, or if the norm is unknown.
 
     Example:
         >>> from keras.optimizers import SGD
@@ -65,14 +63,14 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
         """Registers a normalization function under a name.
 
         Args:
-            name: String, any but the name of a built-in norm.
-            function: Callable of a gradient that returns either its norm, a scalar
-                tensor, or the normalized gradient, a tensor of the gradient's shape. It
-                is called once, on a tensor of shape (2, 3), to tell which.
+            name: String, not the name of a built-in norm.
+            function: Callable of a gradient. It returns the norm, a scalar tensor, or
+                the normalized gradient, a tensor of the same shape. It is called once,
+                on a tensor of shape (2, 3), to find out which.
 
         Raises:
-            ValueError: If the function fails on that tensor or returns neither, or the
-                name is that of a built-in norm or of another function.
+            ValueError: If the function fails on that tensor or returns neither, or if a
+                built-in norm or another function has the name.
             TypeError: If `name` is not a string or `function` is not callable.
         """
         if not callable(function):
@@ -101,31 +99,29 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
 
     @staticmethod
     def get_normalization_functions() -> list[str]:
-        """Lists the names that `normalization` takes, sorted."""
+        """Returns the sorted names that `normalization` takes."""
         return _registry.names()
 
 
 class ClippedOptimizer(abc.ABC):  # noqa: B024
-    """Makes the clipping counterpart of an optimizer.
+    """Makes a clipping optimizer from an optimizer.
 
-    The result is an instance of the clipping class of the optimizer's own, such as
-    `ClippedAdam` for `Adam`. Everything else is as with `NormalizedOptimizer`.
+    From an `Adam` it makes a `ClippedAdam`. All else is as for `NormalizedOptimizer`.
 
     Args:
-        optimizer: What is to clip: a Keras optimizer, the name of one, or its config as
-            `keras.optimizers.serialize` gives it.
-        normalization: Norm to clip by, as the argument `norm` of the clipping classes.
-            Defaults to `"l2"`.
-        clipnorm: Float, above 0 and finite, the largest norm that a gradient may keep,
-            as the argument `max_norm` of the clipping classes. Defaults to 1.0.
+        optimizer: A Keras optimizer, its name, or its config from
+            `keras.optimizers.serialize`.
+        normalization: The argument `norm` of the clipping classes. Defaults to `"l2"`.
+        clipnorm: Float, above 0 and finite, the largest norm that a gradient may keep:
+            the argument `max_norm` of the clipping classes. Defaults to 1.0.
 
     Returns:
         A new, clipping optimizer.
 
     Raises:
-        ValueError: If the optimizer is unknown, is a `LossScaleOptimizer` or a
-            `MultiOptimizer`, or is normalized or clipped already; or if the norm is
-            unknown or `clipnorm` out of its range.
+        ValueError: If the optimizer is unknown, a `LossScaleOptimizer`, a
+            `MultiOptimizer`, or normalized or clipped already. Also if the norm is
+            unknown, or `clipnorm` is out of its range.
 
     Example:
         >>> from keras_normopt import ClippedOptimizer
@@ -166,8 +162,8 @@ def _converted(optimizer, factory, norm, **options):
 
 
 def _hyperparameters(original):
-    # A schedule or a function of the user's own is handed on as it is: it need not be
-    # one that can be saved. So the config is asked of a stand-in without it.
+    # The learning rate may be a schedule or function that cannot be saved. So the
+    # config comes from a stand-in without it.
     stand_in = object.__new__(type(original))
     vars(stand_in).update(vars(original), _learning_rate=None)
     learning_rate = original._learning_rate
@@ -183,5 +179,5 @@ def _carry_over(original, result):
     if original.built:
         result.build(original._trainable_variables)
     for old, new in zip(original.variables, result._base_variables, strict=True):
-        # A copy, since on JAX `fit` donates the memory of the original.
+        # A copy, because on JAX `fit` donates the memory of the original.
         new.assign(ops.copy(old))

@@ -18,7 +18,7 @@ from keras_normopt.norms._user_norms import describe as name_of
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one variable gets.
+    """What the optimizer does to one variable.
 
     Attributes:
         path: The path of the variable.
@@ -29,9 +29,9 @@ class Step:
         step: The name of the direction that replaces its gradient or update,
             `"divided"`, `"clipped"`, `"skipped"`, `"centralized"`, or `"raw"` if
             nothing changes it.
-        length: The length that what is replaced, divided or clipped has after that. Of
-            updates, multiply it by the learning rate.
-        rate: What patterns of `step_size` multiply the learning rate by.
+        length: The length of the gradient or update after that. For updates, multiply
+            it by the learning rate.
+        rate: The factor of the learning rate, from patterns of `step_size`.
         why: The reason.
     """
 
@@ -46,7 +46,7 @@ class Step:
 
 
 class Description(Sequence):
-    """What each variable of a model gets: a sequence of rows that prints as a table."""
+    """A sequence of rows, one for each variable, that prints as a table."""
 
     def __init__(self, optimizers, steps):
         self.optimizers, self._steps = optimizers, steps
@@ -69,19 +69,19 @@ class Description(Sequence):
 def describe(model: keras.Model) -> Description:
     """Shows what the model's optimizer does to each variable.
 
-    Nothing is trained, and the model stays as it is.
+    It does not train or change the model.
 
     Args:
         model: A built model, compiled with an optimizer of this package. The optimizer
             may be inside a `LossScaleOptimizer` or a `MultiOptimizer`.
 
     Returns:
-        A sequence with one row for each trainable variable, which prints as a table.
+        A sequence with one row for each trainable variable. It prints as a table.
         A row has the attributes `path`, `shape`, `layer`, `axes`, `step`, `length`,
         `rate` and `why`.
 
     Raises:
-        ValueError: If the model has no variables yet, or no optimizer of this package;
+        ValueError: If the model has no variables yet, or no optimizer of this package,
             or if the optimizer is not built and cannot be copied.
 
     Example:

@@ -1,4 +1,4 @@
-"""Directions: steps whose length and shape do not depend on that of the gradient.
+"""Directions, which replace gradients: the argument `direction` of optimizers.
 
 Example:
     >>> import keras_normopt

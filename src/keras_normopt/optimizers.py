@@ -1,6 +1,6 @@
-"""The ready-made optimizers, and the strings that name them for `model.compile`.
+"""The ready-made optimizers, and their names for `model.compile`.
 
-Keras knows the strings in each process that imports `keras_normopt`.
+Keras knows the names after `import keras_normopt`.
 """
 
 import keras
@@ -29,15 +29,15 @@ OrthogonalSGD = with_defaults(
 SGD whose steps are orthogonal matrices.
 
 It is `NormalizedSGD` with other defaults. SGD with Nesterov momentum computes an update
-M for each kernel, seen as a matrix (inputs | outputs). Its orthogonal factor replaces
-it:
+M for each kernel, seen as a matrix (inputs | outputs). Then it replaces M by its
+orthogonal factor:
 
     w ← w + lr · scale · U Vᵀ, where M = U S Vᵀ
 
 So the singular values of a step are nearly equal, however small the gradients are.
 Kernels of attention, convolutions and recurrent layers are matrices too: see
 `keras_normopt.directions.Orthogonal`. Rows of an embedding get steps of equal length.
-Biases, gains and scalars step with their momentum. The optimizer keeps one slot for
+Biases, gains and scalars use their momentum as it is. The optimizer keeps one slot for
 each variable, as SGD with momentum does.""",
     """\
     - [Jordan et al., 2024, Muon: An optimizer for hidden layers in neural
@@ -59,7 +59,7 @@ ClippedAdam = clipped(optimizers.Adam)
 ClippedAdamW = clipped(optimizers.AdamW)
 ClippedRMSprop = clipped(optimizers.RMSprop)
 
-# Spelled out: Keras's own snake case would be `normalized_rm_sprop`.
+# Written out, because Keras's snake case would be `normalized_rm_sprop`.
 NORMALIZED = {
     "normalized_sgd": NormalizedSGD,
     "normalized_adam": NormalizedAdam,
@@ -89,17 +89,17 @@ CLIPPED = {
     "clipped_rmsprop": ClippedRMSprop,
 }
 
-#: The strings for `model.compile`, and the classes that they stand for.
+#: Dict from the strings for `model.compile` to the classes.
 ALIASES = NORMALIZED | ORTHOGONAL | CLIPPED
 
 __all__ = [cls.__name__ for cls in ALIASES.values()]
 
 
-# What `model.compile(optimizer="normalized_adam")` looks a string up in.
+# `model.compile(optimizer="normalized_adam")` looks strings up here.
 _BY_NAME = ALIASES | {cls.__name__: cls for cls in ALIASES.values()}
 keras.saving.get_custom_objects().update(_BY_NAME)
 try:
     optimizers.get("normalized_sgd")
 except ValueError:
-    # The nightly builds of Keras 3.16 look in a table of their own only.
+    # Nightly builds of Keras 3.16 use only their own table.
     getattr(keras.src.optimizers, "ALL_OBJECTS_DICT", {}).update(_BY_NAME)

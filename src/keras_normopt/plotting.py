@@ -42,32 +42,31 @@ def plot_gradient_norms(
     statistic: Literal["mean", "max", "weight", "update", "ratio"] = "mean",
     exclude: str | Sequence[str] = BIASES_AND_SCALES,
 ) -> Any:
-    """Draws the norms that `GradientNorms` logged: blocks down, epochs across.
+    """Draws the norms that `GradientNorms` logged, with blocks down and epochs across.
 
-    Colour stands for the norm, on a logarithmic scale. The strip above is the norm of
-    the whole gradient. Norms that are zero, also for want of a gradient, or not finite
-    are off the scale: they are told apart, and a legend says so where there are any.
-    Labels leave out what all names of blocks begin or end with, and the middle of what
-    is still long; they are thinned where they would overlap.
+    Colour shows the norm on a logarithmic scale. The strip above shows the norm of the
+    whole gradient. Norms that are zero or not finite have their own colours, and a
+    legend. Blocks without a gradient count as zero. Labels leave out what all names of
+    blocks begin or end with, and the middle of long names. Labels that would overlap
+    are left out.
 
     Args:
-        history: What `fit` returned, or its dict `history.history`.
-        ax: Matplotlib axes to draw on; room for labels and colour bar is taken from
-            them. Defaults to those of a new figure of 7 × 4.5 inches.
-        statistic: What is drawn. `"mean"` and `"max"` are those of the gradients' norms
-            over the steps of an epoch. `"weight"`, `"update"` and `"ratio"` are means
-            that need `track_norms="all"`. Defaults to `"mean"`.
-        exclude: A regular expression or several, as those of the optimizer: a block in
-            whose name one is found is not drawn. `()` draws all. Defaults to
-            biases and scales, which are names that end in `bias`, `gamma`, `beta` or
-            `scale`.
+        history: The result of `fit`, or its dict `history.history`.
+        ax: Matplotlib axes to draw on. They shrink to make room for labels and colour
+            bar. Defaults to those of a new figure of 7 × 4.5 inches.
+        statistic: What to draw. `"mean"` and `"max"` are statistics of the gradients'
+            norms over the steps of an epoch. `"weight"`, `"update"` and `"ratio"` are
+            means that need `track_norms="all"`. Defaults to `"mean"`.
+        exclude: Regular expression, or several. Blocks in whose name one is found are
+            not drawn. `()` draws all. Defaults to biases and scales: names that end in
+            `bias`, `gamma`, `beta` or `scale`.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If `statistic` is none of these, or if there are no such norms in
-            the history, or none that is not excluded.
+        ValueError: If `statistic` is none of these, if the history has no such norms,
+            or if `exclude` excludes all of them.
         ImportError: If Matplotlib is not installed.
 
     Example:
@@ -97,7 +96,7 @@ def plot_gradient_norms(
         _draw(strip, totals, norm)
         strip.set_xticks([])
         strip.set_yticks(range(len(totals)), list(totals))
-        strip.yaxis.tick_right()  # On the left they would meet the first block's.
+        strip.yaxis.tick_right()  # On the left they would meet the first block's label.
     _explain(ax, values)
     if ax.figure.get_layout_engine() is None:
         _make_room(ax)
@@ -105,7 +104,7 @@ def plot_gradient_norms(
 
 
 def _select(history, prefix, exclude):
-    """The norms of the blocks to draw and, apart, those of the whole gradient."""
+    """Returns the norms of the blocks to draw, and those of the whole gradient."""
     logs = getattr(history, "history", history)
     norms = {k.removeprefix(prefix): v for k, v in logs.items() if k.startswith(prefix)}
     if not norms:
@@ -114,8 +113,8 @@ def _select(history, prefix, exclude):
             f"`track_norms={'True' if prefix.startswith('grad') else repr('all')}` and "
             "the callback `GradientNorms`."
         )
-    # The optimizers of a `MultiOptimizer` have one each. Those that a model holds have
-    # one each as well, with the name of the attribute before it.
+    # Each optimizer of a `MultiOptimizer` has one. If a model holds several optimizers,
+    # the name of the attribute comes first.
     total = r"total(_\d+)?" if TOTAL in norms else r"[^/]+/total(_\d+)?"
     totals = {k: v for k, v in norms.items() if re.fullmatch(total, k)}
     patterns = [exclude] if isinstance(exclude, str) else exclude
@@ -137,7 +136,7 @@ def _scale(values):
 
     shown = values[np.isfinite(values) & (values > 0)]
     low, high = (shown.min(), shown.max()) if shown.size else (1.0, 1.0)
-    return LogNorm(low, max(high, 2 * low))  # Small differences shall look small.
+    return LogNorm(low, max(high, 2 * low))  # Small differences look small.
 
 
 def _draw(ax, rows, norm):
@@ -155,7 +154,7 @@ def _draw(ax, rows, norm):
         interpolation="none",
         extent=[0.5, epochs + 0.5, count - 0.5, -0.5],
     )
-    ax.patch.set(**NOT_FINITE)  # It shows through where there is no colour.
+    ax.patch.set(**NOT_FINITE)  # It is visible where there is no colour.
     ax.tick_params(labelsize="small")
     names = _short(list(rows))
     _thin(ax.xaxis, epochs + 1, str)
@@ -164,12 +163,12 @@ def _draw(ax, rows, norm):
 
 
 def _thin(axis, count, label):
-    """Labels as many of the integers below `count` as there is room for."""
+    """Labels as many of the integers below `count` as fit."""
     from matplotlib.ticker import MaxNLocator
 
     class Locator(MaxNLocator):
         def __call__(self):
-            # When it is drawn, as the size of the axes may change until then.
+            # While drawing, because the size of the axes may change before.
             axis: Any = self.axis
             self.set_params(nbins=max(1, axis.get_tick_space()))
             return super().__call__()
@@ -179,9 +178,9 @@ def _thin(axis, count, label):
 
 
 def _short(names):
-    """The names without the layers, or the variable, that all of them have.
+    """Returns the names without the parts that all of them begin or end with.
 
-    Of what is still long, the middle is left out.
+    Names that are still long lose their middle.
     """
     parts = [name.split("/") for name in names]
     first, last = _equal(parts), _equal([p[::-1] for p in parts])
@@ -191,13 +190,13 @@ def _short(names):
 
 
 def _equal(lists):
-    """How many of their first items the lists have in common."""
+    """Returns how many first items the lists have in common."""
     items = zip(*lists, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda i: len(set(i)) == 1, items))
 
 
 def _explain(ax, values):
-    """Adds a legend for what is off the scale, below the label of the epochs."""
+    """Adds a legend for norms off the scale, below the label of the epochs."""
     from matplotlib.patches import Patch
 
     patches = []
@@ -218,9 +217,9 @@ def _explain(ax, values):
 
 
 def _make_room(ax):
-    """Has axes keep what is around them where they themselves would have been.
+    """Shrinks axes to make room for their labels.
 
-    Or labels would lie outside of the figure, or on the axes beside.
+    Labels would otherwise lie outside the figure, or on other axes.
     """
     from matplotlib.transforms import Bbox
 
@@ -231,6 +230,6 @@ def _make_room(ax):
         place = ax.get_position(original=True).get_points()
         return Bbox(place + inches * figure.dpi / figure.bbox.size)
 
-    # For `tight_layout`.
+    # `tight_layout` uses this.
     locate.get_subplotspec = ax.get_subplotspec  # type: ignore[attr-defined]
     ax.set_axes_locator(locate)

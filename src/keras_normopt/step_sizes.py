@@ -1,8 +1,8 @@
-"""Adaptive learning rates: what the step of each block, or variable, is multiplied by.
+"""Adaptive learning rates: factors for the steps of blocks or variables.
 
-The factor multiplies the learning rate that the base's own update receives, so that it
-acts on the step of any base: a factor on the gradient would change nothing under Adam.
-Under momentum it is inside, as in LARS.
+A factor multiplies the learning rate that the base optimizer uses, so it works with any
+base. A factor of the gradient would not change Adam's steps. With momentum, the factor
+is inside the momentum, as in LARS.
 
 Example:
     >>> import keras_normopt

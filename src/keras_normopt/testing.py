@@ -1,4 +1,4 @@
-"""Checks norms of one's own for what makes a function a norm to normalize by."""
+"""Checks users' norms: `check_norm`."""
 
 import functools
 import math
@@ -14,35 +14,35 @@ from keras_normopt.norms._user_norms import describe
 __all__ = ["check_norm"]
 
 _LIMITS = np.finfo("float32")
-# Few, since compilers start over for each.
+# Few, because compilers start over for each.
 _SHAPES = [(), (1,), (4,), (2, 3), (2, 1, 3)]
 _RTOL = 1e-4
 
 
 def check_norm(function: Callable[[Any], Any], *, max_examples: int = 100) -> None:
-    """Checks that a function is a norm to normalize by.
+    """Checks that a function is a norm that can normalize gradients.
 
-    It is tried on float32 gradients of ranks 0 to 3, searched by Hypothesis, for being
+    Hypothesis searches float32 gradients of ranks 0 to 3 for one that breaks a rule. A
+    norm must be
 
     - scalar: one number of a real dtype for each gradient,
     - non-negative,
     - zero only at zero: zero for a gradient of zeros, and for no other,
     - absolutely homogeneous: `norm(c * g) == abs(c) * norm(g)`, to 1e-4, for gradients
       of ordinary size and c from 2⁻¹⁰ to 2¹⁰ in size,
-    - finite for entries of all sizes from the smallest normal number to the largest,
-      wherever the entries' absolute sum is finite, and neither lost to underflow,
-    - repeatable: the same on the same gradient,
-    - traceable: the same when compiled, by `jax.jit` or `tf.function`, and on PyTorch
-      under `torch.func.vmap`, which `scope="unit"` takes.
+    - finite, and not lost to underflow, for entries of every size from the smallest
+      normal number to the largest, if their absolute sum is finite,
+    - repeatable: the same for the same gradient,
+    - traceable: the same when compiled by `jax.jit` or `tf.function`, and on PyTorch
+      under `torch.func.vmap`, which `scope="unit"` uses.
 
     Args:
         function: Callable from a gradient to its norm, as for `register_norm`.
-        max_examples: Integer, how many gradients to try for each point. Defaults to
-            100.
+        max_examples: Integer, how many gradients to try for each rule. Defaults to 100.
 
     Raises:
-        AssertionError: If it is not. The message lists each point in which it fails,
-            with the simplest gradient found for which it does.
+        AssertionError: If it is not. The message lists each broken rule, with the
+            simplest gradient found that breaks it.
         TypeError: If `function` is not callable.
         ImportError: If Hypothesis is not installed.
 
@@ -109,9 +109,9 @@ def check_norm(function: Callable[[Any], Any], *, max_examples: int = 100) -> No
 
 
 def _search(hypothesis, check, function, strategies, max_examples):
-    """The message of the simplest failure, or `None`."""
+    """Returns the message of the simplest failure, or `None`."""
 
-    # Not to search for a second kind of failure of one check, nor to keep files.
+    # Stop at one kind of failure for each check, and write no files.
     @hypothesis.settings(
         max_examples=max_examples,
         deadline=None,
@@ -143,7 +143,7 @@ def _value(function, gradient):
 
 
 def _number(function, gradient):
-    """The norm as a float; what is no scalar has failed a check of its own."""
+    """Returns the norm as a float. Another check rejects what is not a scalar."""
     return float(np.max(_value(function, gradient)))
 
 

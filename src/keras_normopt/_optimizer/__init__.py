@@ -1,1 +1,1 @@
-"""Where the package meets Keras: the generated optimizer classes."""
+"""Generates optimizer classes from those of Keras."""

@@ -9,7 +9,7 @@ from keras_normopt._blocks.patterns import check_pattern
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises a `ValueError` if a value is not one of some strings."""
+    """Raises a `ValueError` if a value is not one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
             f"`{name}` must be one of {', '.join(map(repr, choices))}. "
@@ -36,11 +36,11 @@ def check_count(name: str, value: Any) -> None:
 
 
 def check_patterns(exclude: Any) -> tuple[str, ...]:
-    """Returns regular expressions as a tuple.
+    """Returns the argument `exclude` as a tuple.
 
     Raises:
-        TypeError: If one is not a string.
-        ValueError: If one is empty, or is not a regular expression.
+        TypeError: If it is not a string, or a list or tuple of strings.
+        ValueError: If a string is empty, or is not a regular expression.
     """
     patterns = (exclude,) if isinstance(exclude, str) else exclude
     problem = "`exclude` must be a regular expression, or a list or tuple of them. "
@@ -68,8 +68,8 @@ def fixed(name: str, about: str) -> Any:
 
     Args:
         name: Name of the argument.
-        about: Docstring of the property. It has no colon, or Sphinx takes what is
-            before the colon for a type.
+        about: Docstring of the property, without a colon. Sphinx takes text before a
+            colon for a type.
     """
 
     def get(optimizer: Any) -> Any:
@@ -85,7 +85,7 @@ def fixed(name: str, about: str) -> Any:
 
 
 def _apart(value: Any) -> Any:
-    """Copies dictionaries and lists, as changes to them would have no effect."""
+    """Copies dictionaries and lists, so that users cannot change the original."""
     if isinstance(value, dict):
         return dict(value)
     if isinstance(value, list):
@@ -94,7 +94,7 @@ def _apart(value: Any) -> Any:
 
 
 def refuse_after_build(optimizer: Any, name: str, value: Any, advice: str) -> None:
-    """Raises the error for an argument that cannot change after `build`."""
+    """Raises a `ValueError` for an argument that cannot change after `build`."""
     raise ValueError(
         f"`{name}` of {type(optimizer).__name__} is fixed once it is built{advice}. "
         f"Received: {name}={reprlib.repr(value)}, while it is "
@@ -104,17 +104,17 @@ def refuse_after_build(optimizer: Any, name: str, value: Any, advice: str) -> No
 
 
 def check_axes(axes: Any) -> dict[str, Any] | None:
-    """Returns the axes of kernels by pattern, in types that JSON has.
+    """Returns the argument `axes` in types that JSON has.
 
     Raises:
-        TypeError: If it is no dictionary with strings as keys.
+        TypeError: If it is not a dictionary, or a key is not a string.
         ValueError: If a pattern is not a regular expression, or a value is wrong.
     """
     if axes is None:
         return None
     if isinstance(axes, list) and all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in axes
-    ):  # Of a config.
+    ):  # From a config.
         axes = dict(axes)
     if not isinstance(axes, dict):
         raise TypeError(

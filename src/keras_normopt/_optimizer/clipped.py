@@ -1,4 +1,4 @@
-"""Clipped optimizers: what they add to their base."""
+"""Adds clipping to an optimizer: `ClippedMixin`."""
 
 from __future__ import annotations
 
@@ -19,38 +19,41 @@ from keras_normopt._transforms.rescale import clip
 
 
 class ClippedMixin(OptimizerMixin):
-    """{base} on gradients clipped by any norm.
+    """{base} with gradients clipped by any norm.
 
-    Before the update of {base}, the gradient g of each variable is scaled down if its
-    norm is above `max_norm`,
+    Before the update of {base}, the optimizer scales down each gradient g whose norm is
+    above `max_norm`:
 
         g ← g · min(1, max_norm / norm(g))
 
-    which keeps its direction; with `apply_to="update"`, the update u of {base} instead,
-    in w ← w + lr · u · min(1, max_norm / norm(u)). Gradients are accumulated, and a
-    loss scale is divided out, before they are clipped; Keras's own clipping comes
-    before as well. Weight decay is not clipped. The norm is computed in float32
-    (float64 for float64 gradients), and the clipped gradient has the shape and dtype of
-    the gradient. Files hold the variables of {base} and no others, unless `track_norms`
-    is set or `max_norm` is a `RunningNorm`: saved state loads into either.
+    The direction of g does not change. With `apply_to="update"`, it scales down the
+    update u of {base} instead:
+
+        w ← w + lr · u · min(1, max_norm / norm(u))
+
+    Keras first divides out the loss scale, accumulates gradients and does its own
+    clipping. Weight decay is not clipped. Norms are computed in float32 (float64 for
+    float64 gradients). The result has the shape and dtype of the gradient. Saved state
+    loads into {base}, unless `track_norms`, `skip`, a `RunningNorm` or an object in
+    `step_size` adds variables. Saved state of {base} always loads here.
 
     Args:
-        max_norm: The largest norm that a gradient may keep: a float, above 0 and
-            finite; `keras_normopt.WeightNorm(...)`, a fraction of the norm of the
-            block's weights, as in adaptive gradient clipping; or
-            `keras_normopt.RunningNorm(...)`, a multiple of the running mean of the
-            block's own norm, as in AdaGC; or one of them by name, `"weight_norm"` or
-            `"running_norm"`; or a `LearningRateSchedule` of floats above 0, which
-            counts steps of the optimizer. During training a float may replace a float,
-            as with `learning_rate`. Defaults to `1.0`.
-        skip: Boolean, whether to leave out the whole step where a gradient would be
-            clipped, or its norm is infinite or NaN. No state moves then: no slot, no
-            weight decay, no moving average, no running norm, no `iterations`. It needs
-            `scope="global"` and `apply_to="gradient"`. Defaults to `False`.
-        max_skips: Integer, at least 1, how many steps in a row may be skipped. After
-            them finite gradients are clipped and their steps made, until a norm is no
-            longer above `max_norm`. A gradient that is not finite is always skipped.
-            Defaults to `10`.
+        max_norm: The largest norm that a gradient may keep. A float is finite and above
+            0. A `LearningRateSchedule` of such floats counts steps of the optimizer.
+            `keras_normopt.WeightNorm(...)` is a fraction of the norm of the block's
+            weights, as in adaptive gradient clipping. `keras_normopt.RunningNorm(...)`
+            is a multiple of the running mean of the block's own norm, as in AdaGC. The
+            names `"weight_norm"` and `"running_norm"` stand for these objects with
+            their defaults. During training, a float may replace a float, as with
+            `learning_rate`. Defaults to `1.0`.
+        skip: Boolean. If `True`, the optimizer skips a step if its gradient would be
+            clipped, or if the norm is infinite or NaN. A skipped step changes no state:
+            no slot, weight decay, moving average, running norm or `iterations`. It
+            needs a norm, `scope="global"` and `apply_to="gradient"`. Defaults to
+            `False`.
+        max_skips: Integer, at least 1. How many steps in a row may be skipped. After
+            that, gradients are clipped instead, until a norm is at most `max_norm`.
+            Steps with non-finite gradients are always skipped. Defaults to `10`.
 
     References:
         - [Pascanu et al., 2013, On the difficulty of training recurrent neural
@@ -63,7 +66,7 @@ class ClippedMixin(OptimizerMixin):
     VERB = "clip"
     CLIPS = True
 
-    skip = fixed("skip", "Whether steps are skipped where gradients would be clipped.")
+    skip = fixed("skip", "Whether to skip steps whose gradient would be clipped.")
     max_skips = fixed("max_skips", "How many steps in a row may be skipped.")
 
     def __init__(
@@ -92,7 +95,7 @@ class ClippedMixin(OptimizerMixin):
 
     @property
     def skipped_steps(self) -> int:
-        """The number of steps that were skipped so far.
+        """The number of steps skipped so far.
 
         Raises:
             AttributeError: If the optimizer was not made with `skip=True`.
@@ -105,7 +108,7 @@ class ClippedMixin(OptimizerMixin):
 
     @property
     def max_norm(self) -> MaxNorm:
-        """The largest norm that a gradient may have, a float or an object."""
+        """The largest norm that a gradient may keep, a float or an object."""
         return self._max_norm
 
     @max_norm.setter
@@ -140,7 +143,7 @@ class ClippedMixin(OptimizerMixin):
             limits = threshold.limits(gradients, norm, kept)
             skipped = None
             if self.skip and limits:
-                # The gradient is one block. On PyTorch its norm is in a vector.
+                # There is one block. On PyTorch its norm is a vector.
                 [of_step] = gradients.norms(norm)
                 total = gradients.total() if any(self._blocks.excluded) else of_step
                 scalars = [ops.reshape(t, ()) for t in (of_step, *limits, total)]
@@ -160,7 +163,7 @@ class ClippedMixin(OptimizerMixin):
 
 
 def _check_skip(norm="l2", scope="variable", apply_to="gradient", **other):
-    """Raises a `ValueError` for options that `skip` excludes."""
+    """Raises a `ValueError` for options that do not work with `skip`."""
     needs = [
         (norm is not None, "norm", norm, "a norm"),
         (scope == "global", "scope", scope, '`scope="global"`'),
@@ -169,6 +172,6 @@ def _check_skip(norm="l2", scope="variable", apply_to="gradient", **other):
     for is_right, name, value, needed in needs:
         if not is_right:
             raise ValueError(
-                "`skip=True` leaves out whole steps by the norm of the whole gradient, "
-                f"and needs {needed}. Received: {name}={value!r}"
+                "`skip=True` skips steps by the norm of the whole gradient, so it "
+                f"needs {needed}. Received: {name}={value!r}"
             )

@@ -1,4 +1,4 @@
-"""Merges the signatures and docstrings of the mixins and of their base optimizers."""
+"""Merges the signatures and docstrings of a mixin and its base optimizer."""
 
 import inspect
 import re
@@ -11,9 +11,9 @@ Args:
 {arguments}
 
 Raises:
-    ValueError: If an argument is out of its range, as described above, or if {base}
-        rejects it.
-    TypeError: If `exclude` holds anything but strings.
+    ValueError: If an argument is out of the range above, or if {base} rejects it.
+    TypeError: If `exclude` or the keys of a dictionary are not strings, or if `axes` is
+        not a dictionary.
 
 Example:
     >>> import keras, keras_normopt
@@ -43,7 +43,7 @@ def signature(base, mixin):
 
 
 def with_defaults(signature, defaults):
-    """Returns a signature whose parameters have other defaults."""
+    """Returns a signature with other defaults."""
     parameters = [
         p.replace(default=defaults.get(name, p.default))
         for name, p in signature.parameters.items()
@@ -57,20 +57,20 @@ def docstring(
     """Returns the docstring of the class made from `base`, with every argument.
 
     Args:
-        base: The optimizer class of Keras.
+        base: The base optimizer class.
         mixin: The mixin that adds options to it.
         construction: Code that makes an instance, for the example.
         signature: The signature of the class.
-        summary: The text up to the arguments. By default that of the mixin.
-        references: The list of references. By default that of the mixin.
-        defaults: Dict from arguments to defaults that differ from those in the texts.
+        summary: The text before the arguments. Defaults to the mixin's.
+        references: The list of references. Defaults to the mixin's.
+        defaults: Dict from names of arguments to other defaults.
     """
     if not mixin.__doc__:  # Python runs with -OO.
         return None
     own_summary, _, rest = inspect.cleandoc(mixin.__doc__).partition("\n\nArgs:\n")
     _, _, own_references = rest.partition("\n\nReferences:\n")
     summary, references = summary or own_summary, references or own_references
-    # From the class that the mixin derives from, and then from the mixin itself.
+    # First the options that both mixins have.
     options = "".join(_arguments_of(cls) for cls in (mixin.__mro__[1], mixin))
     arguments = _base_arguments(base, signature, mixin.OPTIONS) + options
     for name, value in (defaults or {}).items():
@@ -81,7 +81,7 @@ def docstring(
 
 
 def _with_default(arguments, name, value):
-    """Replaces the default that the text of an argument names."""
+    """Replaces the default in the text of an argument."""
     text = f'"{value}"' if isinstance(value, str) else repr(value)
 
     def replace(entry):

@@ -1,4 +1,4 @@
-"""`normalized`, the class factory."""
+"""Makes the optimizer classes: `normalized`, `clipped` and `with_defaults`."""
 
 import copyreg
 import difflib
@@ -23,32 +23,31 @@ _making = threading.Lock()
 def normalized(optimizer_class: type) -> type[Any]:
     """Makes the normalized subclass of a Keras optimizer class.
 
-    The subclass takes what its base takes, and the keyword arguments `norm`,
+    The subclass takes the arguments of its base and the keyword arguments `norm`,
     `norm_epsilon`, `scope`, `exclude`, `step_size`, `direction`, `axes`, `apply_to`,
-    `centralize` and `track_norms`. Before the base's own update, each gradient is
-    divided by its norm, `g ← g / max(norm(g), norm_epsilon)`; or, with
-    `apply_to="update"`, the update is.
+    `centralize` and `track_norms`. Before the update of the base, it divides each
+    gradient by its norm, `g ← g / max(norm(g), norm_epsilon)`. With
+    `apply_to="update"`, it divides the update instead.
 
-    A base has one normalized class, made on the first call and returned on later ones.
-    That of a Keras optimizer is registered for saving as
-    `keras_normopt>Normalized<Name>`. That of your own optimizer is registered under the
-    package that your class is registered under, or else under its module: a file that
-    uses it loads once `normalized(MyOptimizer)` has run.
+    Every call with the same base returns the same class. It is registered for saving,
+    as `keras_normopt>Normalized<Name>` for an optimizer of Keras. For your own
+    optimizer, the package is the one that your class is registered under, or its
+    module. Call `normalized(MyOptimizer)` before you load a file that uses it.
 
     Args:
         optimizer_class: A subclass of `keras.optimizers.Optimizer`. It may override
-            `update_step`, `_backend_update_step` and `build`, as optimizers do, but
-            none of `apply`, `apply_gradients`, `stateless_apply` and
-            `_backend_apply_gradients`: those lead to the place where gradients are
-            normalized. Where it goes around another optimizer, normalize that one.
+            `update_step`, `_backend_update_step` and `build`. It must not override
+            `apply`, `apply_gradients`, `stateless_apply` or `_backend_apply_gradients`,
+            because these lead to the place where gradients are normalized. If it wraps
+            another optimizer, normalize the inner one.
 
     Returns:
         The class, named `Normalized<Name>`.
 
     Raises:
-        TypeError: If `optimizer_class` is not an optimizer class, but an instance, say,
-            or a name.
-        ValueError: If it is a class that cannot be normalized.
+        TypeError: If `optimizer_class` is not an optimizer class. Instances and names
+            are not.
+        ValueError: If the class cannot be normalized.
 
     Example:
         >>> import keras, keras_normopt
@@ -63,12 +62,12 @@ def normalized(optimizer_class: type) -> type[Any]:
 def clipped(optimizer_class: type) -> type[Any]:
     """Makes the clipping subclass of a Keras optimizer class.
 
-    The subclass takes what its base takes, and the keyword arguments `norm`,
-    `max_norm`, `scope`, `exclude`, `axes`, `apply_to`, `centralize` and `track_norms`.
-    Before the base's own update, a gradient whose norm is above `max_norm` is scaled
-    down to it, `g ← g · min(1, max_norm / norm(g))`. Everything else is as with
-    `normalized`; the classes are registered for saving as
-    `keras_normopt>Clipped<Name>`.
+    The subclass takes the arguments of its base and the keyword arguments `norm`,
+    `max_norm`, `skip`, `max_skips`, `scope`, `exclude`, `step_size`, `axes`,
+    `apply_to`, `centralize` and `track_norms`. Before the update of the base, it scales
+    down each gradient whose norm is above `max_norm`,
+    `g ← g · min(1, max_norm / norm(g))`. The class of an optimizer of Keras is
+    registered as `keras_normopt>Clipped<Name>`. All else is as for `normalized`.
 
     Args:
         optimizer_class: As for `normalized`.
@@ -78,8 +77,8 @@ def clipped(optimizer_class: type) -> type[Any]:
 
     Raises:
         TypeError: If `optimizer_class` is not an optimizer class.
-        ValueError: If it is a class that cannot be clipped, such as a normalized one:
-            there is nothing left to clip once the norm is 1.
+        ValueError: If the class cannot be clipped. A normalized class cannot, because
+            its norms are 1 already.
 
     Example:
         >>> import keras, keras_normopt
@@ -150,7 +149,7 @@ def _check_entries(base, mixin, received):
     if not hasattr(keras.optimizers.Optimizer, HOOK):
         raise RuntimeError(
             f"Keras {keras.version()} has no `Optimizer.{HOOK}`, where keras_normopt "
-            "takes up gradients. Install a version of Keras that this version of "
+            "receives gradients. Install a version of Keras that this version of "
             "keras_normopt supports, or a newer keras_normopt."
         )
     for name in (
@@ -178,7 +177,7 @@ def _is_from_keras(optimizer_class):
 
 
 def _used_by_keras(optimizer_class):
-    """The class that Keras instantiates: on PyTorch, a faster subclass of its own."""
+    """Returns the class that Keras instantiates, on PyTorch a faster subclass."""
     if not _is_from_keras(optimizer_class):
         return optimizer_class
     return type(optimizer_class.__new__(optimizer_class))
@@ -207,7 +206,7 @@ def _make(base, mixin):
             text = str(error).rstrip(".")
             raise type(error)(f"{text}. {' '.join(hints)}") from error
 
-    # On the function: a class-level __signature__ would be that of subclasses as well.
+    # On the function, because subclasses would inherit a class's `__signature__`.
     signature = docstrings.signature(base, mixin)
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     __init__.__qualname__ = f"{name}.__init__"
@@ -225,21 +224,21 @@ def _make(base, mixin):
 
 
 def with_defaults(cls, name, summary, references, **defaults):
-    """Makes a subclass of a generated class whose arguments have other defaults.
+    """Makes a subclass of a generated class with other defaults.
 
     Args:
-        cls: Class that `normalized` or `clipped` made.
+        cls: Class made by `normalized` or `clipped`.
         name: Name of the subclass.
         summary: Its docstring, up to the arguments.
         references: The list of references in its docstring.
-        defaults: The defaults that differ.
+        defaults: The new defaults.
     """
     signature = docstrings.with_defaults(inspect.signature(cls.__init__), defaults)
 
     def __init__(self, *args, **kwargs):  # noqa: N807
         try:
             given = signature.bind_partial(self, *args, **kwargs).arguments
-        except TypeError:  # An error of `cls` says more.
+        except TypeError:  # The error of `cls` is clearer.
             cls.__init__(self, *args, **kwargs)
             return
         missing = {k: v for k, v in defaults.items() if k not in given}
@@ -258,7 +257,7 @@ def with_defaults(cls, name, summary, references, **defaults):
 
 
 def _hints(optimizer, given, message):
-    """What to write instead of each keyword that a message calls unknown."""
+    """Returns a hint for each keyword that an error message calls unknown."""
     known = _keywords(type(optimizer))
     of_all = NormalizedMixin.OPTIONS | ClippedMixin.OPTIONS
     hints = []
@@ -277,7 +276,7 @@ def _hints(optimizer, given, message):
 
 
 def _keywords(cls):
-    """The names of all keyword arguments that a class takes, its bases' among them."""
+    """Returns the names of all keyword arguments of a class and its bases."""
     names = set()
     for owner in cls.__mro__:
         if "__init__" not in vars(owner):
@@ -287,12 +286,12 @@ def _keywords(cls):
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         names |= {name for name, kind in kinds.items() if kind not in variable}
         if inspect.Parameter.VAR_KEYWORD not in kinds.values():
-            break  # It hands on what it names itself, and no more.
+            break  # It passes no other keywords to its bases.
     return names
 
 
 def _of_the_other(optimizer, option):
-    """Says which class takes an option that only the other kind of classes has."""
+    """Returns a hint for an option that only the other kind of class has."""
     other = NormalizedMixin if option in NormalizedMixin.OPTIONS else ClippedMixin
     name = spelled(optimizer, other.PREFIX.lower())
     return (
@@ -302,9 +301,9 @@ def _of_the_other(optimizer, option):
 
 
 def spelled(optimizer, factory="normalized"):
-    """Returns the code for the class that normalizes, or clips, with the same base.
+    """Returns the code for the class that a factory makes from the same base.
 
-    This is the class's name if `keras_normopt` exports it, or a call of the factory.
+    It is the name of the class if `keras_normopt` exports it, or else a call.
     """
     cls = type(optimizer)
     base, _ = getattr(cls, "_made_from", (cls, None))
@@ -314,11 +313,11 @@ def spelled(optimizer, factory="normalized"):
 
 
 def _registration(public, mixin):
-    """The package and name that the class made from a base is saved under."""
+    """Returns the package and name to register the class made from a base."""
     if _is_from_keras(public):
         return "keras_normopt", f"{mixin.PREFIX}{public.__name__}"
     package, _, name = keras.saving.get_registered_name(public).rpartition(">")
-    # Keras's default package is nobody's own: two classes of one name would collide.
+    # All users share Keras's default package, where equal names would collide.
     if package in ("", "Custom"):
         package, name = public.__module__, public.__qualname__
     scope, dot, name = name.rpartition(".")
@@ -327,7 +326,7 @@ def _registration(public, mixin):
 
 @functools.cache
 def _metaclass(base):
-    """A metaclass whose only purpose is how the classes themselves are pickled."""
+    """Makes the metaclass, which decides how the classes are pickled."""
     metaclass = type("NormalizedType", (base,), {})
     copyreg.pickle(metaclass, _reduce)
     return metaclass

@@ -1,13 +1,13 @@
-"""Where gradients are rescaled in Keras, and the guard that they are.
+"""Transforms gradients at one place inside Keras, and checks that Keras gets there.
 
 In `fit`, JAX calls `stateless_apply` of an optimizer, TensorFlow `apply_gradients` and
-PyTorch `apply`. All of them come together in `apply`, which drops missing gradients,
-divides out the loss scale, accumulates, clips and decays weights. Only then is a
-gradient the one to rescale, in `_backend_update_step`, or on TensorFlow at the end of
-`_all_reduce_sum_gradients`, where the gradients of the replicas have been summed. Both
-names are private to Keras: a release could rename them, so each entry checks that the
-hook was reached. A base with a `_backend_update_step` of its own may not sum over
-replicas; where there is one only, its gradients are rescaled before it.
+PyTorch `apply`. The first two call `apply` too. It drops missing gradients, divides out
+the loss scale, accumulates, clips and decays weights. Only then may gradients be
+transformed: in `_backend_update_step`, or on TensorFlow at the end of
+`_all_reduce_sum_gradients`, which sums over replicas. Keras may rename these private
+methods, so each entry checks that the hook was reached. A base with its own
+`_backend_update_step` may skip the sum over replicas. With one replica, gradients are
+transformed before that method.
 """
 
 import reprlib
@@ -23,7 +23,7 @@ HOOK = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
 
 
 class _Guard(Local):
-    """Whether the step being made is known to be right."""
+    """A flag: whether the current step reached the hook, or did not have to."""
 
     passed = False
 
@@ -41,15 +41,15 @@ class Hook(MixinBase):
         """Makes one step.
 
         Args:
-            grads_and_vars: Any iterable of (gradient, variable) pairs. A pair whose
-                gradient is `None` is left out; with no pairs at all nothing happens.
+            grads_and_vars: Iterable of (gradient, variable) pairs. Pairs with the
+                gradient `None` are ignored. Without pairs nothing happens.
 
         Returns:
             The iteration counter.
 
         Raises:
-            ValueError: If an item is not a pair, or a gradient's shape is known and is
-                not its variable's.
+            ValueError: If an item is not a pair, or if a gradient is known to have
+                another shape than its variable.
         """
         pairs = list(grads_and_vars)
         for pair in pairs:
@@ -70,12 +70,12 @@ class Hook(MixinBase):
 
         Args:
             grads: List of gradients, one for each variable.
-            trainable_variables: List of variables. May be left out once the optimizer
-                is built; then they are those that it was built on.
+            trainable_variables: List of variables. Defaults to those that the optimizer
+                was built on.
 
         Raises:
-            ValueError: If there are more or fewer gradients than variables, or a
-                gradient's shape is known and is not its variable's.
+            ValueError: If there are more or fewer gradients than variables, or if a
+                gradient is known to have another shape than its variable.
         """
         grads = list(grads)
         if trainable_variables is not None:
@@ -83,7 +83,7 @@ class Hook(MixinBase):
         variables = trainable_variables
         if variables is None:
             variables = self._trainable_variables
-        # Keras itself complains of variables that are missing.
+        # Keras itself raises an error if variables are missing.
         if grads and (trainable_variables is not None or self.built):
             _check_shapes(grads, variables)
         self._guard.passed = False
@@ -101,7 +101,7 @@ class Hook(MixinBase):
         return result
 
     def _has_step_due(self, grads, variables):
-        """Whether a step that did not reach the hook should have."""
+        """Returns whether this step should have reached the hook."""
         if not any(
             grad is not None and not getattr(variable, "overwrite_with_gradient", False)
             for grad, variable in zip(grads, variables, strict=False)
@@ -112,8 +112,7 @@ class Hook(MixinBase):
         try:
             taken = int(keras.ops.convert_to_numpy(self._iterations))
         except (AttributeError, NotImplementedError, TypeError):
-            # Being traced. Then the branch that updates was traced as well, and its
-            # gradients should have been rescaled, whichever step this will be.
+            # Tracing runs both branches, so the update should have reached the hook.
             return True
         return taken % self.gradient_accumulation_steps == 0
 
@@ -139,7 +138,7 @@ class Hook(MixinBase):
             )
 
     def _transform_gradients(self, grads, variables):
-        """Returns the gradients that the base optimizer makes its step with."""
+        """Returns the gradients for the base optimizer."""
         raise NotImplementedError
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
@@ -160,21 +159,20 @@ class Hook(MixinBase):
             return list(zip(grads, variables, strict=True))
 
         def _has_own_update(self):
-            """Whether the base updates in its own way, which may pass the sum by.
+            """Returns whether the base has its own update, which may skip the sum.
 
-            With several replicas that would be wrong with or without us, so that
-            then only a base will do that comes back to Keras's own way.
+            It is `False` with several replicas, where a base must not skip the sum.
             """
             replicas = self._distribution_strategy.num_replicas_in_sync
             return replicas == 1 and not self._keeps("_backend_update_step")
 
     def _next_in_line(self, name):
-        """The class of the base that a call of a method goes to, if there is one."""
+        """Returns the first class after `Hook` that has a method, or `None`."""
         mro = type(self).__mro__
         return next((c for c in mro[mro.index(Hook) + 1 :] if name in vars(c)), None)
 
     def _keeps(self, name):
-        """Whether no base but Keras's own overrides a method."""
+        """Returns whether a method is Keras's own, or does not exist."""
         owner = self._next_in_line(name)
         return owner is None or owner.__module__.partition(".")[0] == "keras"
 
@@ -189,7 +187,7 @@ def _check_shapes(grads, variables):
         given, expected = _known_shape(grad), _known_shape(variable)
         if given is None or expected is None or given == expected:
             continue
-        # On TensorFlow a dimension may be unknown while a graph is traced.
+        # While TensorFlow traces a graph, dimensions may be unknown.
         if len(given) == len(expected) and all(
             a == b or a is None or b is None
             for a, b in zip(given, expected, strict=True)

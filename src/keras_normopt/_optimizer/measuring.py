@@ -1,4 +1,4 @@
-"""Measures the updates that are really made, for `track_norms="all"`."""
+"""Measures how each step changes the weights, for `track_norms="all"`."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ _BACKEND = keras.backend.backend()
 
 
 class _Before(Local):
-    """The weights before a step, by the numbers of the variables."""
+    """The weights before a step."""
 
     weights: Any = ()
 
 
 def copies(variables):
-    """Returns the values of variables, which later steps do not change."""
-    if _BACKEND == "jax":  # It puts a new tensor in the place of the old one.
+    """Returns the values of variables. Later steps do not change them."""
+    if _BACKEND == "jax":  # JAX never changes a tensor in place.
         return [ops.convert_to_tensor(v) for v in variables]
     if _BACKEND == "torch":  # `ops.copy` takes three times as long.
         return [v.value.detach().clone() for v in variables]
@@ -29,7 +29,7 @@ def copies(variables):
 class Measuring(MixinBase):
     """Compares the weights before and after a step.
 
-    The difference includes weight decay, and what rounding leaves of an update.
+    The difference includes weight decay and rounding.
     """
 
     _blocks: Any
@@ -51,7 +51,7 @@ class Measuring(MixinBase):
         super()._apply_weight_decay(variables)
 
     def _measured_variables(self):
-        """Returns the variables that gradients update, whether they have one or not."""
+        """Returns the variables, except those that their gradient overwrites."""
         return [
             variable
             for variable in self._trainable_variables

@@ -1,4 +1,4 @@
-"""The base class of the generated optimizers: it has the options of both kinds."""
+"""The base class of the generated optimizers, with the options of both kinds."""
 
 from __future__ import annotations
 
@@ -48,74 +48,74 @@ Transform: TypeAlias = Callable[[Gradients], None]
 
 
 class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapture):
-    """Adds options to an optimizer, and the transforms that they ask for.
+    """Adds options to an optimizer, and makes the transforms for them.
 
-    A transform is a function of the `Gradients` of one step. `build` makes two tuples
-    of them: one for gradients, before the base optimizer sees them, and one for the
-    updates that it is about to make.
+    A transform changes the `Gradients` of one step. `build` makes two tuples of
+    transforms: one for gradients before the base optimizer receives them, and one for
+    its updates.
 
     Args:
-        norm: What measures a gradient: the name of a norm, built-in or registered with
-            `keras_normopt.register_norm`; or a function from a gradient to its norm, a
-            scalar tensor; or `None` to leave gradients alone, which is exactly {base}.
-            Built in are `"l1"`, `"l2"`, `"l1_l2"`, `"avg_l1"`, `"avg_l2"`,
+        norm: How to measure a gradient. A string names a built-in norm, or one
+            registered with `keras_normopt.register_norm`. A function takes a gradient
+            and returns its norm, a scalar tensor. `None` leaves gradients unchanged.
+            The built-in norms are `"l1"`, `"l2"`, `"l1_l2"`, `"avg_l1"`, `"avg_l2"`,
             `"avg_l1_l2"`, `"max"` (or `"linf"`), `"min_max"` and `"std"`: see
             `keras_normopt.norms`. Defaults to `"l2"`.
-        scope: What shares a norm: `"variable"`, each variable has its own; `"unit"`,
-            each output unit of a kernel, over its input axes (vectors and scalars as a
-            whole); `"layer"`, all variables of a layer, whose paths are
-            the same up to the last `/`, as one long vector; or `"global"`, all
-            variables as one. Defaults to `"variable"`.
-        exclude: Regular expression, or list of them, searched for in the path of a
-            variable, such as `("bias", "gamma", "beta")`. A variable that matches one
-            steps with its raw gradient. Defaults to `()`.
+        scope: Which gradients share a norm, as one block. `"variable"` gives each
+            variable its own norm. `"unit"` gives one to each output unit of a kernel,
+            over its input axes, and one to each vector or scalar. `"layer"` gives one
+            to all variables of a layer, as one long vector. Their paths are the same up
+            to the last `/`. `"global"` gives one to all variables together. Defaults to
+            `"variable"`.
+        exclude: Regular expression, or list of them. If one is found in the path of a
+            variable, the optimizer uses the raw gradient. An example is
+            `("bias", "gamma", "beta")`. Defaults to `()`.
         track_norms: Whether to keep norms for the property `gradient_norms` and the
             callback `keras_normopt.callbacks.GradientNorms`. `True` keeps the norm of
-            each block's gradient, as it was before this step changed it (l2 if `norm`
-            is `None`). `"all"` also keeps the l2 norms of the weights before the step
-            and of the update, and their ratio. Weight decay is part of the update.
+            each block's gradient before the step changes it (l2 if `norm` is `None`).
+            `"all"` also keeps the l2 norms of weights and updates, and their ratio. The
+            weights are those before the step, and updates include weight decay.
             Defaults to `False`.
-        apply_to: What is measured and rescaled: `"gradient"`, which {base} then
-            receives; or `"update"`, the u of the step w ← w + lr · u that {base} is
-            about to make, with momentum and without weight decay. A learning rate of 0
-            makes a step of 0, and a negative one turns the step around. Ftrl and
-            ScheduleFreeAdamW refuse `"update"`, because they recompute weights from
-            slots. Defaults to `"gradient"`.
-        centralize: Boolean, whether to subtract from the gradient of each output unit
-            of a kernel its mean, over the input axes. The norm is computed after that
-            (arXiv 2004.01461). Only gradients are centralized, never updates. Defaults
+        apply_to: What to measure and rescale: `"gradient"`, which {base} then receives,
+            or `"update"`, the u of the step w ← w + lr · u of {base}. The update
+            includes momentum, but not weight decay. The learning rate may be 0, or
+            negative, which reverses the step. Ftrl and ScheduleFreeAdamW reject
+            `"update"`, because they recompute weights from slots. Defaults to
+            `"gradient"`.
+        centralize: Boolean, whether to subtract the mean from the gradient of each
+            output unit of a kernel (arXiv 2004.01461). The mean is over the input axes,
+            and the norm is computed after that. Updates are never centralized. Defaults
             to `False`.
-        axes: Dictionary from regular expressions, searched for in the paths of
-            variables, to the axes of kernels: `(inputs, outputs)`, two tuples of
-            integers, or `(inputs, outputs, parts)` if the outputs are several matrices
-            side by side, such as gates; or `"vector"` or `"embedding"`. Axes that are
-            not listed count separate matrices, such as heads. The first pattern that is
-            found counts. The layers of Keras need none. Used by `scope="unit"`,
-            `centralize` and `direction`. Defaults to `None`.
-        step_size: What multiplies the learning rate: `None`; a dictionary of patterns;
-            a name or object; or a list of dictionaries and at most one object, whose
-            factors are multiplied. A dictionary goes from regular expressions, searched
-            for in the paths of variables, to factors: floats of at least 0, or
-            `LearningRateSchedule` objects that count optimizer steps. The first
-            expression that is found counts. Its factor reaches excluded variables and
-            weight decay. With 0 a variable stays, and the slots of {base} move. The
-            names are `"weight_norm"`, the norm of each block's weights, as in LARS, and
-            `"gradient_correlation"`, which adapts to how successive gradients agree.
-            Objects of `keras_normopt.step_sizes` take arguments. Bases that set the
-            size of their steps refuse names and objects (Lamb, Ftrl, Adafactor with
-            `relative_step`). Defaults to `None`.
+        axes: Dictionary from regular expressions to the axes of kernels. The first
+            expression found in the path of a variable counts. A value is
+            `(inputs, outputs)`, two tuples of integers. With `(inputs, outputs, parts)`
+            the outputs are several matrices side by side, such as gates. A value may
+            also be `"vector"` or `"embedding"`. Axes that are not listed count separate
+            matrices, such as heads. Layers of Keras need no entry. `scope="unit"`,
+            `centralize` and `direction` use axes. Defaults to `None`.
+        step_size: What to multiply the learning rate by. A dictionary maps regular
+            expressions to factors. The first expression found in the path of a variable
+            counts. A factor is a float of at least 0, or a `LearningRateSchedule`,
+            which counts optimizer steps. It also multiplies the weight decay, and acts
+            on excluded variables. With 0 a variable does not change, but the slots of
+            {base} do. `"weight_norm"` is the norm of each block's weights, as in LARS.
+            `"gradient_correlation"` adapts to how successive gradients agree. Objects
+            of `keras_normopt.step_sizes` take arguments. A list multiplies the factors
+            of dictionaries and at most one name or object. With `apply_to="gradient"`,
+            Lamb, Ftrl and Adafactor with `relative_step` reject names and objects,
+            because they set the size of their steps. Defaults to `None`.
     """
 
-    scope = fixed("scope", 'What shares a norm, such as `"variable"`.')
+    scope = fixed("scope", 'Which gradients share a norm, such as `"variable"`.')
     exclude = fixed("exclude", "Regular expressions for paths of excluded variables.")
     track_norms = fixed("track_norms", 'Whether norms are kept, a boolean or `"all"`.')
     apply_to = fixed("apply_to", 'What is rescaled, `"gradient"` or `"update"`.')
-    centralize = fixed("centralize", "Whether units' means are subtracted first.")
+    centralize = fixed("centralize", "Whether the mean of each unit is subtracted.")
     axes = fixed("axes", "Dictionary from patterns to the axes of kernels.")
 
     PREFIX: str
     CLIPS = False
-    #: The keyword-only arguments that are added to those of the base optimizer.
+    #: The keyword-only arguments added to those of the base optimizer.
     OPTIONS: dict[str, inspect.Parameter]
 
     def __init_subclass__(cls, **kwargs):
@@ -136,7 +136,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None:
-        # Before Keras's own: a wrong argument should not leave half an optimizer.
+        # Checked first: a wrong argument should not leave half an optimizer.
         check_choice("scope", scope, SCOPES)
         resolved_norm = self._resolve(norm, scope)
         exclude = check_patterns(exclude)
@@ -150,7 +150,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         axes = check_axes(axes)
         step_size = step_size_argument.get(step_size)
         super().__init__(*args, **kwargs)
-        # The function, not the name: another function may get the name later.
+        # Keep the function, because its name may be given to another one.
         self._norm, self._resolved_norm = norm, resolved_norm
         self._scope, self._exclude, self._apply_to = scope, exclude, apply_to
         self._track_norms, self._centralize = track_norms, centralize
@@ -172,7 +172,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
             "track_norms": self.track_norms,
             "apply_to": self.apply_to,
             "centralize": self.centralize,
-            # Pairs, as some ways of saving sort the keys of a dictionary.
+            # Pairs, because some ways of saving sort dictionaries.
             "axes": self.axes and [list(pair) for pair in self.axes.items()],
             "step_size": step_size_argument.serialize(self.step_size),
         }
@@ -180,7 +180,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
 
     @property
     def norm(self) -> NormLike:
-        """A registered name, a function from a gradient to its norm, or `None`."""
+        """The name of a norm, a function from a gradient to its norm, or `None`."""
         return self._norm
 
     @norm.setter
@@ -202,14 +202,14 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
     def build(self, variables):
         if self.built:
             return
-        # This may raise an error. After Keras's `build` the optimizer counts as built.
+        # Errors must come before Keras's `build`, which marks the optimizer as built.
         self._paths = self._paths_of(variables)
         if self._uses_axes():
             self._variable_axes = self._axes_of(variables)
         elif self.axes:
             warnings.warn(
                 f"`axes` of {type(self).__name__} has no effect. Only `direction`, "
-                '`scope="unit"` and `centralize` go by axes. '
+                '`scope="unit"` and `centralize` use axes. '
                 f"Received: axes={reprlib.repr(self.axes)}",
                 stacklevel=3,
             )
@@ -229,12 +229,12 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         return self.scope == "unit" or self.centralize
 
     def _make_transforms(self, variables):
-        """Makes the transforms, and adds the variables that they keep.
+        """Makes the transforms, and adds their variables.
 
         Returns:
             A list of functions for gradients, and one for updates.
         """
-        # From raw gradients, so this comes first.
+        # First, because it uses raw gradients.
         on_gradients, last = self._make_step_sizes(variables)
         if self.track_norms == "all":
             self._require('track_norms="all"', "_apply_weight_decay")
@@ -263,7 +263,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         return on_gradients, on_updates + last
 
     def _rescales(self):
-        """Whether gradients, or updates, are changed by a norm or a direction."""
+        """Returns whether a norm or a direction changes gradients or updates."""
         return self._resolved_norm is not None
 
     def _make_rescaling(self, variables):
@@ -271,7 +271,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         raise NotImplementedError
 
     def _check_dtypes(self, variables):
-        # The total that is tracked includes excluded variables.
+        # The tracked total includes excluded variables.
         wrong = [
             path
             for variable, path, number in zip(
@@ -324,9 +324,9 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
     def gradient_norms(self) -> dict[str, float]:
         """The norm of each block's gradient in the last step, by the block's name.
 
-        It is that of the gradient as it arrives to be rescaled; under `"total"` is the
-        l2 norm of all gradients together. Empty before the optimizer is built. Under a
-        `LossScaleOptimizer`, read `model.optimizer.inner_optimizer.gradient_norms`.
+        The gradient is the one before this package changes it. `"total"` is the l2 norm
+        of all gradients together. The dict is empty before the optimizer is built. With
+        a `LossScaleOptimizer`, use `model.optimizer.inner_optimizer.gradient_norms`.
 
         Raises:
             AttributeError: If the optimizer was not made with `track_norms=True`.
@@ -338,8 +338,8 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
     def update_ratios(self) -> dict[str, float]:
         """The ratio ‖update‖ / ‖weights‖ of each block in the last step, by its name.
 
-        Under `"total"` is that of all variables together. Empty before the optimizer is
-        built.
+        `"total"` is the ratio of all variables together. The dict is empty before the
+        optimizer is built.
 
         Raises:
             AttributeError: If the optimizer was not made with `track_norms="all"`.
@@ -354,7 +354,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
 
     @property
     def norm_tracker(self) -> NormTracker | None:
-        """Where the norms are kept; `None` before the optimizer is built."""
+        """The `NormTracker`, or `None` before the optimizer is built."""
         if not self._track_norms:
             raise AttributeError(
                 f"{type(self).__name__} keeps no gradient norms. Make it with "

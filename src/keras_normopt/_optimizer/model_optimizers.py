@@ -8,7 +8,7 @@ from keras_normopt._blocks.partition import unique
 
 
 def inner_optimizers(optimizer):
-    """Finds the optimizers that make the steps, in what may be wrapped around them."""
+    """Returns the optimizers that make the steps, without wrappers around them."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return inner_optimizers(optimizer.inner_optimizer)
     if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
@@ -17,48 +17,48 @@ def inner_optimizers(optimizer):
 
 
 def tracking_optimizers(optimizer):
-    """Finds the inner optimizers that keep norms."""
+    """Returns the inner optimizers that keep norms."""
     return [o for o in inner_optimizers(optimizer) if getattr(o, "track_norms", False)]
 
 
 def optimizers_of(model):
-    """Finds the optimizers that a training step of the model may call."""
+    """Returns the optimizers that a training step of the model may call."""
     return list(named_optimizers(model).values())
 
 
 def named_optimizers(model):
-    """Finds the optimizers that a model holds, by the name of the attribute.
+    """Returns the optimizers that a model holds, by the name of the attribute.
 
-    Those of a list or dictionary have their index or key behind the name.
+    In a list or dictionary, the index or key follows the name.
     """
     held = {"optimizer": getattr(model, "optimizer", None)} | vars(model)
     found = {}
     for attribute, value in held.items():
-        if attribute.startswith("_self_"):  # What TensorFlow notes of the others.
+        if attribute.startswith("_self_"):  # TensorFlow's records of the others.
             continue
-        # Not by `keras.tree`, which sorts dictionaries.
+        # Not `keras.tree`, which sorts dictionaries.
         items: Any = value.items() if isinstance(value, dict) else ()
         items = enumerate(value) if isinstance(value, list | tuple) else items
         inner = [(f"{attribute}_{key}", item) for key, item in items]
         for name, item in [(attribute, value), *inner]:
             if isinstance(item, keras.optimizers.Optimizer):
-                # Under its own name, if `model.optimizer` is one of the others.
+                # The later name wins, if `model.optimizer` is also another attribute.
                 found[id(item)] = name, item
     return dict(found.values())
 
 
 def named_trackers(model):
-    """Finds what keeps the norms of a model's gradients.
+    """Returns the objects that keep the norms of a model's gradients.
 
     Returns:
         A list of pairs: a `NormTracker`, and a dictionary from the names of its blocks
-        to what the logs call them. If several attributes of the model hold optimizers
-        that keep norms, the name of the attribute comes first.
+        to their names in logs. If several attributes of the model hold optimizers that
+        keep norms, the attribute's name comes first.
     """
     held: dict[str, list[Any]] = {}
     seen: list[int] = []
     for attribute, optimizer in named_optimizers(model).items():
-        # One may be held as it is, and in a `LossScaleOptimizer` as well.
+        # The model may also hold one of them in a `LossScaleOptimizer`.
         found = [o for o in tracking_optimizers(optimizer) if id(o) not in seen]
         seen += map(id, found)
         if found:
@@ -68,7 +68,7 @@ def named_trackers(model):
     for attribute, found in held.items():
         prefix = f"{attribute}/" if len(held) > 1 else ""
         for tracker in (o.norm_tracker for o in found if o.norm_tracker):
-            # The optimizers of a `MultiOptimizer` may each have a block `global`.
+            # Each optimizer of a `MultiOptimizer` may have a block `global`.
             names = unique([prefix + name for name in tracker.names], taken)
             taken += names
             trackers.append((tracker, dict(zip(tracker.names, names, strict=True))))

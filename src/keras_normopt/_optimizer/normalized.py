@@ -1,4 +1,4 @@
-"""Normalized optimizers: what they add to their base."""
+"""Adds normalization to an optimizer: `NormalizedMixin`."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from keras_normopt.norms._overflow import BuiltIn
 
 
 class NormalizedMixin(OptimizerMixin):
-    """{base} on normalized gradients.
+    """{base} with normalized gradients.
 
-    Before the update of {base}, the gradient g of each variable is divided by its norm,
+    Before the update of {base}, the optimizer divides the gradient g of each variable
+    by its norm:
 
         g ← g / max(norm(g), norm_epsilon)
 
-    so that {base} receives a gradient of norm 1, however small or large it was. A
-    gradient that is all zero stays so. Gradients are clipped and accumulated, and a
-    loss scale is divided out, before they are normalized. Weight decay is not
-    normalized. The norm is computed in float32 (float64 for float64 gradients), and the
-    normalized gradient has the shape and dtype of the gradient. Files hold the
-    variables of {base} and no others, unless `track_norms` or an object in `step_size`
-    is set: saved state loads into either.
+    So {base} receives gradients of norm 1, however small or large they were. A gradient
+    of zeros stays zero. Keras first divides out the loss scale, accumulates gradients
+    and clips them. Weight decay is not normalized. Norms are computed in float32
+    (float64 for float64 gradients). The result has the shape and dtype of the gradient.
+    Saved state loads into {base}, unless `track_norms` or an object in `step_size` adds
+    variables. Saved state of {base} always loads here.
 
-    With `apply_to="update"` the update u of {base} is divided instead,
+    With `apply_to="update"`, the optimizer divides the update u of {base} instead:
 
         w ← w + lr · u / max(norm(u), norm_epsilon)
 
-    so that the step itself has norm lr, whatever {base} makes of gradients.
+    So the step itself has norm lr, whatever {base} makes of gradients.
 
     Args:
-        norm_epsilon: Float, at least 0 and finite, the floor of the norm. A gradient
-            whose norm is below it is scaled up to a norm of less than 1. The default is
-            tiny, as true gradients of deep networks are. Raise it, to 1e-7 say, if
-            rounding noise should not make full steps: the gradient of a bias before a
+        norm_epsilon: Float, at least 0 and finite, the floor of the norm. Gradients
+            with a smaller norm do not reach norm 1. The default is tiny, because
+            gradients of deep networks can be. Raise it, for example to 1e-7, if
+            rounding noise should not make full steps. The gradient of a bias before a
             batch normalization is such noise. With a `direction`, steps shrink in
-            proportion once the largest entry falls below it. So momentum that has
-            decayed to nothing makes no steps. It may be set during
-            training, as `learning_rate` may. `None` stands for 1e-30, or for 1e-20 with
-            a direction. Defaults to `None`.
-        direction: What replaces each gradient, or with `apply_to="update"` each update,
-            instead of dividing it by a norm: `None`; `"orthogonal"`, `"sign"` or
-            `"rows"`; or an object of `keras_normopt.directions`, with arguments; or a
-            dictionary from regular expressions, searched for in the paths of variables,
-            to these. The first expression that is found counts. A variable that matches
-            none steps with its raw gradient. A direction sets the length of the step,
-            so `norm` is then `None`. `scope="unit"` raises an error, because scaling
-            units would undo the direction. Defaults to `None`.
+            proportion once the largest entry is below `norm_epsilon`. So momentum that
+            has decayed to nothing makes no steps. You may set it during training, as
+            with `learning_rate`. `None` stands for 1e-30, or for 1e-20 with a
+            direction. Defaults to `None`.
+        direction: What replaces each gradient, or each update with
+            `apply_to="update"`, instead of a division by a norm. It is `"orthogonal"`,
+            `"sign"`, `"rows"`, an object of `keras_normopt.directions`, or `None`. A
+            dictionary maps regular expressions to these. The first expression found in
+            the path of a variable counts. If none is found, the optimizer uses the raw
+            gradient. A direction sets the length of the step, so `norm` must be left
+            out. `scope="unit"` raises an error, because scaling units would undo the
+            direction. Defaults to `None`.
 
     References:
         - [Yu et al., 2017, Block-Normalized Gradient Method: An Empirical Study for
@@ -148,7 +148,7 @@ class NormalizedMixin(OptimizerMixin):
         return functools.partial(normalize, norm=self._resolved_norm, epsilon=epsilon)
 
     def _warn_of_clipping_in_vain(self):
-        # Known of the built-in norms, all of which are homogeneous.
+        # Only built-in norms are known to be homogeneous.
         divides = isinstance(self._resolved_norm, BuiltIn)
         points = self.direction is not None and all(self._directions)
         if self.apply_to == "update" or any(self._blocks.excluded):
@@ -165,16 +165,16 @@ class NormalizedMixin(OptimizerMixin):
                     option = f"direction={self.direction}"
                 warnings.warn(
                     f"{name}={getattr(self, name)} has no effect on "
-                    f"{type(self).__name__} with {option}: it clips the raw "
-                    "gradient, which keeps its direction, and its norm is divided "
-                    f"out after that. Leave `{name}` out, or use `clipvalue`, which "
+                    f"{type(self).__name__} with {option}: it only "
+                    "changes the length of the raw gradient, which is divided out "
+                    f"after that. Leave `{name}` out, or use `clipvalue`, which "
                     "bounds each entry.",
                     stacklevel=3,
                 )
 
 
 def _check_direction(direction, norm=None, scope="variable", **other):
-    """Raises a `ValueError` for a norm, or a scope, that a direction excludes."""
+    """Raises a `ValueError` for a norm or scope that no direction allows."""
     received = f"direction={direction}"
     if norm is not None:
         raise ValueError(

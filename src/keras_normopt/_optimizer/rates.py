@@ -16,18 +16,18 @@ from keras_normopt._transforms import step_size_argument, step_sizes
 _BACKEND = keras.backend.backend()
 
 
-# TensorFlow decays weights in another thread than that of a replica.
+# Not local to a thread: TensorFlow decays weights outside a replica's thread.
 class _Decay(object if _BACKEND == "tensorflow" else Local):  # type: ignore[misc]
-    """What multiplies the rate at which weights decay, or `None`."""
+    """The `Multiplier` of weight decay for the current group, or `None`."""
 
     multiplier: Any = None
 
 
 class Rates(MixinBase):
-    """Multiplies the learning rate by factors of patterns, and by those of an object.
+    """Multiplies the learning rate by the factors of patterns and of an object.
 
-    The factors of patterns reach every variable and its weight decay. Those of an
-    object reach the variables in blocks.
+    Factors of patterns act on every variable and its weight decay. Factors of an object
+    act on the variables in blocks.
     """
 
     step_size = fixed("step_size", "An object, a dictionary, a list, or `None`.")
@@ -41,20 +41,20 @@ class Rates(MixinBase):
         super().__init__(*args, **kwargs)
         #: The `Multiplier` of each variable that a pattern matches, by its number.
         self._multipliers: dict[int, Any] = {}
-        #: For each variable in a block the variables of the object.
+        #: The variables of the object for each variable in a block, by its number.
         self._factors: dict[int, Any] = {}
         self._decay = _Decay()
 
     def _check_base_takes_factors(self):
-        # Ftrl finds its weights anew each time, from sums over all rates so far.
+        # Ftrl recomputes its weights from sums over all learning rates so far.
         scales = isinstance(self, keras.optimizers.Lamb | keras.optimizers.Ftrl)
         scales = scales or bool(getattr(self, "relative_step", False))
         received = f"Received: step_size={self.step_size}."
         if scales and self._factor_object is not None and self.apply_to == "gradient":
             raise ValueError(
-                f"{type(self).__name__} sets the size of its steps by itself: there is "
-                f"no learning rate of a step to multiply. {received} Leave it out, or "
-                "take another base (or Adafactor with `relative_step=False`)."
+                f"{type(self).__name__} sets the size of its steps by itself, so there "
+                f"is no learning rate to multiply. {received} Leave it out, or "
+                "use another base (or Adafactor with `relative_step=False`)."
             )
         patterns = step_size_argument.patterns_of(self.step_size)
         if isinstance(self, keras.optimizers.Ftrl) and not all(
@@ -80,13 +80,13 @@ class Rates(MixinBase):
         return step_size_argument.object_of(self.step_size)
 
     def _multiplies_updates(self):
-        """Whether factors multiply updates, and not learning rates."""
-        # Adafactor's relative steps are no multiples of the learning rate.
+        """Returns whether factors multiply updates instead of learning rates."""
+        # Adafactor's relative steps are not proportional to the learning rate.
         is_relative = getattr(self, "relative_step", False)
         return self.apply_to == "update" or bool(is_relative)
 
     def _make_step_sizes(self, variables):
-        """Makes the transforms of `step_size`, and adds the variables that they keep.
+        """Makes the transforms of `step_size`, and adds their variables.
 
         Returns:
             A list of functions for raw gradients, and one for rescaled updates.
@@ -114,8 +114,8 @@ class Rates(MixinBase):
         return on_gradients, on_updates
 
     def _add_factors(self, step_size, variables):
-        # Factors are variables: TensorFlow hands nothing else on from the place where
-        # gradients are transformed to the updates of the replicas.
+        # Factors are variables, because TensorFlow passes nothing else from the hook to
+        # the updates of the replicas.
         for i, variable in enumerate(variables):
             if self._blocks.of[i] is not None:
                 self._factors[i] = step_size.add_factor_variables(
@@ -139,7 +139,7 @@ class Rates(MixinBase):
         return ops.convert_to_tensor(learning_rate) * factor
 
     def _by_multiplier(self, variables):
-        """Returns pairs of a `Multiplier`, or `None`, and of positions in a list."""
+        """Returns pairs: a `Multiplier` or `None`, and positions of variables."""
         groups: dict[Any, tuple[Any, list[int]]] = {}
         for position, variable in enumerate(variables):
             multiplier = self._multipliers.get(self._get_variable_index(variable))
@@ -161,7 +161,7 @@ class Rates(MixinBase):
                     factor = self._blocks.units[index].spread(factor, variable.shape)
                 factor = near(factor, ops.convert_to_tensor(variable))
                 learning_rate = ops.cast(learning_rate, variable.dtype) * factor
-                if factor.shape:  # Keras would gather the rows of the factor, too.
+                if factor.shape:  # Keras would also gather rows of the factor.
                     gradient = sparse.densify(gradient)
         super().update_step(gradient, variable, learning_rate)
 
@@ -169,8 +169,8 @@ class Rates(MixinBase):
         if not self._multipliers:
             super()._apply_weight_decay(variables)
             return
-        # Only then, as this makes an attribute, and PyTorch would compile once more.
-        if self.weight_decay is not None:  # Keras takes no empty list on PyTorch.
+        # Only if needed: this adds an attribute, and PyTorch would compile once more.
+        if self.weight_decay is not None:  # On PyTorch an empty list fails.
             variables = [v for v in variables if self._use_weight_decay(v)]
         for multiplier, positions in self._by_multiplier(variables):
             self._decay.multiplier = multiplier
@@ -190,9 +190,9 @@ class Rates(MixinBase):
             if not self._multiplies_rates():
                 super()._parallel_update_step(grads, variables, learning_rate)
                 return
-            # Nadam advances a product of its own in each call for several weights.
+            # Nadam multiplies its product of momenta in each call for several weights.
             if self._factors or isinstance(self, keras.optimizers.Nadam):
-                # Past this class is the method that updates weight by weight.
+                # The class after this one updates weight by weight.
                 foreach = self._next_in_line("_backend_update_step")
                 super(foreach, self)._backend_update_step(
                     grads, variables, learning_rate

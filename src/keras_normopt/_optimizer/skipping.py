@@ -1,4 +1,4 @@
-"""Leaves out whole steps: the option `skip` of clipping optimizers."""
+"""Skips whole steps: the option `skip` of clipping optimizers."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ _BACKEND = keras.backend.backend()
 
 
 class _Waiting(Local):
-    """The variables whose weights decay once it is known whether the step is made."""
+    """The variables that decay only if the step is made."""
 
     variables: Any = ()
 
 
 class _Skipped(Exception):  # noqa: N818
-    """Ends a step that is made eagerly on PyTorch, before it changes anything."""
+    """Ends an eager step on PyTorch before it changes anything."""
 
 
 class Skipping(MixinBase):
-    """Restores all state of a step whose gradient is too large.
+    """Restores all state if the gradient of a step is too large.
 
-    On JAX, on TensorFlow, and in compiled PyTorch a step is made and then undone on
-    the device. So nothing waits for the decision. Where PyTorch is eager, a copy of all
-    state would double its memory. There the step ends early.
+    JAX, TensorFlow and compiled PyTorch make a step and then undo it on the device, so
+    nothing waits for the decision. Eager PyTorch ends the step early instead, because a
+    copy of all state would double its memory.
     """
 
     _blocks: Any
@@ -40,14 +40,14 @@ class Skipping(MixinBase):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        #: Whether this step is skipped, how many in a row were, and how many in all.
+        #: Whether this step is skipped, the number skipped in a row, and in all.
         self._is_skipped: Any = None
         self._skips_in_a_row: Any = None
         self._all_skips: Any = None
         self._waiting = _Waiting()
 
     def _add_skip_variables(self):
-        """Adds the variables. From then on steps may be skipped."""
+        """Adds the variables. After that, steps may be skipped."""
         self._require("`skip`", "_apply_weight_decay", "_backend_apply_gradients")
         self._is_skipped, self._skips_in_a_row, self._all_skips = (
             self._add_own_variable(
@@ -57,38 +57,38 @@ class Skipping(MixinBase):
         )
 
     def _is_made(self):
-        """Whether the step is made: a scalar boolean tensor, or `None` for always."""
+        """Returns whether the step is made, a boolean tensor, or `None` for always."""
         if self._is_skipped is None:
             return None
         return ops.equal(ops.convert_to_tensor(self._is_skipped), 0)
 
     def _decide(self, norm, limit, total):
-        """Decides whether to skip the step, and counts.
+        """Decides whether to skip the step, and counts skipped steps.
 
         Args:
             norm: Scalar tensor, the norm of the gradient.
-            limit: Scalar tensor.
-            total: Scalar tensor, a norm of all gradients, excluded ones among them.
+            limit: Scalar tensor, its limit.
+            total: Scalar tensor, a norm of all gradients, including excluded ones.
 
         Returns:
-            Scalar boolean tensor.
+            Scalar boolean tensor, whether to skip.
         """
         row = ops.convert_to_tensor(self._skips_in_a_row)
         is_free = ops.less(row, self.max_skips)
-        # Not the negation of `<=`: TensorFlow replaces that by `>`, which NaN fails.
+        # TensorFlow turns the negation of `<=` into `>`, which is false for NaN.
         is_above = norm > ops.cast(limit, norm.dtype)
         is_finite = ops.isfinite(norm) & ops.isfinite(total)
         skips = (is_above & is_free) | ops.logical_not(is_finite)
         count = ops.cast(skips, "int32")
         self._is_skipped.assign(count)
-        # Where a run has grown for good, one step in a few would be made otherwise.
+        # At 0, steps would be skipped again while gradients stay large.
         goes_on = ops.where(is_above, row, ops.zeros_like(row))
         self._skips_in_a_row.assign(ops.where(skips, row + 1, goes_on))
         self._all_skips.assign(ops.convert_to_tensor(self._all_skips) + count)
         return skips
 
     def _end_if_skipped(self):
-        """Ends the step where PyTorch is eager, once all is counted."""
+        """Ends a skipped step on eager PyTorch, after counting it."""
         if self._ends_early() and bool(self._is_skipped.value):
             raise _Skipped
 
@@ -110,7 +110,7 @@ class Skipping(MixinBase):
         if self._is_skipped is None:
             super()._backend_apply_gradients(grads, trainable_variables)
             return
-        # On JAX a batch that is only accumulated restores this.
+        # On JAX a batch that is only accumulated restores this value.
         self._is_skipped.assign(0)
         of_step = self._variables_of_a_step()
         if self._ends_early():
@@ -124,13 +124,13 @@ class Skipping(MixinBase):
             if self.gradient_accumulation_steps:
                 self._backend_reset_gradient_accumulators()
         self._restore(of_step, before)
-        # Keras adds 1 for each batch.
+        # Keras adds 1 for each accumulated batch.
         batches = self.gradient_accumulation_steps or 1
         count = ops.cast(self._is_skipped, self._iterations.dtype) * batches
         self._iterations.assign(self._iterations - count)
 
     def _backend_reset_gradient_accumulators(self):
-        # Keras multiplies by 0 on PyTorch, which keeps NaN.
+        # On PyTorch Keras multiplies by 0, which keeps NaN.
         if self._is_skipped is None:
             super()._backend_reset_gradient_accumulators()
             return
@@ -139,14 +139,14 @@ class Skipping(MixinBase):
                 variable.assign(ops.zeros_like(variable))
 
     def _variables_of_a_step(self):
-        """Returns all that a step changes, by identity."""
+        """Returns the variables that a step changes, by `id`."""
         out = [self._iterations, *getattr(self, "_accumulated_gradients", ())]
         left_out = {id(v) for v in out} | self._observing
         every = [*self._trainable_variables, *self.variables]
         return {id(v): v for v in every if id(v) not in left_out}
 
     def _restore(self, variables, before):
-        """Assigns old values to variables, if the step is skipped."""
+        """Assigns the old values to variables if the step is skipped."""
         if _BACKEND != "tensorflow":
             is_made = self._is_made()
             for variable, old in zip(variables, before, strict=True):

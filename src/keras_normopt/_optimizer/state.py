@@ -1,4 +1,4 @@
-"""What is saved beyond what the base saves, and how it comes back."""
+"""Saves and loads what the base optimizer does not."""
 
 import re
 import warnings
@@ -14,19 +14,18 @@ from keras_normopt._transforms.step_size_argument import patterns_of
 
 
 class Paths(MixinBase):
-    """Keeps the paths and the axes under which the variables were first seen.
+    """Keeps the first paths and axes of the variables.
 
-    Patterns and names of blocks go by paths. `load_model` drops the name of a model
-    from them, and patterns would come to mean something else.
+    Patterns and names of blocks depend on paths. `load_model` drops the name of a model
+    from paths, so patterns could match other variables.
     """
 
     _paths: Any = None
     #: The `Axes` of each variable, from `build` on, if an option uses them.
     _variable_axes: Any = None
-    #: The layers of the variables whose axes are guessed, by their numbers.
+    #: The layers of variables with guessed axes, by the variables' numbers.
     _guessed: Any = ()
-    #: What the file held: axes and shapes of all variables, and whether it is of a
-    #: version that knew no axes.
+    #: Axes and shapes of all variables in the file, and whether its version had axes.
     _saved_axes: Any = None
     _saved_shapes: Any = None
     _knows_axes = True
@@ -43,12 +42,12 @@ class Paths(MixinBase):
         own = ("variable_paths", "variable_axes", "variable_shapes")
         paths, axes, shapes = map(config.get, own)
         of_earlier = {"norm", "scope", "exclude", "apply_to", "centralize"}
-        # A whole config without `axes` is of an earlier version.
+        # A whole config without `axes` is from an earlier version.
         knows_axes = "axes" in config or not of_earlier <= set(config)
         config = {k: v for k, v in config.items() if k not in own}
         exclude = config.get("exclude")
         if exclude == "" or (isinstance(exclude, list | tuple) and "" in exclude):
-            # Earlier versions took it. What it matched is excluded still.
+            # Earlier versions allowed it. It still excludes every variable.
             warnings.warn(
                 f"{cls.__name__} was saved with an empty pattern, "
                 f"exclude={exclude!r}, which excludes every variable: nothing "
@@ -66,7 +65,7 @@ class Paths(MixinBase):
         return optimizer
 
     def _with_paths(self, config):
-        """Adds the paths to a config, where something goes by them."""
+        """Adds paths, axes and shapes to a config, if an option uses them."""
         if not self._knows_axes:
             del config["axes"]
         axes = self._variable_axes or self._saved_axes
@@ -79,7 +78,7 @@ class Paths(MixinBase):
         return config
 
     def _paths_of(self, variables):
-        """The paths that variables have, or had when the optimizer was saved."""
+        """Returns the saved paths if they fit the variables, or the current paths."""
         paths = tuple(getattr(v, "path", v.name) for v in variables)
         saved = self._paths or paths
         if len(saved) == len(paths) and all(map(_are_one, saved, paths)):
@@ -90,23 +89,23 @@ class Paths(MixinBase):
             if patterns:
                 warnings.warn(
                     f"{type(self).__name__} was saved with other variables than it is "
-                    f"built on, so that {name}={patterns} is searched for in the paths "
-                    "of the latter. Look whether the same ones match.",
+                    f"built on. {name}={patterns} is searched for in the new paths. "
+                    "Check that it matches the right variables.",
                     stacklevel=4,
                 )
         return paths
 
     def _axes_of(self, variables):
-        """Returns the axes of the variables, or those when the optimizer was saved."""
+        """Returns the saved axes if they fit the variables, or finds the axes."""
         shapes = [tuple(v.shape) for v in variables]
         are_known = self._saved_axes and self._paths_match
         are_known = are_known and self._saved_shapes == shapes
         self._saved_shapes = shapes
         if not self._knows_axes:
-            # So that its running norms stay those of the same units.
+            # So that running norms belong to the same units as before.
             return [last(shape) for shape in shapes]
         if are_known:
-            # The user may have said since what they are.
+            # The user may have set `axes` since.
             return [
                 given(self.axes, path, shape) or saved
                 for path, shape, saved in zip(
@@ -117,8 +116,8 @@ class Paths(MixinBase):
         if self._saved_axes and self._saved_axes != found:
             warnings.warn(
                 f"{type(self).__name__} was saved with variables of other paths or "
-                "shapes than it is built on. It found the input and output axes of "
-                "their kernels anew, and they are others.",
+                "shapes than it is built on. It looked for the input and output axes "
+                "of kernels again and found other ones.",
                 stacklevel=4,
             )
         self._warn_of_guesses(variables, found, self._guessed)
@@ -142,28 +141,27 @@ class Paths(MixinBase):
             )
 
     def _is_doubtful(self, path, layer, variable):
-        """Whether to warn of axes that were guessed."""
+        """Returns whether to warn of guessed axes."""
         is_used = self.scope == "unit" or self.centralize
         return is_used and layer is not None and len(variable.shape) > 2
 
 
 def _are_one(path, other):
-    """Whether two paths differ at most by what stands before one of them."""
+    """Returns whether two paths are equal, except for a prefix of one of them."""
     return path == other or path.endswith(f"/{other}") or other.endswith(f"/{path}")
 
 
 class OwnVariables(MixinBase):
-    """Keeps variables apart from those of the base.
+    """Keeps the package's variables apart from the base optimizer's.
 
-    So the slots of the base are loaded from a file that was saved with other options,
-    and the other way round.
+    So the base's slots load from files that were saved with other options.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._own_variables: dict[str, Any] = {}
         self._not_saved: set[str] = set()
-        #: The identities of variables that skipped steps change as well.
+        #: The ids of variables that skipped steps also change.
         self._observing: set[int] = set()
 
     def _add_own_variable(self, name, value=None, observes=False, **arguments):
@@ -171,9 +169,9 @@ class OwnVariables(MixinBase):
 
         Args:
             name: Name of the variable.
-            value: Float or `None`. A float makes a scalar of this value, which is not
-                saved, because the config holds the number.
-            observes: Whether skipped steps change it as well.
+            value: Float or `None`. A float makes a scalar variable, which is not saved,
+                because the config holds its value.
+            observes: Whether skipped steps also change it.
             arguments: Arguments of `add_variable`.
         """
         if value is not None:
@@ -189,13 +187,13 @@ class OwnVariables(MixinBase):
         return variable
 
     def _assign_own_variable(self, name, value):
-        """Assigns a value to a variable, if there is one of this name."""
+        """Assigns a value to the variable of this name, if there is one."""
         if name in self._own_variables:
             self._own_variables[name].assign(value)
 
     @property
     def _base_variables(self) -> list[Any]:
-        """The variables that the base would have by itself."""
+        """The variables of the base optimizer itself."""
         own = {id(v) for v in self._own_variables.values()}
         return [v for v in self.variables if id(v) not in own]
 
@@ -209,7 +207,7 @@ class OwnVariables(MixinBase):
         of_base = self._base_variables
         stored = [key for key in store.keys() if key.isdecimal()]  # noqa: SIM118
         if len(stored) != len(of_base):
-            super().load_own_variables(store)  # Which says what is wrong.
+            super().load_own_variables(store)  # It says what is wrong.
             return
         for i, variable in enumerate(of_base):
             variable.assign(store[str(i)])

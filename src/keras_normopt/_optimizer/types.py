@@ -1,4 +1,4 @@
-"""The types of arguments, and the type that mixins see as their base class."""
+"""The types of arguments, and the base class that mixins have for type checkers."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -11,7 +11,7 @@ from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm
 from keras_normopt._transforms.thresholds import RunningNorm
 from keras_normopt._transforms.vector_directions import Rows, Sign
 
-# `str` is a name that the user registered. Editors complete the literals.
+# `str` is for registered names. Editors complete the literals.
 NormLike: TypeAlias = (
     Literal[
         "avg_l1",
@@ -53,7 +53,7 @@ MaxNorm: TypeAlias = (
     | RunningNorm
 )
 
-# A mixin calls methods of the optimizer class that comes after it.
+# A mixin calls methods of the optimizer class after it.
 if TYPE_CHECKING:
 
     class MixinBase(keras.optimizers.Optimizer):

@@ -1,8 +1,8 @@
-"""Captures the update that the base optimizer is about to make, to transform it.
+"""Captures the update of the base optimizer, to transform it.
 
-Every optimizer of Keras changes a weight once in `update_step`, by its own method
-`assign_add` or `assign_sub`. The argument is the exact update. The difference of the
-weights before and after has lost most digits.
+Every optimizer of Keras changes a weight once in `update_step`, with its method
+`assign_add` or `assign_sub`. The argument is the exact update. A difference of weights
+would lose most digits.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ if _BACKEND == "tensorflow":
 elif _BACKEND == "torch":
     import torch
 
-# Each recomputes weights from its slots, or slots from weights.
+# They recompute weights from slots, or slots from weights.
 _WITH_INVARIANTS = ("Ftrl", "ScheduleFreeAdamW")
 
 
@@ -36,15 +36,15 @@ class _Captured(Local):
 
 
 class _Shared:
-    """The updates of all weights, each a tuple with those of the replicas here."""
+    """The updates of all weights, each a tuple with one for each local replica."""
 
     updates: Any = ()
 
 
 class _Zeros:
-    """Replaces a weight by zeros: what a base adds to them is the update.
+    """Zeros in place of a weight: the base adds the update to them.
 
-    Keras's optimizers for PyTorch add to all weights in one call.
+    Keras's optimizers for PyTorch change all weights in one call.
     """
 
     def __init__(self, variable):
@@ -78,11 +78,11 @@ class UpdateCapture(Hook):
             )
 
     def _captures_updates(self):
-        """Whether updates are transformed."""
+        """Returns whether updates are transformed."""
         raise NotImplementedError
 
     def _transform_updates(self, updates, variables, learning_rate):
-        """Returns what to add to the weights instead."""
+        """Returns the updates to add to the weights instead."""
         raise NotImplementedError
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
@@ -131,9 +131,9 @@ class UpdateCapture(Hook):
     def assign(self, variable, value):
         if variable is self._captured.variable:
             raise RuntimeError(
-                f"The base of {type(self).__name__} assigns a weight anew, from which "
-                "its update can only be told with few digits. Let it use `assign_add` "
-                'or `assign_sub`, or take apply_to="gradient".'
+                f"The base of {type(self).__name__} assigns a weight anew, so its "
+                "update is known to few digits only. Let it use `assign_add` "
+                'or `assign_sub`, or use apply_to="gradient".'
             )
         super().assign(variable, value)
 
@@ -150,7 +150,7 @@ class UpdateCapture(Hook):
             super().assign_sub(variable, value)
 
     if _BACKEND == "tensorflow":
-        # Weight by weight, one thread updates the copies that all replicas have of it.
+        # For each weight, one thread updates the copies of all replicas.
 
         def _distributed_tf_update_step(self, distribution, grads_and_vars, rate):
             if not self._captures_updates():
@@ -169,7 +169,7 @@ class UpdateCapture(Hook):
             ]
 
         def _take_updates(self, variables):
-            """The updates of this replica."""
+            """Returns the updates of this replica."""
             context = tf.distribute.get_replica_context()
             number = int(tf.get_static_value(context.replica_id_in_sync_group))
             return [here[number % len(here)] for here in self._shared.updates]
@@ -200,7 +200,7 @@ class UpdateCapture(Hook):
             return super()._get_variable_index(variable)
 
         def _is_foreach(self):
-            """Whether the base is one of Keras's that update all weights at once."""
+            """Returns whether Keras's own method updates all weights at once."""
             owner = self._next_in_line("_parallel_update_step")
             return owner is not None and self._keeps("_parallel_update_step")
 
