@@ -215,6 +215,10 @@ class _Found:
         )
 
     @property
+    def rates(self):
+        return list(self._by_rate)
+
+    @property
     def has_trained(self):
         return not results.diverged(self.best, self._judge)
 
@@ -250,7 +254,7 @@ def _sentence(name, of_sizes, told, word):
         f"{name}: the best rate is {rates[0]:g} at {word} {small:g} and {rates[-1]:g} "
         f"at {large:g}. Over all of them it moves by {decades:.1f} decades."
     )
-    return f"{text} {_cost(of_sizes, told)}"
+    return f"{text} {_cost(of_sizes, told)}{_compromise(of_sizes, told)}"
 
 
 def _cost(of_sizes, told):
@@ -260,18 +264,38 @@ def _cost(of_sizes, told):
     if entry is None:
         return f"At {large:g} the rate {rate:g} {found.at(rate, '')}: tune each size."
     best, value = found.best[told.monitor]["mean"], entry[told.monitor]["mean"]
-    worse = told.score(best) - told.score(value)
+    share = _share_lost(found, entry, told)
     text = f"At {large:g} the rate tuned at {small:g} gives {value:.4g}"
-    if worse > 0:
+    if share:
         text += f", the best one {best:.4g}"
     seeds = min(found.best["seeds"], entry["seeds"])
     if seeds < summary.SEEDS:
         return f"{text}. No verdict: take {summary.SEEDS} seeds or more."
-    share = worse / abs(best) if best else math.inf if worse > 0 else 0.0
     advice = "tune small" if share <= TOLERATED else "tune each size"
-    text = f"{text} ({max(share, 0):.1%} worse): {advice}."
+    text = f"{text} ({share:.1%} worse): {advice}."
     if ends := [f"{size:g}" for size, f in of_sizes.items() if f.is_at_end]:
         text += (
             f" The best rate is the first or last that was tried at {', '.join(ends)}."
         )
     return text
+
+
+def _share_lost(found, entry, told):
+    """Returns by which share a rate is worse than the best one, 0 if it is better."""
+    best, value = found.best[told.monitor]["mean"], entry[told.monitor]["mean"]
+    lost = max(0.0, told.score(best) - told.score(value))
+    return lost and (lost / abs(best) if best else math.inf)
+
+
+def _compromise(of_sizes, told):
+    """Returns a sentence on the rate whose largest loss over all sizes is smallest."""
+    losses = {}
+    for rate in next(iter(of_sizes.values())).rates:
+        entries = [found.entry(rate) for found in of_sizes.values()]
+        if all(entries):
+            pairs = zip(of_sizes.values(), entries, strict=True)
+            losses[rate] = max(_share_lost(f, e, told) for f, e in pairs)
+    if not losses:
+        return " No rate trained all sizes."
+    rate = min(losses, key=lambda rate: losses[rate])
+    return f" One rate for all: {rate:g}, at most {losses[rate]:.1%} worse."

@@ -263,19 +263,19 @@ TASKS |= {
         TASKS["transformer"],
         networks={str(n): networks.transformer(n, 64) for n in (1, 2, 4, 8)},
         epochs=3,
-        size="blocks",
+        size="depth",
         **_SIZED,
     ),
     "plain_width": dataclasses.replace(
         TASKS["starts"],
         networks={str(n): networks.plain(12, n) for n in (32, 64, 128, 256, 512)},
-        size="units",
+        size="width",
         **_SIZED,
     ),
     "plain_depth": dataclasses.replace(
         TASKS["starts"],
         networks={str(n): networks.plain(n, 64) for n in (2, 6, 12, 30)},
-        size="layers",
+        size="depth",
         **_SIZED,
     ),
     "cnn_width": dataclasses.replace(
@@ -285,7 +285,7 @@ TASKS |= {
         batch_size=[32],
         schedule="cosine",
         stages=(1,),
-        size="filters",
+        size="width",
         **_SIZED,
     ),
 }
