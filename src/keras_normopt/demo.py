@@ -124,6 +124,7 @@ def draw(results, path):
 
 
 def main(arguments=None):
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         prog="python -m keras_normopt.demo",
         description=__doc__.partition("\n")[0] if __doc__ else None,

@@ -41,7 +41,7 @@ class Diagnosis:
         constants: The losses of constant predictions; `None` if they were not checked.
         frozen: The paths of the variables that the model does not train.
         unchecked: What was not checked, and why.
-        findings: The `Finding`s, the gravest first.
+        findings: Each `Finding`, the gravest first.
     """
 
     blocks: tuple[Block, ...]

@@ -20,6 +20,7 @@ EXAMPLES = 32  # Fewer may be of one class by chance.
 
 
 def frozen(diagnosis, optimizer):
+    """Finds variables that the model does not train."""
     names = diagnosis.frozen
     if not names:
         return None
@@ -39,6 +40,7 @@ def frozen(diagnosis, optimizer):
 
 
 def constant_targets(diagnosis, optimizer):
+    """Finds targets that are all the same."""
     targets = diagnosis.targets
     if not targets or targets.examples < EXAMPLES:
         return None
@@ -58,6 +60,7 @@ def constant_targets(diagnosis, optimizer):
 
 
 def label_range(diagnosis, optimizer):
+    """Finds labels for which the model has no output."""
     targets = diagnosis.targets
     if not targets or not targets.outputs:
         return None
@@ -73,6 +76,7 @@ def label_range(diagnosis, optimizer):
 
 
 def input_scale(diagnosis, optimizer):
+    """Finds inputs that are too large or too small."""
     inputs = diagnosis.inputs
     if not inputs or SMALL <= inputs.rms <= LARGE or not inputs.rms:
         return None
@@ -92,6 +96,7 @@ def is_unscaled(diagnosis):
 
 
 def target_scale(diagnosis, optimizer):
+    """Finds targets that are too large or too small."""
     targets = diagnosis.targets
     if not targets or targets.classes is not None:
         return None
@@ -108,6 +113,7 @@ def target_scale(diagnosis, optimizer):
 
 
 def first_loss(diagnosis, optimizer):
+    """Finds a first loss far above that of guessing."""
     loss, constants = diagnosis.logs.get("loss"), diagnosis.constants
     if not constants or loss is None or not math.isfinite(loss):
         return None
@@ -132,6 +138,7 @@ def is_trained(diagnosis):
 
 
 def trained(diagnosis, optimizer):
+    """Finds that the model is trained already."""
     if not is_trained(diagnosis):
         return None
     return Finding(
@@ -144,6 +151,7 @@ def trained(diagnosis, optimizer):
 
 
 def half_precision(diagnosis, optimizer):
+    """Finds numbers that are too small for a half-precision dtype."""
     half = [b for b in diagnosis.blocks if b.variable_dtype in ("float16", "bfloat16")]
     if not half:
         return None
@@ -193,6 +201,7 @@ def range_of_updates(diagnosis):
 
 
 def long_steps(diagnosis, optimizer):
+    """Finds first updates that are too long."""
     update = typical_update(diagnosis)
     if not update > UPDATE:
         return None

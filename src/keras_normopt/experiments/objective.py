@@ -55,6 +55,7 @@ def choose(model, names, monitor=None, mode="auto"):
 
 
 def check_monitor(monitor, names):
+    """Raises a `ValueError` if `fit` did not log the metric."""
     if monitor not in names:
         raise ValueError(
             f"`monitor` must be one of what `fit` logs: {', '.join(names)}. "

@@ -202,6 +202,7 @@ def score(entry, judge):
 
 
 def diverged(entry, judge):
+    """Returns whether a loss or the metric is not finite in some run."""
     # An accuracy is a number even if the loss is not.
     metrics = {"loss", "val_loss", judge.monitor} & set(entry)
     return any(entry[metric]["mean"] is None for metric in metrics)

@@ -38,6 +38,7 @@ class Quadratic(layers.Layer):
 
 
 def quadratic(shape, classes):
+    """Makes a model that returns a quadratic function of its weights."""
     return keras.Sequential([keras.Input(shape), Quadratic()])
 
 
