@@ -23,23 +23,12 @@ BACKENDS = {"jax": "jax", "tensorflow": "tensorflow-cpu", "torch": "torch==2.13.
 PACKAGE = os.environ.get("PACKAGE", ".")
 # Libraries for one backend, to compare with in its tests.
 PEERS = {"jax": ["optax"], "torch": ["pytorch_optimizer"]}
-# On the backend that is quickest only: what they ask is not of backends. The nightly
-# job runs them on each.
-ONCE = ["demo", "plotting", "experiments", "experiments_compare", "experiments_data"]
-ONCE += ["experiments_overview", "experiments_tasks", "experiments_transfer"]
-ONCE += ["guide", "search"]
-ONCE += ["diagnosis_cures", "diagnosis_healthy", "diagnosis_sick", "starting_rates"]
-ONCE += ["workers", "axes_of_layers", "axes_of_libraries"]
+# It runs the tests marked `once`. Only the nightly job runs these on the others, too.
 QUICKEST = "torch"
-# With the newest Keras only. They ask about numbers, or run what documentation shows:
-# what an older Keras does differently shows in the rest.
-NEWEST_ONLY = ["arguments", "blocks", "centralization", "check_norm", "custom"]
-NEWEST_ONLY += ["degenerate", "examples", "gan", "groups", "meta_gradients", "norms"]
-NEWEST_ONLY += ["numeric_checks", "peers", "peers_directions", "properties", "rates"]
-NEWEST_ONLY += ["thresholds", "training", "two_devices", "directions", "description"]
-NEWEST_ONLY += ["update_norms"]
-# From the unpacked sdist: those that read files beside the package, and a quick one.
-SDIST_TESTS = ["examples", "guide", "install", "norms"]
+
+# Pages whose sentences and lines `lint` checks. The others are not rewritten yet.
+PLAIN = ["api", "choosing", "comparing", "contributing", "costs", "diagnosis"]
+PLAIN += ["direction", "extremes", "interactions", "optimizers", "options", "theory"]
 
 
 def install(session, backend, *packages):
@@ -63,7 +52,8 @@ def test_packages(backend):
     return [*group, *PEERS.get(backend, ())]
 
 
-def run_tests(session, left_out=(), only=()):
+def run_tests(session, markers=""):
+    """Runs the tests that `markers` select. Arguments after `--` replace these."""
     # JAX compiles most of what the tests compute many times over. These keep all of it,
     # for the other processes and for the session with the other Keras.
     session.env.update(
@@ -75,8 +65,8 @@ def run_tests(session, left_out=(), only=()):
     session.env["OMP_NUM_THREADS"] = "1"
     # Neighbours in a file stay together, and share fixtures and compiled functions.
     defaults = ["-n", "auto", "--dist", "worksteal"]
-    defaults += [f"--ignore-glob=*/test_{name}.py" for name in left_out]
-    defaults += [f"tests/test_{name}.py" for name in only]
+    if markers:
+        defaults += ["-m", markers]
     session.run("pytest", *(session.posargs or defaults))
 
 
@@ -93,8 +83,9 @@ def tests(session, backend, keras):
     install(session, backend, package, ours, *test_packages(backend))
     if keras:  # Arguments were searched for exceptions with the newest one.
         session.env["HYPOTHESIS_PROFILE"] = "quick"
-    left_out = [] if backend == QUICKEST and not keras else ONCE
-    run_tests(session, left_out + NEWEST_ONLY if keras else left_out)
+        run_tests(session, "not once and not newest_keras")
+    else:
+        run_tests(session, "" if backend == QUICKEST else "not once")
 
 
 @nox.session(default=False, reuse_venv=True)
@@ -139,7 +130,8 @@ def trackers(session):
     group = nox.project.dependency_groups(PROJECT, "test")
     install(session, QUICKEST, ".[experiments]", *group, "wandb", "mlflow")
     # Their own warnings are no errors.
-    session.run("pytest", "-W", "default", "tests/test_guide.py", "-k", "logging")
+    command = ["pytest", "-W", "default", "-k", "logging"]
+    session.run(*command, "tests/package/test_guide.py")
 
 
 @nox.session(default=False)
@@ -149,8 +141,8 @@ def hub(session):
     install(session, QUICKEST, ".[experiments]", *group, "keras-hub", "keras-rs")
     # Their own warnings are no errors.
     command = ["pytest", "-W", "default", "--nightly"]
-    session.run(*command, "-k", "hub", "tests/test_diagnosis_healthy.py")
-    session.run(*command, "tests/test_axes_of_libraries.py")
+    session.run(*command, "-k", "hub", "tests/diagnosis/test_healthy.py")
+    session.run(*command, "tests/blocks/test_axes_of_libraries.py")
 
 
 @nox.session(default=False)
@@ -171,7 +163,7 @@ def bench(session, backend):
 
 @nox.session
 def lint(session):
-    """Check style, formatting, layers, types, and that the stubs fit the classes."""
+    """Check style, formatting, layers, types, stubs, and that sentences are short."""
     lint = nox.project.dependency_groups(PROJECT, "lint")
     install(session, "jax", ".", *lint)
     session.run("ruff", "check", ".")
@@ -179,6 +171,8 @@ def lint(session):
     session.run("python", "tests/typing/make_stubs.py", "--check")
     session.run("lint-imports")
     session.run("mypy")
+    pages = [f"docs/{name}.md" for name in PLAIN]
+    session.run("python", "tests/plain_english.py", "src", "README.md", *pages)
 
 
 @nox.session
@@ -254,4 +248,4 @@ def build(session):
     shutil.rmtree(unpacked, ignore_errors=True)
     shutil.unpack_archive(sdist, temporary)
     with session.chdir(unpacked):
-        run_tests(session, only=SDIST_TESTS)
+        run_tests(session, "sdist")

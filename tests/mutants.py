@@ -24,9 +24,10 @@ CORE = ["_backend", "norms", "_blocks", "_transforms", "_optimizer"]
 NOT_CORE = ["docstrings", "arguments", "track_norms", "types"]
 # `x | y` is of types here, and nothing shifts bits.
 NOT_NUMERIC = r"core/ReplaceBinaryOperator_.*(Bit|Shift|MatMul)"
-# Those of other modules, or of processes in which the package is the one installed.
-LEFT_OUT = ["demo", "devices", "plotting", "examples", "experiments*", "guide"]
-LEFT_OUT += ["install", "search"]
+# Tests of other modules, and of processes that import the installed package.
+LEFT_OUT = ["experiments", "backend/test_devices.py"]
+LEFT_OUT += [f"package/test_{name}.py" for name in ("demo", "examples", "guide")]
+LEFT_OUT += [f"package/test_{name}.py" for name in ("install", "plotting", "search")]
 
 
 def draw(sessions, number, seed):
@@ -115,7 +116,7 @@ def main():
     add("--processes", type=int, default=2)
     add("pytest", nargs="*", help="arguments of pytest, after --")
     options = parser.parse_intermixed_args()
-    tests = options.pytest or [f"--ignore-glob=*/test_{n}.py" for n in LEFT_OUT]
+    tests = options.pytest or [f"--ignore=tests/{path}" for path in LEFT_OUT]
     parts = [options.directory.absolute() / str(n) for n in range(options.processes)]
     sessions = [prepare(part, tests) for part in parts]
     draw(sessions, options.number, options.seed)

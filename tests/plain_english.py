@@ -15,7 +15,9 @@ WORDS, LINE = 25, 120
 # Abbreviations whose dot ends no sentence.
 ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|cf|vs|et al|Fig|Eq)\.")
 # What starts a paragraph of its own: an item, a heading, a row, an entry of `Args`.
-NEW = re.compile(r"\s*([-*+]|\d+\.)\s|\s*\||\s*#|\s*>>>|\s*\.\. |\s*\w[\w, *`.]*:(\s|$)")
+NEW = re.compile(
+    r"\s*([-*+]|\d+\.)\s|\s*\||\s*#|\s*>>>|\s*\.\. |\s*\w[\w, *`.]*:(\s|$)"
+)
 
 
 def long_sentences(text):
@@ -60,7 +62,7 @@ def of_page(text):
         flags=re.S | re.M,
     )
     for number, line in enumerate(prose.splitlines(), 1):
-        if len(line) > LINE and not line.lstrip().startswith("|") and " " in line[:LINE]:
+        if len(line) > LINE and not line.lstrip().startswith(("|", "![")):
             yield number, f"{len(line)} characters: {line.strip()[:60]}…"
     for sentence in long_sentences(prose):
         start = sentence.split()[:3]

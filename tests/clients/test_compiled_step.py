@@ -88,13 +88,13 @@ def check(make):
     NORMS_AND_SCOPES,
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_norms_and_scopes(norm, scope):
+def test_a_compiled_step_equals_the_eager_one_in_every_norm_and_scope(norm, scope):
     # A second or more for each, so with the base that compiles most quickly.
     check(lambda: keras_normopt.NormalizedSGD(0.1, norm=norm, scope=scope))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_options(options):
+def test_a_compiled_step_equals_the_eager_one_with_every_option(options):
     check(lambda: keras_normopt.NormalizedAdam(0.1, **options))
 
 
@@ -114,5 +114,5 @@ RUNNING = keras_normopt.RunningNorm(warmup=1)
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_clipped(max_norm, scope):
+def test_a_compiled_clipped_step_equals_the_eager_one(max_norm, scope):
     check(lambda: keras_normopt.ClippedSGD(0.1, 0.9, max_norm=max_norm, scope=scope))

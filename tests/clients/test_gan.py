@@ -9,6 +9,8 @@ import keras_normopt
 from keras_normopt._optimizer.model_optimizers import named_trackers
 from keras_normopt.callbacks import GradientNorms
 
+pytestmark = pytest.mark.newest_keras
+
 BACKEND = keras.backend.backend()
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(2, 1, size=(12, 2)).astype("float32")
@@ -158,7 +160,7 @@ if BACKEND != "jax":
 
 
 @pytest.mark.parametrize(("optimizer", "frequency"), CASES)
-def test_the_norms_of_both(optimizer, frequency):
+def test_the_logs_hold_the_norms_of_both_optimizers(optimizer, frequency):
     model = Gan(make(keras_normopt.ClippedSGD, max_norm=0.3), make())
     before = model.discriminator.get_weights()
     optimizer = getattr(model, optimizer) if optimizer == "d_opt" else optimizer

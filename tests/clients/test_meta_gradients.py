@@ -13,6 +13,8 @@ from keras import ops
 import keras_normopt
 from keras_normopt import directions, norms
 
+pytestmark = pytest.mark.newest_keras
+
 BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
     pytest.skip("Keras has no stateless step here", allow_module_level=True)
@@ -146,7 +148,7 @@ def test_is_finite_where_gradients_are_zero(make, compiled):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="vmap of a derivative, as MAML is written")
 @every_optimizer
-def test_tasks_side_by_side(make):
+def test_a_vectorized_derivative_of_many_tasks_is_finite(make):
     loss = loss_after_a_step(make, "float32")
     scales = np.array([1, 0, 1e-12, 1e12, 1e-25, 1e22], "float32")
     stacked = [np.stack([s * g for s in scales]).astype("float32") for g in GRADIENTS]

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 import keras_normopt
-import oracle
+from helpers import oracle
 
 GRADIENT = np.array([3e-4, -4e-4], "float32")
 
@@ -68,7 +68,7 @@ def step(optimizer, variable, how):
 @pytest.mark.parametrize("how", ["eager", "compiled"])
 @pytest.mark.parametrize("norm", ["l2", "max", None])
 @pytest.mark.parametrize("base", [TogetherSGD, CountingSGD])
-def test_a_base_with_an_update_of_its_own(base, norm, how):
+def test_each_base_of_other_people_gets_the_normalized_gradient(base, norm, how):
     optimizer = keras_normopt.normalized(base)(0.1, norm=norm)
     moved = step(optimizer, keras.Variable(np.zeros(2)), how)
     wanted = oracle.normalize(norm, GRADIENT) if norm else GRADIENT
@@ -78,7 +78,7 @@ def test_a_base_with_an_update_of_its_own(base, norm, how):
 
 
 @pytest.mark.parametrize("base", [TogetherSGD, CountingSGD])
-def test_in_fit(base):
+def test_fit_makes_steps_of_the_rate_with_each_base_of_other_people(base):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     model.compile(keras_normopt.normalized(base)(0.1, momentum=0.0), loss="mse")
     before = model.get_weights()

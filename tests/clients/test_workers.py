@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import keras_normopt
-from processes import finish, start
+from helpers.processes import finish, start
+
+pytestmark = pytest.mark.once
 
 # Runs tasks one after another, as a worker of joblib does.
 WORKER = """

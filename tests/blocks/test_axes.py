@@ -1,0 +1,470 @@
+"""Which axes of a variable are the matrix: layers of other people, users, files."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import keras_normopt
+from helpers.matrices import assert_close, einsum_dense_qkv, find, to_numpy
+from helpers.stored import stored
+from helpers.variables import as_numpy
+from keras_normopt import RunningNorm, WeightNorm
+from keras_normopt._blocks import axes
+
+BACKEND = keras.backend.backend()
+RNG = np.random.default_rng(0)
+
+
+# Layers of other people.
+
+
+class Custom(keras.Layer):
+    """Holds variables of given shapes, and does nothing."""
+
+    num_experts = None
+
+    def __init__(self, **shapes):
+        super().__init__()
+        for name, shape in shapes.items():
+            setattr(self, name, self.add_weight(shape=shape, name=name))
+
+
+def as_text(layer):
+    found, guessed = find(layer)
+    return {n: (str(a), a.role, n in guessed) for n, (_, a) in found.items()}
+
+
+def test_variables_of_unknown_layers_go_by_name_and_shape():
+    assert as_text(
+        Custom(
+            w=(3, 4),
+            v=(2, 3, 4),
+            gate_up_proj_bias=(3, 4),
+            layer_scale2=(3, 4),
+            class_token=(1, 1, 4),
+            probe=(1, 1, 4),
+            one_input_kernel=(1, 4),
+            position_embeddings=(6, 4),
+            pos_embed=(1, 2, 2, 4),
+            pos_proj=(3, 4),
+            relative_bias_table=(5, 4),
+            tokenizer=(3, 4),
+        )
+    ) == {
+        "w": ("(0 | 1)", "kernel", True),
+        "v": ("(0, 1 | 2)", "kernel", True),
+        "gate_up_proj_bias": ("vector", "vector", False),
+        "layer_scale2": ("vector", "vector", False),
+        "class_token": ("vector", "vector", False),
+        "probe": ("vector", "vector", False),
+        "one_input_kernel": ("(0 | 1)", "kernel", True),
+        "position_embeddings": ("(0 | 1)", "embedding", False),
+        "pos_embed": ("(0, 1, 2 | 3)", "embedding", False),
+        "pos_proj": ("(0 | 1)", "kernel", True),
+        "relative_bias_table": ("(0 | 1)", "embedding", False),
+        "tokenizer": ("(0 | 1)", "kernel", True),
+    }
+
+
+def test_experts_have_a_matrix_each():
+    class Mixture(Custom):
+        num_experts = 5
+
+    layer = Mixture(w1=(5, 3, 4), w2=(4, 3, 5), bias=(5, 4))
+    assert as_text(layer)["w1"] == ("(1 | 2)", "kernel", False)
+    assert as_text(layer)["w2"] == ("(0, 1 | 2)", "kernel", True)
+    assert as_text(layer)["bias"] == ("vector", "vector", False)
+    # Each expert alone: inputs of one reach the outputs of this one.
+    variable, found = find(layer)[0]["w1"]
+    variable.assign(RNG.normal(size=(5, 3, 4)))
+    each = np.einsum("ei,eio->eo", np.eye(3)[[0, 1, 2, 0, 1]], to_numpy(variable))
+    rows = to_numpy(found.to_matrices(variable.value[None]))
+    assert_close(rows[np.arange(5), [0, 1, 2, 0, 1]], each)
+    assert as_text(Custom(expert_kernel=(5, 3, 4)))["expert_kernel"][0] == "(1 | 2)"
+
+
+def test_a_subclass_keeps_the_axes_of_its_base_and_may_have_kernels_of_its_own():
+    class Filters(layers.DepthwiseConv2D):
+        def build(self, input_shape):
+            super().build(input_shape)
+            self.mix = self.add_weight(shape=(3, 4, 2), name="mix")
+
+    layer = Filters(3)
+    layer.build((None, 5, 5, 4))
+    found, guessed = find(layer)
+    assert str(found["kernel"][1]) == "(0, 1 | 3)"
+    assert guessed == ["mix"]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's layers")
+def test_functions_of_jax_are_unknown():
+    params = {"kernel": np.ones((2, 3, 4)), "scale": np.ones(4)}
+    layer = layers.JaxLayer(lambda params, inputs: inputs, params=params)
+    layer.build((None, 3))
+    found, guessed = axes.find(layer.trainable_variables, ["a", "b"], None)
+    assert list(map(str, found)) == ["(0, 1 | 2)", "vector"]
+    assert guessed == {0: layer}
+
+
+def test_a_warning_names_unknown_layers_once(recwarn):
+    layer = Custom(first=(2, 3, 4), second=(2, 3))
+    optimizer = keras_normopt.NormalizedSGD(scope="unit")
+    for _ in range(2):
+        optimizer.apply(
+            [ops.ones(v.shape) for v in layer.trainable_variables],
+            layer.trainable_variables,
+        )
+    (warning,) = recwarn
+    assert "first of shape (2, 3, 4) in Custom: (0, 1 | 2)" in str(warning.message)
+    assert "second" not in str(warning.message)  # Any rule says the same of rank 2.
+
+
+# What the user says.
+
+
+GIVEN = {
+    "embedding": axes.Axes("embedding", (0,), (1, 2)),
+    "vector": axes.Axes("vector"),
+    ((0,), (1, 2)): axes.Axes("kernel", (0,), (1, 2)),
+    ((1,), (-1,)): axes.Axes("kernel", (1,), (2,)),
+    ((0, 1), (2,), 2): axes.Axes("kernel", (0, 1), (2,), 2),
+}
+
+
+@pytest.mark.parametrize("value", GIVEN)
+def test_given_axes_come_first(value):
+    layer = layers.Conv1D(4, 2)
+    layer.build((None, 5, 3))
+    found, _ = find(
+        layer, given={"no/such/kernel|conv1d.*kernel": value, ".*": "vector"}
+    )
+    assert found["kernel"][1] == GIVEN[value]
+    optimizer = keras_normopt.NormalizedSGD(scope="unit", axes={"kernel": value})
+    optimizer.build(layer.trainable_variables)
+    config = json.loads(json.dumps(optimizer.get_config()))
+    twin = keras_normopt.NormalizedSGD.from_config(config)
+    twin.build(layer.trainable_variables)
+    assert twin._variable_axes == optimizer._variable_axes
+    assert twin._variable_axes[0] == GIVEN[value]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (((0,), (3,)), "no such axes"),
+        (((-4,), (1,)), "no such axes"),
+        (((0,), (-3,)), "named twice"),
+        (((0,), (2,), 3), "cannot be split into 3"),
+    ],
+)
+def test_axes_that_a_variable_does_not_have_are_refused(value, problem):
+    optimizer = keras_normopt.NormalizedSGD(scope="unit", axes={"w": value})
+    with pytest.raises(ValueError, match=rf"{problem}.*Received: axes=\{{'w'"):
+        optimizer.build([keras.Variable(np.ones((2, 3, 4)), name="w")])
+
+
+def test_a_pattern_of_axes_that_matches_nothing_warns():
+    optimizer = keras_normopt.NormalizedSGD(scope="unit", axes={"x": "vector"})
+    with pytest.warns(UserWarning, match=r"`axes`.*'x' matches none.*'w'"):
+        optimizer.build([keras.Variable(np.ones((2, 3)), name="w")])
+
+
+def test_a_pattern_behind_one_that_matches_the_same_warns():
+    patterns = {"w": "embedding", "w_2": "vector"}
+    optimizer = keras_normopt.NormalizedSGD(scope="unit", axes=patterns)
+    variables = [keras.Variable(np.ones((2, 3)), name=name) for name in ("w_2", "k")]
+    with pytest.warns(UserWarning, match=r"'w_2' has no effect.*first match counts"):
+        optimizer.build(variables)
+    assert optimizer._variable_axes[0].role == "embedding"
+
+
+def test_axes_that_no_option_uses_warn():
+    optimizer = keras_normopt.NormalizedSGD(axes={"w": "vector"})
+    with pytest.warns(UserWarning, match=r"`axes`.*has no effect.*'w': 'vector'"):
+        optimizer.build([keras.Variable(np.ones((2, 3)), name="w")])
+
+
+def test_a_weight_that_a_user_adds_to_a_layer_of_keras_is_guessed():
+    layer = layers.Dense(4)
+    with layer._open_name_scope():
+        layer.adapter = keras.Variable(np.ones((3, 2, 4)), name="adapter")
+    layer.build((None, 3))
+    optimizer = keras_normopt.NormalizedSGD(scope="unit")
+    with pytest.warns(UserWarning, match=r"adapter of shape \(3, 2, 4\) in Dense"):
+        optimizer.build(layer.trainable_variables)
+    found = {
+        v.name: a
+        for v, a in zip(
+            layer.trainable_variables, optimizer._variable_axes, strict=True
+        )
+    }
+    assert found["bias"].role == "vector"
+    assert found["adapter"] == axes.Axes("kernel", (0, 1), (2,))
+
+
+# What goes by units.
+
+
+def torch_linear():
+    from torch import nn
+
+    return layers.TorchModuleWrapper(nn.Linear(4, 3))
+
+
+BY_UNIT = {
+    # The layer, the shape of its inputs, and the input axes of its kernel.
+    "depthwise": (lambda: layers.DepthwiseConv2D(3), (None, 5, 5, 4), (0, 1)),
+    "transposed": (lambda: layers.Conv2DTranspose(3, 2), (None, 5, 5, 4), (0, 1, 3)),
+    "query": (einsum_dense_qkv, (None, 1, 8), (0,)),
+    "torch": (torch_linear, (None, 4), (1,)),
+}
+
+
+@pytest.fixture(params=BY_UNIT)
+def kernel(request):
+    """Returns a kernel, a gradient for it, and its input axes."""
+    if request.param == "torch" and BACKEND != "torch":
+        pytest.skip("PyTorch's module")
+    make, shape, inputs = BY_UNIT[request.param]
+    request.node.layer = layer = make()  # Or it is not alive when axes are found.
+    if not layer.built:
+        layer.build(shape)
+    variable = layer.trainable_variables[0]
+    gradient = RNG.normal(size=variable.shape) + 0.5
+    return variable, gradient.astype("float32"), inputs
+
+
+def moved(optimizer, variable, gradient):
+    before = as_numpy(variable)
+    optimizer.apply([ops.convert_to_tensor(gradient)], [variable])
+    return before - as_numpy(variable)
+
+
+def length(array, inputs):
+    return np.sqrt(np.sum(array.astype("float64") ** 2, axis=inputs, keepdims=True))
+
+
+@pytest.mark.parametrize("apply_to", ["gradient", "update"])
+def test_units_are_normalized_over_the_inputs_of_their_layer(kernel, apply_to):
+    variable, gradient, inputs = kernel
+    optimizer = keras_normopt.NormalizedSGD(1.0, scope="unit", apply_to=apply_to)
+    expected = gradient / length(gradient, inputs)
+    assert_close(moved(optimizer, variable, gradient), expected)
+
+
+def test_gradients_are_centered_over_the_inputs_of_their_layer(kernel):
+    variable, gradient, inputs = kernel
+    optimizer = keras_normopt.NormalizedSGD(1.0, norm=None, centralize=True)
+    expected = gradient - gradient.mean(axis=inputs, keepdims=True)
+    assert_close(moved(optimizer, variable, gradient), expected)
+
+
+def test_agc_goes_by_the_inputs_of_the_layer(kernel):
+    variable, gradient, inputs = kernel
+    weight = RNG.normal(size=gradient.shape)
+    variable.assign(weight)
+    ratio = length(weight, inputs) / length(gradient, inputs)
+    coefficient = float(1 / np.median(ratio))  # Half of the units are clipped.
+    optimizer = keras_normopt.ClippedSGD(
+        1.0, scope="unit", max_norm=WeightNorm(coefficient, minimum=1e-3)
+    )
+    expected = gradient * np.minimum(1, coefficient * ratio)
+    np.testing.assert_allclose(
+        moved(optimizer, variable, gradient), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_step_sizes_of_units_go_by_the_inputs_of_the_layer(kernel):
+    variable, gradient, inputs = kernel
+    weight = RNG.normal(size=gradient.shape)
+    variable.assign(weight)
+    optimizer = keras_normopt.NormalizedSGD(1.0, scope="unit", step_size="weight_norm")
+    expected = gradient / length(gradient, inputs) * length(weight, inputs)
+    np.testing.assert_allclose(
+        moved(optimizer, variable, gradient), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="Optax is for JAX")
+@pytest.mark.parametrize("inputs", [(0,), (1,), (0, 2), (1, 2), (0, 1)])
+def test_agc_of_optax_over_given_axes(inputs):
+    import optax
+
+    weight, gradient = RNG.normal(size=(2, 2, 3, 4)).astype("float32")
+    transform = optax.adaptive_grad_clip(0.8, eps=1e-3, axis=inputs)
+    expected, _ = transform.update(gradient, transform.init(weight), weight)
+    outputs = tuple(i for i in range(3) if i not in inputs)
+    optimizer = keras_normopt.ClippedSGD(
+        1.0,
+        scope="unit",
+        max_norm=WeightNorm(0.8, minimum=1e-3),
+        axes={"w": (inputs, outputs)},
+    )
+    actual = moved(optimizer, keras.Variable(weight, name="w"), gradient)
+    assert np.abs(actual - gradient).max() > 0.01
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+# Files.
+
+
+def transposed():
+    layer = layers.Conv1DTranspose(3, 2, use_bias=False, name="layer")
+    layer.build((None, 5, 4))
+    return layer
+
+
+def kernel_of(path, shape=(2, 3, 4)):
+    """A kernel in no layer, with a path."""
+    variable = keras.Variable(np.zeros(shape), name="kernel")
+    variable._path = path
+    return variable
+
+
+@pytest.fixture
+def saved_config():
+    optimizer = keras_normopt.NormalizedSGD(1.0, scope="unit")
+    layer = transposed()
+    optimizer.build(layer.trainable_variables)
+    return json.loads(json.dumps(optimizer.get_config()))
+
+
+def test_axes_are_saved_beside_paths(saved_config):
+    assert saved_config["variable_paths"] == ["layer/kernel"]
+    optimizer = keras_normopt.NormalizedSGD.from_config(saved_config)
+    # The layer is gone: shape and path say that it is the same variable.
+    variable = kernel_of("model/layer/kernel")
+    gradient = RNG.normal(size=(2, 3, 4)).astype("float32")
+    expected = gradient / length(gradient, (0, 2))
+    assert_close(moved(optimizer, variable, gradient), expected)
+    assert optimizer.get_config() == saved_config
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"), [("layer/kernel", (2, 3, 5)), ("other/kernel", (2, 3, 4))]
+)
+def test_axes_of_other_variables_are_found_anew(saved_config, path, shape):
+    optimizer = keras_normopt.NormalizedSGD.from_config(saved_config)
+    variable = kernel_of(path, shape)
+    gradient = RNG.normal(size=shape).astype("float32")
+    with pytest.warns(UserWarning, match="other paths or shapes") as caught:
+        actual = moved(optimizer, variable, gradient)
+    assert len([w for w in caught if "NormalizedSGD" in str(w.message)]) == 1
+    assert_close(actual, gradient / length(gradient, (0, 1)))
+
+
+def of_an_earlier_version(config):
+    """What a version that knew neither axes nor directions saved."""
+    new = ("axes", "direction", "variable_axes", "variable_shapes")
+    return {k: v for k, v in config.items() if k not in new}
+
+
+@pytest.mark.parametrize("centralize", [False, True])
+def test_a_config_of_an_earlier_version_keeps_the_last_axis(saved_config, centralize):
+    layer, gradient = transposed(), RNG.normal(size=(2, 3, 4)).astype("float32")
+    config = of_an_earlier_version(saved_config) | {"centralize": centralize}
+    expected = gradient - centralize * gradient.mean(axis=(0, 1))
+    expected = expected / length(expected, (0, 1))
+    for _ in range(2):  # And so it is after it has been saved again.
+        optimizer = keras_normopt.NormalizedSGD.from_config(config)
+        assert_close(moved(optimizer, layer.kernel, gradient), expected)
+        config = optimizer.get_config()
+        assert "axes" not in config
+        assert "variable_axes" not in config
+
+
+def test_running_norms_of_an_earlier_version_go_on():
+    gradients = RNG.normal(size=(4, 2, 3, 4)).astype("float32")
+    gradients[2] *= 5
+    new = keras_normopt.ClippedSGD(
+        1.0, scope="unit", max_norm=RunningNorm(1.1, warmup=2)
+    )
+    layer = transposed()
+    new.build(layer.trainable_variables)
+    config = of_an_earlier_version(new.get_config())
+    first = keras_normopt.ClippedSGD.from_config(config)
+    # That version clipped as a layer whose last axis is the output is clipped.
+    plain = keras.Variable(np.zeros((2, 3, 4)), name="plain")
+    peer = keras_normopt.ClippedSGD(
+        1.0,
+        scope="unit",
+        max_norm=RunningNorm(1.1, warmup=2),
+        axes={"plain": ((0, 1), (2,))},
+    )
+    for gradient in gradients[:2]:
+        assert_close(moved(first, layer.kernel, gradient), moved(peer, plain, gradient))
+    again = keras_normopt.ClippedSGD.from_config(first.get_config())
+    again.build([layer.kernel])
+    store = {}
+    first.save_own_variables(store)
+    again.load_own_variables(store)
+    assert (4,) in [a.shape for a in stored(again)]
+    for gradient in gradients[2:]:
+        actual = moved(again, layer.kernel, gradient)
+        assert_close(actual, moved(peer, plain, gradient))
+    assert np.abs(actual).max() > 0
+
+
+# Replicas.
+
+
+def fit_convolutions(**options):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            layers.DepthwiseConv2D(2, depth_multiplier=2),
+            layers.Conv2DTranspose(3, 2),
+        ]
+    )
+    optimizer = keras_normopt.NormalizedSGD(0.1, **options)
+    model.compile(optimizer, "mse", jit_compile=False)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 4, 4, 2)), rng.normal(size=(8, 4, 4, 3))
+    model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    return model.get_weights()
+
+
+def test_axes_go_by_number_on_replicas(strategy):
+    options = {"scope": "unit", "centralize": True}
+    expected = fit_convolutions(**options)
+    with strategy.scope():
+        actual = fit_convolutions(**options)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("track_norms", [False, True])
+@pytest.mark.parametrize("cls", [keras_normopt.NormalizedSGD, keras_normopt.ClippedSGD])
+def test_units_of_a_square_kernel_with_the_outputs_first(cls, track_norms):
+    gradient = RNG.normal(size=(4, 4)).astype("float32")
+    limit = {"max_norm": 0.5} if cls is keras_normopt.ClippedSGD else {}
+    axes = {"kernel": ((1,), (0,))}
+    optimizer = cls(1.0, scope="unit", axes=axes, track_norms=track_norms, **limit)
+    variable = keras.Variable(np.zeros((4, 4)), name="kernel")
+    norms = np.linalg.norm(gradient, axis=1, keepdims=True)
+    divisors = np.maximum(norms / 0.5, 1) if limit else norms
+    assert_close(moved(optimizer, variable, gradient), gradient / divisors)
+    if track_norms:
+        assert_close(optimizer.gradient_norms["kernel"], norms.mean())
+
+
+def test_a_partial_config_is_of_this_version():
+    config = {"learning_rate": 0.1, "track_norms": True}
+    optimizer = keras_normopt.OrthogonalSGD.from_config(config)
+    layer = keras.layers.LSTM(2)
+    layer.build((None, 3, 4))
+    optimizer.build(layer.trainable_variables)
+    assert optimizer.get_config()["variable_axes"][0] == ["kernel", [0], [1], 4]
+
+
+def test_axes_given_after_saving_come_first(saved_config):
+    config = saved_config | {"axes": {"kernel": ((0, 1), (2,))}}
+    optimizer = keras_normopt.NormalizedSGD.from_config(config)
+    variable = kernel_of("layer/kernel")
+    gradient = RNG.normal(size=(2, 3, 4)).astype("float32")
+    expected = gradient / length(gradient, (0, 1))
+    assert_close(moved(optimizer, variable, gradient), expected)

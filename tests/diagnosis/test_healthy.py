@@ -1,0 +1,48 @@
+"""That `diagnose` finds nothing wrong with models that train well."""
+
+import importlib.util
+
+import keras
+import pytest
+
+from helpers import healthy
+from keras_normopt import diagnose
+
+pytestmark = pytest.mark.once
+
+# What is true of a model that trains nevertheless. docs/diagnosis.md explains each.
+TRUE = {
+    "timeseries_transformer": {"no_gradient"},
+    "applications.ResNet50V2": {"apart", "noise"},
+    "applications.ConvNeXtTiny": {"below_epsilon"},
+}
+BENIGN = {"nothing", "noise", "frozen"}
+
+
+def check(make):
+    keras.utils.set_random_seed(0)
+    found = diagnose(*make(), batch_size=16, batches=3)
+    names = {finding.name for finding in found.findings}
+    assert names <= TRUE.get(make.__name__, BENIGN), str(found)
+
+
+def name_of(make):
+    return make.__name__
+
+
+@pytest.mark.parametrize("make", healthy.QUICK, ids=name_of)
+def test_nothing_is_wrong_with_small_models(make):
+    check(make)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("make", healthy.NIGHTLY, ids=name_of)
+def test_nothing_is_wrong_with_models_of_guides_and_applications(make):
+    check(make)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not importlib.util.find_spec("keras_hub"), reason="needs KerasHub")
+@pytest.mark.parametrize("make", healthy.HUB, ids=name_of)
+def test_nothing_is_wrong_with_models_of_keras_hub(make):
+    check(make)

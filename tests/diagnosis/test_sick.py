@@ -1,0 +1,386 @@
+"""What `diagnose` says of models that train badly."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, optimizers
+from keras.optimizers import schedules
+
+import keras_normopt
+from helpers import sick
+
+pytestmark = pytest.mark.once
+
+
+def diagnose(model, x, y=None, batches=1, **arguments):
+    return keras_normopt.diagnose(model, x, y, batches=batches, **arguments)
+
+
+def findings(*data, **arguments):
+    return {f.name: f for f in diagnose(*data, **arguments).findings}
+
+
+def test_pixels_from_0_to_255_are_found():
+    found = findings(*sick.images_of_bytes())
+    assert {"input_scale", "first_loss"} <= found.keys()
+    assert "exploding" not in found
+    assert "from 0 to 255" in found["input_scale"].fact
+    assert found["input_scale"].advice.startswith("Scale the inputs")
+    assert "guessing among 10 classes, 2.3" in found["first_loss"].fact
+
+
+def test_a_layer_that_scales_counts():
+    hidden = [layers.Rescaling(1 / 255), layers.Dense(64, "relu")]
+    found = diagnose(*sick.classifier(hidden, "adam", sick.DIGITS * 255, sick.LABELS))
+    assert [finding.name for finding in found.findings] == ["nothing"]
+    assert found.inputs.high == pytest.approx(1)
+
+
+def test_tokens_need_no_scale():
+    hidden = [layers.Embedding(300, 8), layers.GlobalAveragePooling1D()]
+    tokens = (sick.DIGITS * 255).astype("int32")
+    found = diagnose(*sick.classifier(hidden, "adam", tokens, sick.LABELS))
+    assert [finding.name for finding in found.findings] == ["nothing"]
+    assert found.inputs is None
+
+
+@pytest.mark.parametrize(
+    ("scales", "expected"),
+    [
+        ((1, 1), {"nothing"}),
+        ((1000, 1), {"input_scale"}),
+        ((1e-3, 1), {"input_scale"}),
+        ((1, 1000), {"target_scale"}),
+        ((1, 1e-3), {"target_scale"}),
+    ],
+)
+def test_scales_of_inputs_and_targets_are_found(scales, expected):
+    found = findings(*sick.regression(*scales))
+    assert found.keys() & {"input_scale", "target_scale", "nothing"} == expected
+
+
+def test_nothing_is_trainable():
+    model, x, y = sick.dense()
+    model.trainable = False
+    model.compile("adam", model.loss)
+    [found] = diagnose(model, x, y).findings
+    assert found.name == "nothing_trainable"
+    assert "6 of 6 variables" in found.fact
+
+
+def test_a_frozen_backbone_is_listed_and_no_fault():
+    model, x, y = sick.dense()
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    model.compile("adam", model.loss)
+    found = diagnose(model, x, y)
+    assert [finding.name for finding in found.findings] == ["nothing", "frozen"]
+    assert "4 of 6 variables" in found.findings[1].fact
+    backbone = [variable.path for variable in model.variables[:4]]
+    assert list(found.frozen) == backbone
+
+
+def test_moving_averages_are_not_frozen():
+    between = [layers.BatchNormalization, lambda: layers.Dropout(0.1)]
+    model, x, y = sick.dense(between=between)
+    assert diagnose(model, x, y).frozen == ()
+
+
+def warmup(peak):
+    return schedules.CosineDecay(0.0, 100, warmup_target=peak, warmup_steps=70)
+
+
+class Noam(schedules.LearningRateSchedule):
+    """Without a config, as in Keras's tutorials."""
+
+    def __init__(self, peak, turn=4000):
+        self.peak, self.turn = peak, turn
+
+    def __call__(self, step):
+        step = keras.ops.cast(step, "float32") + 1
+        rise, fall = step / self.turn, keras.ops.rsqrt(step / self.turn)
+        return self.peak * keras.ops.minimum(rise, fall)
+
+
+def steps(peak):
+    return schedules.PiecewiseConstantDecay([5000], [0.01, peak])
+
+
+def scaled(peak):
+    return optimizers.LossScaleOptimizer(optimizers.Adam(peak))
+
+
+# What has a rate that is too high, and the factor by which it is.
+RATES = {
+    "Adam": lambda factor: optimizers.Adam(0.01 * factor),
+    "SGD": lambda factor: optimizers.SGD(0.1 * factor),
+    "momentum": lambda factor: optimizers.SGD(0.001 * factor, momentum=0.99),
+    "NormalizedSGD": lambda factor: keras_normopt.NormalizedSGD(0.1 * factor),
+    "warmup": lambda factor: optimizers.Adam(warmup(0.01 * factor)),
+    "steps": lambda factor: optimizers.Adam(steps(0.01 * factor)),
+    "own_schedule": lambda factor: optimizers.Adam(Noam(0.01 * factor)),
+    "loss_scale": lambda factor: scaled(0.01 * factor),
+    "accumulation": lambda factor: optimizers.Adam(
+        0.01 * factor, gradient_accumulation_steps=3
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [*((name, 100) for name in RATES), ("momentum", 1), ("warmup", 1)],
+)
+def test_the_largest_rate_of_a_schedule_is_checked(name, factor):
+    found = findings(*sick.dense(optimizer=RATES[name](factor)))
+    assert list(found) == ["nothing" if factor == 1 else "long_steps"]
+
+
+def test_the_first_update_is_the_one_that_fit_makes():
+    model, x, y = sick.dense(
+        optimizer=keras_normopt.NormalizedAdam(0.01, exclude=["head"])
+    )
+    x, y = x[:32], y[:32]
+    found = diagnose(model, x, y)
+    before = model.get_weights()
+    # The examples are the same, in another order.
+    model.fit(x, y, verbose=0)
+    for block, old, new in zip(found.blocks, before, model.get_weights(), strict=True):
+        assert block.update == pytest.approx(np.linalg.norm(new - old), rel=1e-3)
+
+
+def test_a_trained_optimizer_keeps_its_state():
+    model, x, y = sick.dense(optimizer=optimizers.Adam(0.01))
+    model.fit(x[:320], y[:320], verbose=0)
+    before = [
+        np.array(keras.ops.convert_to_numpy(v)) for v in model.optimizer.variables
+    ]
+    found = diagnose(model, x[:32], y[:32])
+    for old, variable in zip(before, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(old, keras.ops.convert_to_numpy(variable))
+    weights = model.get_weights()
+    model.fit(x[:32], y[:32], verbose=0)
+    for block, old, new in zip(found.blocks, weights, model.get_weights(), strict=True):
+        assert block.update == pytest.approx(np.linalg.norm(new - old), rel=1e-3)
+
+
+def test_an_optimizer_without_a_config_is_not_checked():
+    class Own(optimizers.SGD):
+        def __init__(self, needed):
+            super().__init__(0.01)
+
+    found = diagnose(*sick.dense(optimizer=Own(3)))
+    [unchecked] = found.unchecked
+    assert "first update" in unchecked
+    assert "Not checked: first update" in str(found)
+
+
+def test_a_trained_model_is_not_vanishing():
+    """A linear classifier whose own predictions are the labels."""
+    model, x, _ = sick.classifier([], "adam", 2 * sick.DIGITS - 1, sick.LABELS)
+    model.set_weights([300 * weights for weights in model.get_weights()])
+    y = keras.ops.convert_to_numpy(model(x)).argmax(axis=1)
+    found = findings(model, x, y)
+    assert list(found) == ["trained"]
+    assert "far below that of the best constant" in found["trained"].fact
+
+
+@pytest.mark.parametrize(
+    ("dtype", "epsilon", "is_found"),
+    [("float16", 1e-7, True), ("float16", 1e-3, False), ("mixed_float16", 1e-7, False)],
+)
+def test_a_small_epsilon_in_half_precision_is_found(dtype, epsilon, is_found):
+    optimizer = optimizers.Adam(epsilon=epsilon)
+    found = findings(*sick.dense(optimizer=optimizer, dtype=dtype))
+    assert ("half_precision" in found) == is_found
+    if is_found:
+        assert '"mixed_float16"' in found["half_precision"].advice
+
+
+def test_updates_that_are_rounded_away_are_found():
+    optimizer = optimizers.Adam(1e-5)
+    found = findings(*sick.dense(optimizer=optimizer, dtype="bfloat16"))
+    assert "rounds it away" in found["half_precision"].fact
+
+
+@pytest.mark.parametrize("loss", ["sparse", "categorical", "binary", "mse"])
+def test_constant_targets_are_found(loss):
+    model, x, y = sick.dense()
+    y = np.zeros_like(y)
+    if loss == "categorical":
+        model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True))
+        y = np.eye(10)[y]
+    elif loss in ("binary", "mse"):
+        model, _, _ = sick.regression()
+        model.compile("adam", {"binary": "binary_crossentropy"}.get(loss, loss))
+    found = findings(model, x, y)
+    assert "constant_targets" in found
+    y[:1] += 1  # All are looked at, not only those of the batches.
+    y[:1] %= 2
+    if loss != "categorical":
+        assert "constant_targets" not in findings(model, x, y)
+
+
+def test_labels_that_the_model_has_no_output_for_are_found():
+    model, x, y = sick.dense()
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    y = y.copy()
+    y[7] = 10
+    if 7 in np.random.default_rng(0).permutation(len(y))[:128]:
+        pytest.fail("PyTorch raises an error of its own for a label that is drawn")
+    assert "from 0 to 10" in findings(model, x, y)["label_range"].fact
+
+
+def numbers(kind, n=64, k=5):
+    rng = np.random.default_rng(0)
+    labels = rng.choice(k, size=n, p=[0.5, 0.2, 0.1, 0.1, 0.1])
+    onehot = np.eye(k)[labels]
+    frequencies = onehot.mean(axis=0)
+    entropy = -np.sum(frequencies * np.log(frequencies))
+    if kind == "sparse":
+        return labels, entropy, np.log(k)
+    if kind == "categorical":
+        return onehot, entropy, np.log(k)
+    if kind == "binary":
+        p = frequencies
+        return onehot, np.mean(-p * np.log(p) - (1 - p) * np.log(1 - p)), np.log(2)
+    y = rng.normal(size=(n, k)) + 3
+    if kind == "mse":
+        return y, y.var(axis=0).mean(), np.mean(y**2)
+    return y, np.abs(y - np.median(y, axis=0)).mean(), np.abs(y).mean()
+
+
+LOSSES = {
+    "sparse": keras.losses.SparseCategoricalCrossentropy,
+    "categorical": keras.losses.CategoricalCrossentropy,
+    "binary": keras.losses.BinaryCrossentropy,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "from_logits"),
+    [
+        ("sparse", False),
+        ("sparse", True),
+        ("categorical", True),
+        ("binary", False),
+        ("binary", True),
+        ("mse", False),
+        ("mae", False),
+    ],
+)
+def test_losses_of_the_best_constant_and_of_zero_are_those_in_numpy(kind, from_logits):
+    y, best, zero = numbers(kind)
+    activation = None
+    if kind in LOSSES and not from_logits:
+        activation = "sigmoid" if kind == "binary" else "softmax"
+    loss = LOSSES[kind](from_logits=from_logits) if kind in LOSSES else kind
+    head = layers.Dense(5, activation, kernel_regularizer=keras.regularizers.L2(0.1))
+    model = keras.Sequential([keras.Input((8,)), head])
+    model.compile("sgd", loss)
+    [kernel, _] = model.get_weights()
+    weights = np.full(64, 2.0)
+    x = np.ones((64, 8), "float32")
+    found = diagnose(model, x, y, batches=2, sample_weight=weights)
+    penalty = 0.1 * np.sum(kernel**2)
+    assert found.constants.best == pytest.approx(2 * best + penalty, rel=1e-4)
+    assert found.constants.zero == pytest.approx(2 * zero + penalty, rel=1e-4)
+
+
+def own_loss(y, outputs):
+    return keras.ops.mean(keras.ops.square(y - outputs), axis=-1)
+
+
+def test_what_was_not_checked_is_said():
+    model, x, y = sick.regression()
+    model.compile("adam", own_loss)
+    found = diagnose(model, x, y)
+    assert "Not checked: targets (the loss is own_loss); first loss" in str(found)
+    inputs = keras.Input((64,))
+    several = keras.Model(inputs, [model(inputs), model.layers[0](inputs)])
+    several.compile("adam", ["mse", "mse"])
+    found = diagnose(several, x, (y, np.zeros((len(x), 32))))
+    assert "the model has several outputs" in str(found)
+
+
+def test_nothing_says_what_was_checked_and_what_to_do_next():
+    text = str(diagnose(*sick.dense())).replace("\n ", "")
+    for part in [
+        "- nothing: ",
+        "10 classes",
+        "best constant",
+        "first update",
+        "-1 to 1",
+    ]:
+        assert part in text
+    assert "look at what this cannot see" in text
+
+
+def test_data_in_batches_is_checked_as_well():
+    model, x, _ = sick.dense()
+
+    def batches():
+        while True:
+            yield 255 * x[:32], np.zeros(32, "int32")
+
+    found = findings(model, batches(), None, batches=2)
+    assert {"input_scale", "constant_targets"} <= found.keys()
+    assert "all 64 labels" in found["constant_targets"].fact
+
+
+def test_a_loss_that_needs_targets_is_refused_without_them():
+    model, x, _ = sick.dense()
+    with pytest.raises(ValueError, match=r"needs targets.*Pass `y`.*y=None"):
+        diagnose(model, x)
+
+
+def test_a_model_that_adds_its_loss_needs_no_targets():
+    class Difference(layers.Layer):
+        def call(self, inputs):
+            self.add_loss(keras.ops.mean(keras.ops.square(inputs[0] - inputs[1])))
+            return inputs[1]
+
+    inputs = keras.Input((64,))
+    outputs = Difference()([inputs, layers.Dense(64)(inputs)])
+    model = keras.Model(inputs, outputs)
+    model.compile("adam")
+    found = diagnose(model, sick.DIGITS)
+    assert len(found.blocks) == 2
+
+
+def test_zero_weights_show_a_dash():
+    text = str(diagnose(*sick.dense()))
+    assert "–" in text
+    assert "nan" not in text
+
+
+@pytest.mark.parametrize(
+    ("layer", "gain", "activation"),
+    [(layers.LSTM, 6.0, "tanh"), (layers.SimpleRNN, 2.0, "relu")],
+)
+def test_an_exploding_recurrent_kernel_is_found(layer, gain, activation):
+    found = findings(*sick.recurrent(layer, gain, "sgd", activation))
+    assert "multiplies the state by up to" in found["exploding"].fact
+    assert "recurrent_kernel" in found["exploding"].fact
+    assert found["exploding"].advice.startswith("Initialize the recurrent kernel")
+    assert "ClippedSGD" in found["exploding"].advice
+    assert not found.keys() & {"input_scale", "target_scale", "noise"}
+    found = findings(*sick.recurrent(layer, 1.0, "sgd", activation))
+    assert "exploding" not in found
+
+
+def test_random_states_are_left_as_they_were():
+    import random
+
+    model, x, y = sick.dense(between=[lambda: layers.Dropout(0.5)])
+
+    def states():
+        drawn = [random.getstate(), str(np.random.get_state())]
+        if keras.backend.backend() == "torch":
+            import torch
+
+            drawn.append(torch.get_rng_state().tolist())
+        return drawn
+
+    before = states()
+    diagnose(model, x, y)
+    assert states() == before

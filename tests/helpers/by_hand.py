@@ -1,0 +1,87 @@
+"""A loop to compare `fit` with: gradients from NumPy, in closed form, normalized by
+the oracle and handed to a plain optimizer.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from helpers import oracle
+
+_rng = np.random.default_rng(0)
+X = _rng.normal(size=(12, 3)).astype("float32")
+Y = _rng.normal(size=(12, 4)).astype("float32")
+START = [_rng.normal(size=shape).astype("float32") for shape in [(3, 4), (4,)]]
+EPOCHS, BATCH = 3, 4
+
+
+def gradients(x, y, kernel, bias):
+    """Of the mean squared error of one linear layer."""
+    error = 2 * (x.astype("float64") @ kernel + bias - y) / y.size
+    return [x.T @ error, error.sum(axis=0)]
+
+
+def batches(size=BATCH):
+    return [(X[i : i + size], Y[i : i + size]) for i in range(0, len(X), size)]
+
+
+def rescaled(norm, gradient):
+    return norm(gradient) if callable(norm) else oracle.normalize(norm, gradient)
+
+
+def train(plain, norm="l2", size=BATCH, change=lambda grads, weights: grads):
+    variables = [keras.Variable(w) for w in START]
+    for _ in range(EPOCHS):
+        for x, y in batches(size):
+            weights = [ops.convert_to_numpy(v) for v in variables]
+            grads = change(gradients(x, y, *weights), weights)
+            grads = [np.asarray(rescaled(norm, g), "float32") for g in grads]
+            plain.apply([ops.convert_to_tensor(g) for g in grads], variables)
+    plain.finalize_variable_values(variables)
+    return [ops.convert_to_numpy(v) for v in variables]
+
+
+def descend(epochs, step, average=1):
+    """Takes from the weights, in float64, what a function makes of each gradient.
+
+    Args:
+        epochs: How many.
+        step: Function of the number of a weight and its gradient.
+        average: Over how many batches a gradient is the mean.
+    """
+    weights, seen = [w.astype("float64") for w in START], []
+    for _ in range(epochs):
+        for x, y in batches():
+            seen.append(gradients(x, y, *weights))
+            if len(seen) == average:
+                means = [np.mean(g, axis=0) for g in zip(*seen, strict=True)]
+                weights = [w - step(i, means[i]) for i, w in enumerate(weights)]
+                seen = []
+    return weights
+
+
+def make_model(optimizer, dense=None, **compile_arguments):
+    model = keras.Sequential([keras.Input((3,)), dense or keras.layers.Dense(4)])
+    model.set_weights(START)
+    model.compile(optimizer=optimizer, loss="mse", **compile_arguments)
+    return model
+
+
+def fit(model, **arguments):
+    arguments = {"batch_size": BATCH, "epochs": EPOCHS, "verbose": 0} | arguments
+    return model.fit(X, Y, shuffle=False, **arguments)
+
+
+def assert_same(actual, expected, rtol=2e-5, atol=2e-6):
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+
+
+def running_mean(rule, kept):
+    """The running mean of the norms so far, infinite until it is one to clip by."""
+    if len(kept) < rule.warmup:
+        return np.inf
+    mean = np.mean(kept[: rule.warmup])
+    for clipped in kept[rule.warmup :]:
+        mean = rule.decay * mean + (1 - rule.decay) * clipped
+    return mean

@@ -1,0 +1,91 @@
+"""Keras's own tests of its optimizers, with ours, and `norm=None`, in their place."""
+
+import importlib
+import unittest
+
+import keras
+import pytest
+
+import keras_normopt
+
+# The name of the base, and the module of the installed Keras that holds its tests.
+MODULES = {
+    "SGD": "sgd_test",
+    "Adam": "adam_test",
+    "AdamW": "adamw_test",
+    "RMSprop": "rmsprop_test",
+    "Adagrad": "adagrad_test",
+    "Adadelta": "adadelta_test",
+    "Adamax": "adamax_test",
+    "Nadam": "nadam_test",
+    "Ftrl": "ftrl_test",
+    "Lion": "lion_test",
+    "Adafactor": "adafactor_test",
+    "Lamb": "lamb_test",
+    "Muon": "muon_test",
+    "ScheduleFreeAdamW": "schedule_free_adamw_test",
+}
+
+
+def in_the_place_of(base, norm=None):
+    normalized = getattr(keras_normopt, f"Normalized{base.__name__}")
+    default = norm
+
+    @keras.saving.register_keras_serializable("keras_own_tests")
+    class InPlace(normalized):
+        def __init__(self, *args, norm=default, **kwargs):
+            super().__init__(*args, norm=norm, **kwargs)
+
+    return InPlace
+
+
+def from_keras(module):
+    return pytest.importorskip(
+        f"keras.src.optimizers.{module}",
+        reason="the oldest supported Keras comes without its tests",
+        exc_type=ModuleNotFoundError,
+    )
+
+
+def assert_all_pass(tests, at_least):
+    result = unittest.TestResult()
+    tests.run(result)
+    failures = [f"{case}\n{text}" for case, text in result.failures + result.errors]
+    assert not failures, "\n\n".join(failures)
+    assert result.testsRun - len(result.skipped) >= at_least
+
+
+@pytest.mark.filterwarnings("ignore")  # What Keras's tests warn of is theirs.
+@pytest.mark.parametrize("name", MODULES)
+def test_keras_s_tests_of_each_optimizer_pass(name, monkeypatch):
+    if not hasattr(keras.optimizers, name):
+        pytest.skip(f"this Keras has no {name}")
+    module = from_keras(MODULES[name])
+    replacement = in_the_place_of(getattr(keras.optimizers, name))
+    monkeypatch.setattr(module, name, replacement)
+    # The ones beside our class that compare it with others are theirs as well.
+    assert_all_pass(unittest.defaultTestLoader.loadTestsFromModule(module), 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("norm", [None, "l2", "std"])
+@pytest.mark.parametrize("test", ["test_sparse_gradients", "test_sparse_correctness"])
+def test_keras_s_tests_of_sparse_gradients_pass(norm, test, monkeypatch):
+    if not keras.src.backend.SUPPORTS_SPARSE_TENSORS:
+        pytest.skip("no sparse gradients on this backend")
+    if keras.backend.backend() == "jax" and test == "test_sparse_gradients" and norm:
+        pytest.skip("JAX's sparse arrays, which `fit` never makes, are made dense")
+    module = from_keras("optimizer_sparse_test")
+    for name in MODULES:
+        if hasattr(keras.src.optimizers, name):
+            replacement = in_the_place_of(getattr(keras.optimizers, name), norm)
+            monkeypatch.setattr(keras.src.optimizers, name, replacement)
+    module = importlib.reload(module)  # It makes its cases when it is imported.
+    names = [n for n in dir(module.OptimizerSparseTest) if n.startswith(test)]
+    tests = [module.OptimizerSparseTest(name) for name in names]
+    assert_all_pass(unittest.TestSuite(tests), 15)
+
+
+def test_the_list_is_whole():
+    ours = {c.__name__ for c in keras_normopt.optimizers.NORMALIZED.values()}
+    assert {f"Normalized{name}" for name in MODULES} >= ours
