@@ -1,5 +1,7 @@
 """That the advice of `diagnose` helps: each test trains a sick model, and the cured."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -63,8 +65,38 @@ def test_a_relu_rnn_needs_a_smaller_kernel():
     assert accuracy(make(1.0, optimizers.Adam(0.003)), seeds=[0]) > 0.45
 
 
+def decaying(optimizer, rate, epochs):
+    steps = epochs * math.ceil(len(sick.DIGITS) / 32)
+    return optimizer(optimizers.schedules.CosineDecay(rate, steps))
+
+
+def test_orthogonal_steps_train_deep_networks_without_normalization():
+    def found(optimizer, rate, seeds=(0, 1, 2)):
+        def make():
+            return sick.dense(30, "relu", decaying(optimizer, rate, 8))
+
+        return accuracy(make, 8, seeds)
+
+    diagnosis = kn.diagnose(*sick.dense(30, "relu", optimizers.SGD(0.01)))
+    [finding] = diagnosis.findings
+    assert finding.name == "vanishing"
+    assert "`OrthogonalSGD(0.01)`" in finding.advice
+    orthogonal = found(kn.OrthogonalSGD, 0.01)
+    assert orthogonal.min() > 0.95
+    assert orthogonal.min() > found(optimizers.Adam, 0.001).max() + 0.2
+    assert orthogonal.min() > found(kn.NormalizedSGD, 0.01).max() + 0.2
+
+
+def test_orthogonal_steps_train_eight_sigmoid_layers():
+    def make():
+        optimizer = decaying(kn.OrthogonalSGD, 0.03, 8)
+        return sick.dense(8, "sigmoid", optimizer)
+
+    assert accuracy(make, 8).min() > 0.95
+
+
 @pytest.mark.parametrize("depth", [12, 40])
-def test_batch_normalization_trains_many_sigmoids_and_nothing_else_does(depth):
+def test_batch_normalization_trains_many_sigmoids_and_normalizing_does_not(depth):
     for optimizer in [
         kn.NormalizedSGD(0.01, 0.9),
         kn.NormalizedAdam(0.001),
