@@ -145,37 +145,12 @@ def _over_batch_sizes(rows, judge, epoch):
 
 def _of_sizes(rows, judge, epoch, size):
     """Yields one figure of all rates: a line per size, a panel per optimizer."""
-    metric, x = results.reported(rows, judge).monitor, "initial_learning_rate"
-    last = _last(rows)
-    last = last.assign(optimizer=[results.name_of(row) for _, row in last.iterrows()])
-    last = last.assign(**{size: last["network"]})
-    limits = _limits(rows, judge.monitor) if judge.mode == "min" else None
-    last = _without_divergence(last, ["optimizer", size, x], metric)
-    looks = _looks(last[size], size, is_number=True)
-    grid = sns.relplot(
-        kind="line",
-        data=last,
-        x=x,
-        y=metric,
-        col="optimizer",
-        col_wrap=min(2, last["optimizer"].nunique()),
-        errorbar=("pi", 100),
-        err_style="bars",
-        facet_kws={"legend_out": False},
-        **_size(last["optimizer"].nunique()),
-        **looks,
-    )
-    ends, rates = (last[x].min() / 1.3, last[x].max() * 1.3), sorted(last[x].unique())
-    grid.set(xscale="log", xlim=ends, xlabel="initial learning rate")
-    grid.set(xticks=rates, xticklabels=[f"{rate:g}".lstrip("0") for rate in rates])
-    grid.set_titles("{col_name}")
-    grid.set_ylabels(_label(metric))
-    for key, axes in grid.axes_dict.items():
-        axes.minorticks_off()
-        _limit(axes, last[metric], limits)
-        found = last[last["optimizer"] == key]
-        _mark_exits(axes, found, x, metric, size, looks["palette"])
-    yield "sizes", _finished(grid, size, title=size)
+    metric, last = results.reported(rows, judge).monitor, _last(rows)
+    names = [results.name_of(row) for _, row in last.iterrows()]
+    last = last.assign(**{"optimizer": names, size: last["network"]})
+    limits = {metric: _limits(rows, judge.monitor)} if judge.mode == "min" else {}
+    grid = _over_rates(last, metric, limits, size, "optimizer", is_number=True)
+    yield "sizes", grid
 
 
 def _limits(rows, metric):
@@ -216,28 +191,39 @@ def _curves(rows, epoch, metric, line, panel, limits):
     return _finished(grid, line)
 
 
-def _over_rates(last, metric, limits):
+def _over_rates(last, metric, limits, line="optimizer", panel=None, is_number=False):
+    """Draws a metric over the learning rate, with a line for each value of a column."""
     x = "initial_learning_rate"
-    last = _without_divergence(last, ["optimizer", "rate"], metric)
-    looks = _looks(last["optimizer"], "optimizer")
+    if panel is None:
+        panel, last = "panel", last.assign(panel="")
+    last = _without_divergence(last, [line, panel, x], metric)
+    looks = _looks(last[line], line, is_number)
+    panels = last[panel].nunique()
     grid = sns.relplot(
         kind="line",
         data=last,
         x=x,
         y=metric,
+        col=panel,
+        col_wrap=min(2, panels),
         errorbar=("pi", 100),
         err_style="bars",
         facet_kws={"legend_out": False},
-        **_size(1),
+        **_size(panels),
         **looks,
     )
     # This leaves room for the rates that diverged.
-    ends = last[x].min() / 1.3, last[x].max() * 1.3
+    ends, rates = (last[x].min() / 1.3, last[x].max() * 1.3), sorted(last[x].unique())
     grid.set(xscale="log", xlim=ends, xlabel="initial learning rate")
+    grid.set(xticks=rates, xticklabels=[f"{rate:g}".lstrip("0") for rate in rates])
+    grid.set_titles("{col_name}")
     grid.set_ylabels(_label(metric))
-    _limit(grid.ax, last[metric], limits.get(metric))
-    _mark_exits(grid.ax, last, x, metric, "optimizer", looks["palette"])
-    return _finished(grid, "optimizer")
+    for key, axes in grid.axes_dict.items():
+        axes.minorticks_off()
+        _limit(axes, last[metric], limits.get(metric))
+        found = last[last[panel] == key]
+        _mark_exits(axes, found, x, metric, line, looks["palette"])
+    return _finished(grid, line, title=line if is_number else None)
 
 
 def _looks(labels, line, is_number=False):
