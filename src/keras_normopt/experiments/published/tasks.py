@@ -201,7 +201,7 @@ TASKS = {
         epochs=2,
         batch_size=[32],
         schedule="warmup",
-        datasets=("topics",),
+        datasets=("topics", "bible"),
         metrics=lambda: [BitsPerCharacter()],
         holds_out=True,
     ),
