@@ -148,8 +148,8 @@ def diagnose(
         )
         if not records.totals and probed.trainable_variables:
             raise ValueError(
-                "No gradient came to an optimizer of the model. If its `train_step` "
-                "makes steps in another way, pass the model that it trains, and its "
+                "No optimizer of the model received a gradient. If its `train_step` "
+                "updates weights without one, pass the model that it trains, and its "
                 f"loss. Received: model={model!r}"
             )
         found = _measured(probed, records, logs, y, compiled=model.compiled)

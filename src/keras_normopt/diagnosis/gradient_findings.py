@@ -19,6 +19,8 @@ GAIN = 1.5  # Of a recurrent kernel.
 NOISE = 1e-5  # Gradient of a bias over that of its kernel.
 SPIKE = 5  # A batch over the typical one.
 SHARE = 0.01  # Of the entries of a gradient.
+DEEP = 4  # Kernels.
+CONCENTRATED = 0.9  # The largest singular value of a gradient over its norm.
 
 # These ask for nothing, so a model that has no others is well.
 BENIGN = {"frozen", "noise"}
@@ -51,7 +53,8 @@ def findings(diagnosis, optimizer):
     found = [check(diagnosis, optimizer) for check in checks]
     found = [finding for finding in found if finding]
     if {finding.name for finding in found} <= BENIGN:
-        found.insert(0, _nothing(diagnosis))
+        hint = _low_rank(diagnosis, optimizer)
+        found = [_nothing(diagnosis), *([hint] if hint else []), *found]
     return tuple(found)
 
 
@@ -287,6 +290,28 @@ def _spikes(diagnosis, optimizer):
         f"`{clipping}` with `max_norm=RunningNorm()` clips such a step and leaves the "
         "others alone. A larger batch helps too.",
     )
+
+
+def _low_rank(diagnosis, optimizer):
+    values = [block.concentration for block in kernels(diagnosis.blocks)]
+    values = [value for value in values if math.isfinite(value)]
+    if len(values) < DEEP or np.median(values) < CONCENTRATED:
+        return None
+    if setup.is_trained(diagnosis) or _orthogonalizes(optimizer):
+        return None
+    return Finding(
+        "low_rank",
+        "The gradient of a typical kernel is close to rank 1: its largest singular "
+        f"value is {np.median(values):.2f} of its norm.",
+        "The steps of SGD and Adam move such a kernel mostly in one direction. "
+        "`OrthogonalSGD(0.01)` moves it equally far in all of them. Compare it with "
+        "your optimizer (`experiments.compare`).",
+    )
+
+
+def _orthogonalizes(optimizer):
+    direction = getattr(optimizer, "direction", None)
+    return direction is not None or type(optimizer).__name__ == "Muon"
 
 
 def _nothing(diagnosis):

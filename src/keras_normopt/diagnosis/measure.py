@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_normopt._backend import sparse
+from keras_normopt._blocks import axes
 from keras_normopt.diagnosis import baselines
 
 
@@ -35,6 +36,9 @@ class Block:
             unchanged.
         gain: The largest singular value of a recurrent kernel, or of any of its gates;
             NaN for other variables.
+        concentration: The largest singular value of the gradient over its l2 norm, 0 to
+            1; NaN if the variable is no matrix. 1 means a gradient of rank 1. If the
+            variable holds several matrices, this is their median.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Block:
     update: float = math.nan
     unmoved: float = 0.0
     gain: float = math.nan
+    concentration: float = math.nan
 
     @property
     def norm(self) -> float:
@@ -94,6 +99,7 @@ class Records:
         self.x = None
         self._variables = {}
         self._dtypes = {}
+        self._axes = {}
         self._measured = {}
 
     def receive_loss(self, x, y, y_pred, sample_weight):
@@ -119,7 +125,7 @@ class Records:
             for gradient, variable in pairs
             if not getattr(variable, "overwrite_with_gradient", False)
         ]
-        self._get_to_know([variable for _, variable in pairs])
+        self._get_to_know([variable for _, variable in pairs], optimizer)
         self.scale = scale
         norms, arrays = [], []
         for gradient, variable in pairs:
@@ -127,6 +133,9 @@ class Records:
             if gradient is not None:
                 array = _dense(gradient)
                 measured = _measure(array, self._dtypes[id(variable)], scale)
+                measured["concentration"] = _concentration(
+                    array, self._axes[id(variable)]
+                )
                 norms.append(measured["norms"])
                 array = array / scale
             self._measured[id(variable)].append(measured)
@@ -134,7 +143,7 @@ class Records:
         self.first.setdefault(id(optimizer), (optimizer, arrays))
         self.totals.append(math.hypot(*norms))
 
-    def _get_to_know(self, variables):
+    def _get_to_know(self, variables, optimizer):
         new = [v for v in variables if id(v) not in self._variables]
         if not new:
             return
@@ -143,7 +152,10 @@ class Records:
             for layer in self.model._flatten_layers()
             for variable in layer._trainable_variables
         }
-        for variable in new:
+        paths = [variable.path for variable in new]
+        found, _ = axes.find(new, paths, getattr(optimizer, "axes", None))
+        for variable, its_axes in zip(new, found, strict=True):
+            self._axes[id(variable)] = its_axes
             self._variables[id(variable)] = variable
             self._dtypes[id(variable)] = computed.get(id(variable), variable.dtype)
             self._measured[id(variable)] = []
@@ -164,7 +176,7 @@ class Records:
         steps = [measured for measured in all_steps if measured]
         shares = {
             name: float(np.mean([measured[name] for measured in steps]))
-            for name in ("zeros", "underflow", "not_finite")
+            for name in ("zeros", "underflow", "not_finite", "concentration")
             if steps
         }
         weights = array_of(variable).astype("float64")
@@ -193,9 +205,9 @@ def _dense(gradient):
         return np.array(array_of(sparse.densify(gradient)))
     except Exception as error:  # Backends raise different errors on traced values.
         raise ValueError(
-            "The model computes its gradients in a compiled function, where they "
-            "cannot be seen. Take `tf.function` or `jax.jit` off its `train_step` to "
-            "diagnose it."
+            "The model computes its gradients in a compiled function, where "
+            "`diagnose` cannot read them. Remove `tf.function` or `jax.jit` from its "
+            "`train_step`."
         ) from error
 
 
@@ -210,6 +222,32 @@ def _measure(gradient, dtype, scale):
         "underflow": int(np.sum((entries > 0) & (entries < tiny))) / max(some, 1),
         "not_finite": 1 - np.isfinite(entries).mean(),
     }
+
+
+def _concentration(gradient, its_axes):
+    """Returns the median over matrices of the largest singular value over the norm."""
+    if its_axes.role != "kernel" or not np.isfinite(gradient).all():
+        return math.nan
+    matrices = its_axes.to_matrices(ops.convert_to_tensor(gradient[None]))
+    found = [_largest_share(matrix) for matrix in ops.convert_to_numpy(matrices)]
+    return float(np.median(found))
+
+
+def _largest_share(matrix, iterations=20):
+    """Returns the largest singular value over the l2 norm, by power iteration.
+
+    A singular value decomposition of a kernel of 4096 x 4096 would take a minute.
+    """
+    matrix = matrix.astype("float64")
+    norm = np.linalg.norm(matrix)
+    if not norm:
+        return math.nan
+    matrix = matrix / norm
+    vector = matrix[np.argmax(np.linalg.norm(matrix, axis=1))]
+    for _ in range(iterations):
+        vector = matrix.T @ (matrix @ vector)
+        vector /= np.linalg.norm(vector)
+    return float(np.linalg.norm(matrix @ vector))
 
 
 def _gain(path, weights):
