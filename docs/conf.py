@@ -1,9 +1,14 @@
 """How Sphinx builds the site: `nox -s docs`."""
 
 import inspect
+import os
+import pathlib
 import re
 
 from docutils import nodes
+from PIL import Image  # Matplotlib has it.
+from sphinx import addnodes
+from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
 import keras_normopt
@@ -18,15 +23,30 @@ extensions = [
     "matplotlib.sphinxext.plot_directive",
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinxext.opengraph",
 ]
-exclude_patterns = ["_build"]  # It holds a copy of the notebook, with outputs.
+# The first holds a copy of the notebook, with outputs. The second is part of a page.
+exclude_patterns = ["_build", "results/map.md"]
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_static_path = ["static"]
 html_css_files = ["pages.css"]
-myst_enable_extensions = ["substitution"]
+html_favicon = "static/icon.svg"
+# The address of the site, which previews need. Without it, links are relative.
+html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
+ogp_site_url = html_baseurl
+ogp_site_name = project
+ogp_image = "_images/demo.png"
+ogp_image_alt = "Accuracy of five optimizers on 30 layers: OrthogonalSGD is best."
+ogp_social_cards = {"enable": False}
+ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
+myst_enable_extensions = ["dollarmath", "substitution"]
+# A price or a variable of a shell is no formula.
+myst_dmath_allow_digits = myst_dmath_allow_space = False
 myst_heading_anchors = 3
 # The notebook is kept without outputs; the site shows those of this build.
 nb_execution_mode = "force"
@@ -58,6 +78,8 @@ myst_substitutions = {
     "clipped": table(CLIPPED),
 }
 
+# In inches: text of wider figures is too small to be read on a phone.
+WIDE = 5
 MODULES = ("callbacks", "directions", "experiments", "norms", "optimizers")
 MODULES += ("step_sizes", "testing")
 
@@ -86,10 +108,93 @@ def shorten(app, what, name, obj, options, lines):
             ]
 
 
-def enlarge_on_click(app, doctree):
-    """Sphinx links an image to its file if it has a scale, which no Markdown gives."""
+def prepare_figures(app, doctree):
+    """Links each figure to its file, and lets wide ones scroll on a phone."""
     for image in doctree.findall(nodes.image):
-        image["scale"] = 100
+        image["scale"] = 100  # Sphinx links images that have a scale.
+        path = app.srcdir / image["uri"]
+        is_wide = path.suffix == ".png" and path.exists() and inches(path) > WIDE
+        if is_wide and isinstance(image.parent, nodes.paragraph | nodes.figure):
+            image.parent["classes"].append("wide-figure")
+
+
+def inches(path):
+    """Returns the width of a PNG file whose text has the usual size."""
+    with Image.open(path) as picture:
+        return picture.width / picture.info.get("dpi", (100, 100))[0]
+
+
+def show_formulas(app, doctree):
+    """Sets blocks of update rules, such as `g ← g / norm(g)`, as formulas."""
+    for block in list(doctree.findall(nodes.literal_block)):
+        lines = block.astext().strip().splitlines() or [""]
+        if all("←" in line for line in lines):
+            source = " \\\\\n".join(latex(line) for line in lines)
+            if len(lines) == 1:
+                source = source.replace("&", "")  # There is nothing to align.
+            block.replace_self(
+                nodes.math_block(source, source, number=None, label=None)
+            )
+
+
+def latex(formula):
+    """Translates a formula of the docstrings."""
+    formula = re.sub(r"\s*,?\s+where ", r",\\quad \\text{where } ", formula)
+    signs = {
+        "←": r"&\leftarrow",
+        "·": r"\cdot",
+        "−": "-",
+        "‖": r"\Vert ",
+        "ᵀ": r"^\top",
+    }
+    signs |= {"²": "^2", "₂": "_2"}
+    formula = "".join(signs.get(sign, sign) for sign in formula)
+
+    def name(found):
+        word = found[0].replace("_", r"\_")
+        return rf"\operatorname{{{word}}}" if found[1] else rf"\mathit{{{word}}}"
+
+    # Names, but no commands of LaTeX, and no letter with an index.
+    word = r"(?<![\\\w{])[a-z][a-z]+(?:_[a-z]+)*(?=(\()?)(?![\w}])"
+    return re.sub(word, name, formula)
+
+
+def write_llms_txt(app, error):
+    """Writes `llms.txt`, a list of all pages for language models (llmstxt.org).
+
+    Raises:
+        ExtensionError: If a page is neither in the sidebar nor an orphan.
+    """
+    if error or app.builder.format != "html":
+        return
+    env, root = app.env, app.config.root_doc
+    lines = [f"# {project}", "", f"> {summary(env.get_doctree(root))}"]
+    listed = set()
+    for tree in env.get_doctree(root).findall(addnodes.toctree):
+        lines += ["", f"## {tree['caption']}", ""]
+        for title, page in tree["entries"]:
+            page = root if page == "self" else page
+            listed.add(page)
+            link = html_baseurl + app.builder.get_target_uri(page)
+            lines.append(f"- [{title}]({link}): {summary(env.get_doctree(page))}")
+    # Pages that others link to, instead of the sidebar, say so.
+    others = sorted(page for page in env.metadata if "orphan" in env.metadata[page])
+    lines += ["", "## Optional", ""]
+    for page in others:
+        link = html_baseurl + app.builder.get_target_uri(page)
+        lines.append(f"- [{env.titles[page].astext()}]({link})")
+    if missing := env.found_docs - listed - set(others):
+        raise ExtensionError(f"Not in the sidebar, and so not in llms.txt: {missing}")
+    pathlib.Path(app.outdir, "llms.txt").write_text("\n".join(lines) + "\n")
+
+
+def summary(doctree):
+    """Returns the first two sentences of a page."""
+    for paragraph in doctree.findall(nodes.paragraph):
+        text = " ".join(paragraph.astext().split())
+        if text:
+            return " ".join(re.split(r"(?<=[.?!])\s+(?=[A-Z`])", text)[:2])
+    return ""
 
 
 def check_all_is_documented(app, env):
@@ -118,5 +223,7 @@ def _resolved(name):
 def setup(app):
     app.connect("autodoc-process-docstring", translate)
     app.connect("autodoc-process-docstring", shorten)
-    app.connect("doctree-read", enlarge_on_click)
+    app.connect("doctree-read", prepare_figures)
+    app.connect("doctree-read", show_formulas)
     app.connect("env-check-consistency", check_all_is_documented)
+    app.connect("build-finished", write_llms_txt)

@@ -80,8 +80,8 @@ def test_ratios_are_of_errors_to_the_best_one(tmp_path):
     assert table["is_at_end"].tolist() == [False, False, False, True]
     words = overview.markdown(table.reset_index()).splitlines()[-1]
     assert words == (
-        "| batches, digits, 2x64 | adam 0.1 | normalized_sgd (apply_to=update) 2 |  | "
-        "sgd 3; lion 8* |"
+        "| 2 layers of 64, digits: batches of 32 | Adam: 0.1 | "
+        "NormalizedSGD, of the update: 2 |  | SGD: 3; Lion: 8* |"
     )
 
 
@@ -92,7 +92,7 @@ def test_a_diverged_method_has_an_infinite_ratio(tmp_path):
     table = overview.read(tmp_path).set_index("method")
     found = table["ratio"].to_dict()
     assert found == pytest.approx({"sgd": 1, "adam": 3 / (3.5 / 3), "lion": np.inf})
-    assert "lion ∞" in overview.markdown(table.reset_index())
+    assert "Lion: ∞" in overview.markdown(table.reset_index())
 
 
 def test_tasks_that_allow_no_ratio_are_left_out(tmp_path):
@@ -106,7 +106,7 @@ def test_tasks_that_allow_no_ratio_are_left_out(tmp_path):
     kept = [("sgd", 0.1, seeds(0.1, 0.2, 0.3)), ("adam", 0.1, seeds(0.1, 0.2, 0.3))]
     write(tmp_path / "kept", kept, task="mlp", network="mlp", fraction=0.1)
     overview.write(tmp_path)
-    assert (tmp_path / "map.png").exists()
+    assert [path.name for path in tmp_path.glob("*.png")] == ["map-networks.png"]
     assert set(overview.read(tmp_path)["task"]) == {"mlp, digits (10%)"}
 
 
@@ -123,18 +123,105 @@ def test_the_command_map_writes_a_table_and_figures(tmp_path, capsys):
     pd.read_csv(path, keep_default_na=False).to_csv(path.with_suffix(".csv.gz"))
     path.unlink()
     assert main(["map", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "map.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "map-others.png").read_bytes().startswith(PNG)
     table = pd.read_csv(tmp_path / "map.csv")
     assert len(table) == 9
     lines = (tmp_path / "map.md").read_text().splitlines()
     tasks = [line.split(" |")[0] for line in lines]
-    names = ["a, digits, 2x64", "b, digits, 2x64, batches of 32"]
-    names += ["b, digits, 2x64, batches of 100", "c, digits, 2x64"]
-    assert tasks[2:] == [f"| {name}" for name in names]
+    assert tasks[2:] == [
+        "| a, 2 layers of 64, digits",
+        "| b, 2 layers of 64, digits, batches of 32",
+        "| b, 2 layers of 64, digits, batches of 100",
+        "| c, 2 layers of 64, digits",
+    ]
     assert [picture.parent.name for picture in tmp_path.glob("*/*.png")] == ["b"]
     assert (tmp_path / "b/batch_sizes.png").read_bytes().startswith(PNG)
     told = refused(capsys, f"map --out {tmp_path / 'a'}")
     assert f"directories with a results.csv in {tmp_path / 'a'}" in told
+
+
+def test_each_group_of_tasks_has_a_figure_with_all_its_methods(tmp_path, monkeypatch):
+    one, other = seeds(0.7, 0.8, 0.9), seeds(0.5, 0.6, 0.7)
+    runs = [("adam", 0.1, one), ("sgd", 0.1, other)]
+    for task, dataset, network in [
+        ("spiked_labels", "digits", "2x64"),
+        ("no_spikes", "digits", "2x64"),
+        ("large_batches", "mnist", "2x64"),
+        ("rnn", "digits", "plain_pixels"),
+        ("cnn", "cifar10", "cnn"),
+        ("transformer", "bible", "transformer"),
+        ("plain_width", "digits", "64"),
+    ]:
+        changes = {"task": task, "dataset": dataset, "network": network}
+        write(tmp_path / task, runs, **changes)
+    # Rows that were added later make a row of the figure, even of one task only.
+    write(
+        tmp_path / "no_spikes",
+        [*runs, ("orthogonal_sgd", 0.01, one)],
+        task="no_spikes",
+    )
+    drawn = {}
+    make_figure = overview._figure
+
+    def spy(table):
+        figure = make_figure(table)
+        [axes], [title] = figure.axes, figure.texts
+        labels = axes.get_yticklabels(), axes.get_xticklabels()
+        drawn[title.get_text()] = tuple([t.get_text() for t in ts] for ts in labels)
+        # Text outside the figure would be cut off.
+        figure.canvas.draw()
+        for text in [title, *labels[0], *labels[1]]:
+            box = text.get_window_extent()
+            assert figure.bbox.x0 <= box.x0, text
+            assert box.x1 <= figure.bbox.x1, text
+        return figure
+
+    monkeypatch.setattr(overview, "_figure", spy)
+    overview.write(tmp_path)
+    two = ["SGD", "Adam"]
+    recurrent = "Recurrent, convolutional or with batch normalization"
+    assert drawn == {
+        recurrent: (two, ["CNN, CIFAR-10", "RNN, digits"]),
+        "Transformer of width 64, Bible: batches of": (two, ["32"]),
+        "2 layers of 64, digits: spikes in": (
+            ["SGD", "OrthogonalSGD", "Adam"],
+            ["nothing", "labels"],
+        ),
+        "2 layers of 64, MNIST: batches of": (two, ["32"]),
+        "12 layers, digits: width": (two, ["64"]),
+    }
+    assert sorted(path.stem for path in tmp_path.glob("*.png")) == [
+        "map-large_batches-mnist-2x64",
+        "map-networks",
+        "map-plain_width-digits",
+        "map-spikes-digits-2x64",
+        "map-transformer-bible",
+    ]
+    first, *_ = (tmp_path / "map.md").read_text().splitlines()[2:]
+    assert first.startswith("| convolutional network, CIFAR-10 | Adam: 0.2 |")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sgd", "SGD"),
+        ("rmsprop", "RMSprop"),
+        ("normalized_sgd (apply_to=update)", "NormalizedSGD, of the update"),
+        ("normalized_adam (per global)", "NormalizedAdam, one norm"),
+        ("sgd (global_clipnorm=0.1)", "SGD, clipped at 0.1"),
+        ("muon (exclude_layers=[classes])", "Muon"),
+        ("clipped_adam (max_norm=RunningNorm())", "ClippedAdam, AdaGC"),
+        (
+            "clipped_sgd (max_norm=WeightNorm(0.01, minimum=0.001), per unit)",
+            "ClippedSGD, AGC",
+        ),
+        ("normalized_sgd (step_size=weight_norm, per layer)", "LARS"),
+        ("orthogonal_sgd (momentum=0.8)", "OrthogonalSGD, momentum=0.8"),
+        ("mine (a=1)", "mine (a=1)"),
+    ],
+)
+def test_methods_have_names_in_words(name, words):
+    assert overview.method_name(name) == words
 
 
 def test_each_batch_size_has_its_rows_and_one_figure(tmp_path, capsys):
@@ -203,17 +290,17 @@ def test_test_data_of_ones_own_are_reported_on(tmp_path):
     assert "test" not in compare(None).summary
     # Runs that were tried on other data are others.
     compare((x, y), tmp_path)
-    assert len(compare((x, y + 100), tmp_path).found.rows) == 12
+    assert len(compare((x, y + 100), tmp_path).results.rows) == 12
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("adam(0.1)", "it has arguments without names"),
-        ("adam(beta=", "is written as normalized_adam"),
-        ("clipped_adam(max_norm=Running())", "unknown: Running; known: Gradient"),
-        ("adam(beta_1=-x)", "(not a value: -x)"),
-        ("adam(beta_1={**x})", "is written as normalized_adam"),
+        ("adam(0.1)", "each option must have a name"),
+        ("adam(beta=", "with options as normalized_adam"),
+        ("clipped_adam(max_norm=Running())", "Running is not one of GradientC"),
+        ("adam(beta_1=-x)", "(-x is not a value)"),
+        ("adam(beta_1={**x})", "with options as normalized_adam"),
         ("normalized_sgd(direction=sign, norm=l2)", "so `norm` must be None. Received"),
         ("adam(beta=0.8)", "The options of adam are wrong: "),
         ("normalized_adam(scope=all)", "The options of normalized_adam are wrong: "),
@@ -268,8 +355,9 @@ def test_options_within_options():
 
 def shown_commands():
     """Those of the pages on results, as lists of arguments."""
-    for page in ("results", "evidence", "which"):
-        text = (ROOT / f"docs/{page}.md").read_text()
+    pages = [ROOT / f"docs/{page}.md" for page in ("results", "evidence", "which")]
+    for page in [*pages, *sorted(ROOT.glob("docs/results/*.md"))]:
+        text = page.read_text()
         for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 _, found, arguments = line.partition("-m keras_normopt.experiments ")
