@@ -4,17 +4,17 @@ import hypothesis
 import keras
 import pytest
 
-# So that a failed assertion in a helper shows its values, too.
+# Failed assertions in helpers show their values, too.
 pytest.register_assert_rewrite("helpers")
 
-# No test opens a window.
+# Matplotlib opens no windows.
 os.environ.setdefault("MPLBACKEND", "agg")
 
 hypothesis.settings.register_profile(
     "ci",
-    # Enough to find what a change breaks. The nightly job asks for 3,000.
+    # Enough to find most faults. The nightly job uses 3,000.
     max_examples=30,
-    # The first call on a shape compiles, and machines that run the tests are shared.
+    # The first call for a shape compiles, and test machines are shared.
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
     print_blob=True,
@@ -30,10 +30,10 @@ def pytest_addoption(parser):
     parser.addoption(
         "--plain",
         action="store_true",
-        help="leave out what is there for speed alone: every other test must pass",
+        help="turn off code that only saves time: all tests of results must pass",
     )
     parser.addoption(
-        "--nightly", action="store_true", help="run the tests that take minutes as well"
+        "--nightly", action="store_true", help="also run the tests that take minutes"
     )
 
 
@@ -51,7 +51,7 @@ def _seed():
 
 @pytest.fixture
 def custom_norms():
-    """Registered norms are global; a test that adds some leaves none behind."""
+    """Removes the norms that a test registers. The registry is global."""
     from keras_normopt.norms import _registry
 
     before = dict(_registry._registered)
@@ -62,7 +62,7 @@ def custom_norms():
 
 @pytest.fixture
 def float64():
-    """Lets JAX compute in float64, as the other backends always do."""
+    """Lets JAX compute in float64. The other backends always do."""
     if keras.backend.backend() != "jax":
         yield
         return
@@ -73,13 +73,13 @@ def float64():
 
 
 if keras.backend.backend() == "jax":
-    # For variables on two devices. As below, devices cannot be added later.
+    # Some tests put variables on two devices. JAX cannot add devices later.
     import jax
 
     jax.config.update("jax_num_cpu_devices", 2)
 
 if keras.backend.backend() == "tensorflow":
-    # For the tests of replicas. Devices cannot be added once TensorFlow is in use.
+    # Replicas need two devices. TensorFlow cannot add devices after its first use.
     import tensorflow as tf
 
     tf.config.set_logical_device_configuration(
@@ -90,23 +90,23 @@ if keras.backend.backend() == "tensorflow":
 
 @pytest.fixture(scope="session")
 def strategy():
-    """Two replicas, one strategy: TensorFlow mixes up the collectives of several."""
+    """Returns one strategy for all tests. TensorFlow mixes collectives of several."""
     if keras.backend.backend() != "tensorflow":
-        pytest.skip("TensorFlow's replicas are threads")
+        pytest.skip("only replicas of TensorFlow are threads")
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if config.getoption("plain") and item.get_closest_marker("speed"):
-            item.add_marker(pytest.mark.skip(reason="asks for speed"))
+            item.add_marker(pytest.mark.skip(reason="tests speed"))
         if item.get_closest_marker("nightly") and not config.getoption("nightly"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: --nightly runs it"))
     if keras.backend.backend() != "tensorflow" or keras.version() != "3.12.0":
         return
     for item in items:
         if item.get_closest_marker("every_base") and "NormalizedMuon" in item.name:
-            # It asks TensorFlow's variables for a path.
+            # Muon reads `path` of TensorFlow's own variables, which have none.
             reason = "Muon of Keras 3.12.0 fails on TensorFlow"
             item.add_marker(
                 pytest.mark.xfail(raises=AttributeError, strict=True, reason=reason)

@@ -1,7 +1,7 @@
-"""Changes the core in one place at a time, and asks whether the tests notice.
+"""Changes the core in one place at a time, and checks that a test fails.
 
-Draws mutants of cosmic-ray with a seed, each of another place, and tests every one in a
-copy of the tree. Those that no test notices are printed as a diff.
+Draws mutants of cosmic-ray with a seed, each from another place. Tests every mutant in
+a copy of the tree. Prints a diff of each mutant that no test detects.
 """
 
 import argparse
@@ -19,22 +19,22 @@ from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "src/keras_normopt"
-# The folders that a gradient goes through, and files in them that it does not.
+# The folders whose code handles gradients, and files in them that do not.
 CORE = ["_backend", "norms", "_blocks", "_transforms", "_optimizer"]
 NOT_CORE = ["docstrings", "arguments", "track_norms", "types"]
-# `x | y` is of types here, and nothing shifts bits.
+# Here, `|` only joins types, and no code shifts bits.
 NOT_NUMERIC = r"core/ReplaceBinaryOperator_.*(Bit|Shift|MatMul)"
-# Tests of other modules, and of processes that import the installed package.
+# Tests of other modules, and tests in processes that import the installed package.
 LEFT_OUT = ["experiments", "backend/test_devices.py"]
 LEFT_OUT += [f"package/test_{name}.py" for name in ("demo", "examples", "guide")]
 LEFT_OUT += [f"package/test_{name}.py" for name in ("install", "plotting", "search")]
 
 
 def draw(sessions, number, seed):
-    """Leaves `number` mutants to do, each in one of the sessions."""
+    """Leaves `number` mutants to test, each in one of the sessions."""
     with contextlib.ExitStack() as stack:
         databases = [stack.enter_context(use_db(s, WorkDB.Mode.open)) for s in sessions]
-        # By place, so that a line with many operators is not drawn more often.
+        # Draws places, so that a line with many operators is not more likely.
         places = {}
         for item in databases[0].pending_work_items:
             [mutation] = item.mutations
@@ -44,11 +44,11 @@ def draw(sessions, number, seed):
         drawn = rng.sample(sorted(places), number)
         drawn = [_key(rng.choice(sorted(places[p], key=_key))) for p in drawn]
         for part, database in enumerate(databases):
-            mine = set(drawn[part :: len(databases)])
+            own = set(drawn[part :: len(databases)])
             left_out = [
                 item.job_id
                 for item in database.pending_work_items
-                if _key(item.mutations[0]) not in mine
+                if _key(item.mutations[0]) not in own
             ]
             skipped = WorkResult(worker_outcome=WorkerOutcome.SKIPPED)
             database.set_multiple_results(left_out, skipped)
@@ -69,7 +69,7 @@ def copy_tree(directory):
 
 
 def prepare(directory, pytest_arguments):
-    """Makes a copy of the tree with a session of cosmic-ray; returns its path."""
+    """Copies the tree and starts a session of cosmic-ray. Returns its database."""
     copy_tree(directory)
     command = f"{sys.executable} -m pytest -x -q -n 0 -p no:cacheprovider "
     config = {
@@ -94,7 +94,7 @@ def prepare(directory, pytest_arguments):
 
 
 def report(sessions):
-    """Prints each mutant that survived; returns (survived, tested)."""
+    """Prints each mutant that survived. Returns the numbers of survived and tested."""
     outcomes = []
     for session in sessions:
         with use_db(session, WorkDB.Mode.open) as database:
@@ -110,11 +110,18 @@ def report(sessions):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("directory", type=pathlib.Path, help="for copies of the tree, and results")
-    add("--number", type=int, default=100, help="of mutants; default: %(default)s")
+    add(
+        "directory", type=pathlib.Path, help="folder for copies of the tree and results"
+    )
+    add(
+        "--number",
+        type=int,
+        default=100,
+        help="number of mutants; default: %(default)s",
+    )
     add("--seed", type=int, default=0)
     add("--processes", type=int, default=2)
-    add("pytest", nargs="*", help="arguments of pytest, after --")
+    add("pytest", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_intermixed_args()
     tests = options.pytest or [f"--ignore=tests/{path}" for path in LEFT_OUT]
     parts = [options.directory.absolute() / str(n) for n in range(options.processes)]
@@ -132,7 +139,7 @@ def main():
     if any(statuses):
         sys.exit("cosmic-ray failed")
     survived, tested = report(sessions)
-    print(f"{tested - survived} of {tested} mutants were noticed.")
+    print(f"{tested - survived} of {tested} mutants were detected.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Checks that sentences are short: at most 25 words, in docstrings, comments and pages.
 
 `python tests/plain_english.py PATH...` prints each longer sentence, and fails if there
-is one. Of a page it also checks that lines have at most 120 characters.
+is one. In pages, it also checks that lines have at most 120 characters.
 """
 
 import ast
@@ -12,16 +12,16 @@ import sys
 import tokenize
 
 WORDS, LINE = 25, 120
-# Abbreviations whose dot ends no sentence.
+# Abbreviations whose dot does not end a sentence.
 ABBREVIATION = re.compile(r"\b(e\.g|i\.e|etc|cf|vs|et al|Fig|Eq)\.")
-# What starts a paragraph of its own: an item, a heading, a row, an entry of `Args`.
+# Lines that start a new paragraph: an item, a heading, a row, an entry of `Args`.
 NEW = re.compile(
     r"\s*([-*+]|\d+\.)\s|\s*\||\s*#|\s*>>>|\s*\.\. |\s*\w[\w, *`.]*:(\s|$)"
 )
 
 
 def long_sentences(text):
-    """Yields the sentences of a text that have more words than allowed."""
+    """Yields the sentences of a text that have too many words."""
     for paragraph in paragraphs(text):
         for sentence in sentences(paragraph):
             if len(words(sentence)) > WORDS:
@@ -29,7 +29,7 @@ def long_sentences(text):
 
 
 def paragraphs(text):
-    """Splits a text at empty lines and where an item, a row or an entry begins."""
+    """Splits a text at empty lines and before each item, row or entry."""
     lines: list[str] = []
     for line in [*text.splitlines(), ""]:
         if (not line.strip() or NEW.match(line)) and lines:
@@ -40,13 +40,13 @@ def paragraphs(text):
 
 
 def sentences(paragraph):
-    """Splits a paragraph after dots, colons, question marks and cells of a table."""
+    """Splits a paragraph after dots, colons, question marks and table cells."""
     text = ABBREVIATION.sub(lambda match: match[0][:-1], paragraph)
     return re.split(r"(?<=[.:;?!])[)*\"”]*\s+|\s*\|\s*", text)
 
 
 def words(sentence):
-    """Returns the words of a sentence. Code, formulas and links count as one each."""
+    """Returns the words of a sentence. Code, formulas and links count as one word."""
     text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", sentence)
     text = re.sub(r"``.*?``|`[^`]*`", "code", text)
     text = re.sub(r"\([^()\s]*\)", "", text)
@@ -54,7 +54,7 @@ def words(sentence):
 
 
 def of_page(text):
-    """Yields line numbers and problems of a Markdown page."""
+    """Yields the line number and text of each problem in a Markdown page."""
     prose = re.sub(
         r"^( *)(```|~~~).*?^\1\2 *$",
         lambda match: "\n" * match[0].count("\n"),
@@ -66,13 +66,13 @@ def of_page(text):
             yield number, f"{len(line)} characters: {line.strip()[:60]}…"
     for sentence in long_sentences(prose):
         start = sentence.split()[:3]
-        found = re.search(r"\s+".join(map(re.escape, start)), prose)
-        number = prose.count("\n", 0, found.start()) + 1 if found else 1
+        match = re.search(r"\s+".join(map(re.escape, start)), prose)
+        number = prose.count("\n", 0, match.start()) + 1 if match else 1
         yield number, f"{len(words(sentence))} words: {sentence}"
 
 
 def of_module(source):
-    """Yields line numbers and problems of the docstrings and comments of a module."""
+    """Yields the line number and text of each problem in docstrings and comments."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(
             node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -87,7 +87,7 @@ def of_module(source):
 
 
 def without_code(docstring):
-    """Leaves out examples, formulas and literal blocks of a docstring."""
+    """Removes examples and formulas from a docstring."""
     lines = docstring.splitlines()
     kept = [
         "" if re.match(r"\s*(>>>|\.\.\. |\.\.\.$)", line) or "←" in line else line
@@ -97,7 +97,7 @@ def without_code(docstring):
 
 
 def comments(source):
-    """Yields line numbers and texts of comments. Those of adjacent lines are one."""
+    """Yields line numbers and texts of comments. Joins comments on adjacent lines."""
     texts: list[str] = []
     start = last = column = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -117,7 +117,7 @@ def comments(source):
 
 
 def main(paths):
-    """Prints the problems of all files. Returns how many there are."""
+    """Prints the problems of all files, and returns their number."""
     count = 0
     for path in paths:
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]

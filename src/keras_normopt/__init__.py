@@ -15,9 +15,9 @@ except ModuleNotFoundError as error:
     if error.name not in ("jax", "tensorflow", "torch"):
         raise
     raise ModuleNotFoundError(
-        f"Keras is set to the backend {error.name}, which is not installed: "
-        f'pip install "keras_normopt[{error.name}]", or set the environment variable '
-        "KERAS_BACKEND to one that is (jax, tensorflow or torch)",
+        f"Keras uses the backend {error.name}, which is not installed. Run "
+        f'`pip install "keras_normopt[{error.name}]"`, or set the environment variable '
+        "KERAS_BACKEND to an installed backend (jax, tensorflow or torch)",
         name=error.name,
     ) from error
 from keras_normopt import _earlier_names  # noqa: F401  (It adds modules.)

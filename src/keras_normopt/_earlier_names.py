@@ -11,7 +11,7 @@ from keras_normopt.norms import _registry
 _MODULES: dict[str, dict[str, Any]] = {
     "clipping": {"Clipping": clipped.ClippedMixin},
     "factory": {
-        "_made": factory._made,
+        "_made": factory._optimizer_class,
         "clipped": factory.clipped,
         "normalized": factory.normalized,
     },

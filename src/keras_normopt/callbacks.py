@@ -102,11 +102,11 @@ class GradientNorms(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         held = named_optimizers(self.model)
         if not any(map(tracking_optimizers, held.values())):
-            found = [f"model.{name} = {_described(o)}" for name, o in held.items()]
+            found = [f"model.{name} = {_describe(o)}" for name, o in held.items()]
             raise ValueError(
                 "GradientNorms needs an optimizer that keeps the norms of its "
-                f"gradients. Received: {', '.join(found) or 'a model without any'}. "
-                f"{_way_out(*next(iter(held.items()), (None, None)))}"
+                f"gradients. Received: {', '.join(found) or 'no optimizer'}. "
+                f"{_advice(*next(iter(held.items()), (None, None)))}"
             )
         # Keras gives a callback no access to the others. Look for lists with it.
         lists = [h for h in gc.get_referrers(self) if isinstance(h, list)]
@@ -121,10 +121,10 @@ class GradientNorms(keras.callbacks.Callback):
         readers = {type(c).__name__ for c in itertools.chain(*before) if _reads_logs(c)}
         if readers:
             *some, last = sorted(readers)
-            names = f"{', '.join(some)} and {last} stand" if some else f"{last} stands"
+            names = f"{', '.join(some)} and {last}" if some else last
             warnings.warn(
-                f"{names} before GradientNorms in the list of callbacks, and will not "
-                "see the norms of gradients. Put GradientNorms first.",
+                f"GradientNorms comes after {names} in the list of callbacks. Put it "
+                f"first, or {names} will not see the norms of gradients.",
                 stacklevel=2,
             )
 
@@ -137,12 +137,12 @@ class GradientNorms(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.frequency != "epoch" and (batch + 1) % self.frequency == 0:
-            means, largest = self._take()
+            means, largest = self._collect()
             if logs is not None:
                 logs.update(means | largest)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._take()
+        self._collect()
         counts = self._counts
         means = {
             k: s / counts[k] if counts[k] else np.nan for k, s in self._sums.items()
@@ -157,7 +157,7 @@ class GradientNorms(keras.callbacks.Callback):
         self._totals.update(_MEAN + list(names.values())[-1] for _, names in trackers)
         return trackers
 
-    def _take(self):
+    def _collect(self):
         """Returns means and maxima since the last call. Adds them to the epoch's."""
         means: dict[str, float] = {}
         largest: dict[str, float] = {}
@@ -183,29 +183,29 @@ class GradientNorms(keras.callbacks.Callback):
 
 def _means(tracker):
     """Returns triples: prefix in the logs, number of steps, and means by block."""
-    kept = tracker.statistics
+    statistics = tracker.statistics
     prefixes = {
         "gradients": _MEAN,
         "weights": "weight_norm/",
         "updates": "update_norm/",
         "ratios": "update_ratio/",
     }
-    found = [(prefixes[name], one.count, one.mean) for name, one in kept.items()]
+    found = [(prefixes[name], one.count, one.mean) for name, one in statistics.items()]
     found += [("clipped/", tracker.count, tracker.clipped)]
     found += [("skipped/", tracker.count, tracker.skipped)]
     return found
 
 
-def _described(optimizer):
+def _describe(optimizer):
     name = type(optimizer).__name__
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return f"{name} around {_described(optimizer.inner_optimizer)}"
+        return f"{name} around {_describe(optimizer.inner_optimizer)}"
     if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
-        return f"{name} of {', '.join(map(_described, optimizer.optimizers))}"
+        return f"{name} of {', '.join(map(_describe, optimizer.optimizers))}"
     return name
 
 
-def _way_out(attribute, optimizer):
+def _advice(attribute, optimizer):
     if optimizer is None:
         return (
             "Compile the model with an optimizer that is made with `track_norms=True`, "
@@ -214,16 +214,16 @@ def _way_out(attribute, optimizer):
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         attribute = f"{attribute}.inner_optimizer"
         return (
-            f"{_way_out(attribute, optimizer.inner_optimizer)} Then "
+            f"{_advice(attribute, optimizer.inner_optimizer)} Then "
             f"`model.{attribute}.gradient_norms` has the norms of the last step."
         )
     if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
-        return _way_out(attribute, optimizer.optimizers[0])
+        return _advice(attribute, optimizer.optimizers[0])
     name = type(optimizer).__name__
     if hasattr(optimizer, "track_norms"):
-        return f"Make it as `{name}(..., track_norms=True)`."
+        return f"Use `{name}(..., track_norms=True)`."
     return (
-        f"To watch a plain {name}, make it as `keras_normopt."
+        f"To keep the norms of a plain {name}, use `keras_normopt."
         f"{spelled(optimizer)}(..., norm=None, track_norms=True)`."
     )
 

@@ -56,7 +56,7 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
     """
 
     def __new__(cls, optimizer: Any, normalization: Any = "l2") -> Any:
-        return _converted(optimizer, normalized, normalization)
+        return _convert(optimizer, normalized, normalization)
 
     @staticmethod
     def set_normalization_function(name: str, function: Callable[[Any], Any]) -> None:
@@ -137,7 +137,7 @@ class ClippedOptimizer(abc.ABC):  # noqa: B024
     def __new__(
         cls, optimizer: Any, normalization: Any = "l2", clipnorm: float = 1.0
     ) -> Any:
-        return _converted(optimizer, clipped, normalization, max_norm=clipnorm)
+        return _convert(optimizer, clipped, normalization, max_norm=clipnorm)
 
     set_normalization_function = NormalizedOptimizer.set_normalization_function
     get_normalization_functions = NormalizedOptimizer.get_normalization_functions
@@ -147,7 +147,7 @@ NormalizedOptimizer.register(NormalizedMixin)
 ClippedOptimizer.register(ClippedMixin)
 
 
-def _converted(optimizer, factory, norm, **options):
+def _convert(optimizer, factory, norm, **options):
     original = keras.optimizers.get(optimizer)
     if original is None:
         raise ValueError(
@@ -157,7 +157,7 @@ def _converted(optimizer, factory, norm, **options):
     cls = factory(type(original))
     config = _hyperparameters(original) | {"norm": norm} | options
     result = cls.from_config(config)
-    _carry_over(original, result)
+    _copy_state(original, result)
     return result
 
 
@@ -172,7 +172,7 @@ def _hyperparameters(original):
     return stand_in.get_config() | {"learning_rate": learning_rate}
 
 
-def _carry_over(original, result):
+def _copy_state(original, result):
     for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
         if hasattr(original, name):
             setattr(result, name, getattr(original, name))

@@ -13,7 +13,7 @@ from keras_normopt._optimizer.clipped import ClippedMixin
 from keras_normopt._optimizer.mixin import OptimizerMixin
 from keras_normopt._optimizer.model_optimizers import inner_optimizers
 from keras_normopt._transforms.config import schedule_of
-from keras_normopt.norms._user_norms import describe as name_of
+from keras_normopt.norms._user_norms import function_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +96,10 @@ def describe(model: keras.Model) -> Description:
     optimizer = getattr(model, "optimizer", None)
     if not model.trainable_variables:
         raise ValueError(
-            "The model has no trainable variables. Build it, or call it on data, first."
+            "The model has no trainable variables. First build it, or call it on data."
         )
     if optimizer is not None and not optimizer.built:
-        optimizer = _copied(optimizer)
+        optimizer = _copy(optimizer)
         optimizer.build(model.trainable_variables)
     own = [o for o in inner_optimizers(optimizer) if isinstance(o, OptimizerMixin)]
     # A `MultiOptimizer` does not build an optimizer that gets no variables.
@@ -113,13 +113,13 @@ def describe(model: keras.Model) -> Description:
     return Description([_title(o) for o in own], steps)
 
 
-def _copied(optimizer):
+def _copy(optimizer):
     try:
         return copy.deepcopy(optimizer)
     except ValueError as error:
         raise ValueError(
             f"`describe` cannot copy this {type(optimizer).__name__}, which is not "
-            f"built yet: {error} Or build it before: "
+            f"built yet: {error} Or build it first: "
             "`model.optimizer.build(model.trainable_variables)`."
         ) from error
 
@@ -136,37 +136,41 @@ def _steps_of(optimizer):
     axes = optimizer._variable_axes
     if axes is None:
         axes, _ = find(variables, paths, optimizer.axes)
-    for number, (variable, path, creators, of_variable) in enumerate(
+    for number, (variable, path, creators, variable_axes) in enumerate(
         zip(variables, paths, layers.creators(variables), axes, strict=True)
     ):
         shape = tuple(variable.shape)
         layer = type(creators[0]).__name__ if creators else ""
-        step, length, why = _what(optimizer, number, of_variable, shape)
+        step, length, why = _step_of(optimizer, number, variable_axes, shape)
         rate = str(optimizer._multipliers.get(number, 1))
-        yield Step(path, shape, layer, str(of_variable), step, length, rate, why)
+        yield Step(path, shape, layer, str(variable_axes), step, length, rate, why)
 
 
-def _what(optimizer, number, axes, shape) -> tuple[str, str, str]:
+def _step_of(optimizer, number, axes, shape) -> tuple[str, str, str]:
     """Returns the step of one variable, its length and the reason."""
     if optimizer._blocks.excluded[number]:
         return "raw", "", "matches `exclude`"
-    if optimizer._blocks.of[number] is None:
+    if optimizer._blocks.block_of[number] is None:
         return "raw", "", "its gradient overwrites it"
     direction: Any = getattr(optimizer, "direction", None)
     if direction is not None:
-        found = optimizer._directions[number]
-        if found is None:
+        variable_direction = optimizer._directions[number]
+        if variable_direction is None:
             return "raw", "", f"{axes.role}: the direction does not change it"
         if 0 in shape:
-            return found.name, "", "no entries"
-        length = f"{found.unit} of {found.length(axes, shape):.3g}"
+            return variable_direction.name, "", "no entries"
+        length = (
+            f"{variable_direction.unit} of {variable_direction.length(axes, shape):.3g}"
+        )
         guessed = ", axes guessed" if number in optimizer._guessed else ""
-        return found.name, length, f"{axes.role}{guessed}"
+        return variable_direction.name, length, f"{axes.role}{guessed}"
     if optimizer.norm is None:
         step = "centralized" if optimizer.centralize else "raw"
         return step, "", "norm=None"
     name = (
-        optimizer.norm if isinstance(optimizer.norm, str) else name_of(optimizer.norm)
+        optimizer.norm
+        if isinstance(optimizer.norm, str)
+        else function_name(optimizer.norm)
     )
     if isinstance(optimizer, ClippedMixin):
         schedule = schedule_of(optimizer.max_norm)

@@ -3,9 +3,9 @@
 Example:
     >>> import keras_normopt
     >>> from keras_normopt import directions
-    >>> optimizer = keras_normopt.NormalizedSGD(
-    ...     0.01, momentum=0.9, direction=directions.Orthogonal(scale="operator")
-    ... )
+    >>> direction = directions.Orthogonal(scale="operator")
+    >>> keras_normopt.NormalizedSGD(momentum=0.9, direction=direction)
+    NormalizedSGD(momentum=0.9, direction=Orthogonal(scale='operator'))
 """
 
 from keras_normopt._transforms.orthogonal import Orthogonal

@@ -73,6 +73,8 @@ def plot_gradient_norms(
         >>> import keras_normopt
         >>> history = {"grad_norm/dense/kernel": [3.0, 0.2], "loss": [1.0, 0.5]}
         >>> ax = keras_normopt.plot_gradient_norms(history)
+        >>> [label.get_text() for label in ax.get_yticklabels() if label.get_text()]
+        ['dense/kernel']
     """
     import matplotlib.pyplot as plt
 
@@ -83,7 +85,7 @@ def plot_gradient_norms(
         )
     blocks, totals = _select(history, PREFIXES[statistic], exclude)
     values = np.array([*blocks.values(), *totals.values()], "float64")
-    norm = _scale(values)
+    norm = _color_scale(values)
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     image = _draw(ax, blocks, norm)
@@ -97,7 +99,7 @@ def plot_gradient_norms(
         strip.set_xticks([])
         strip.set_yticks(range(len(totals)), list(totals))
         strip.yaxis.tick_right()  # On the left they would meet the first block's label.
-    _explain(ax, values)
+    _add_legend(ax, values)
     if ax.figure.get_layout_engine() is None:
         _make_room(ax)
     return ax
@@ -109,7 +111,7 @@ def _select(history, prefix, exclude):
     norms = {k.removeprefix(prefix): v for k, v in logs.items() if k.startswith(prefix)}
     if not norms:
         raise ValueError(
-            f"There are no such norms in the history, only {sorted(logs)}. Train with "
+            f"The history has no {prefix!r} norms, only {sorted(logs)}. Train with "
             f"`track_norms={'True' if prefix.startswith('grad') else repr('all')}` and "
             "the callback `GradientNorms`."
         )
@@ -125,13 +127,13 @@ def _select(history, prefix, exclude):
     }
     if not blocks:
         raise ValueError(
-            "`exclude` leaves no block to draw; `exclude=()` draws all. "
+            "`exclude` excludes all blocks. Pass `exclude=()` to draw all. "
             f"Received: exclude={exclude!r}, for the blocks {reprlib.repr(list(norms))}"
         )
     return blocks, totals
 
 
-def _scale(values):
+def _color_scale(values):
     from matplotlib.colors import LogNorm
 
     shown = values[np.isfinite(values) & (values > 0)]
@@ -156,13 +158,13 @@ def _draw(ax, rows, norm):
     )
     ax.patch.set(**NOT_FINITE)  # It is visible where there is no colour.
     ax.tick_params(labelsize="small")
-    names = _short(list(rows))
-    _thin(ax.xaxis, epochs + 1, str)
-    _thin(ax.yaxis, count, names.__getitem__)
+    names = _shorten(list(rows))
+    _label_integers(ax.xaxis, epochs + 1, str)
+    _label_integers(ax.yaxis, count, names.__getitem__)
     return image
 
 
-def _thin(axis, count, label):
+def _label_integers(axis, count, label):
     """Labels as many of the integers below `count` as fit."""
     from matplotlib.ticker import MaxNLocator
 
@@ -177,25 +179,25 @@ def _thin(axis, count, label):
     axis.set_major_formatter(lambda x, _: label(int(x)) if x in range(count) else "")
 
 
-def _short(names):
+def _shorten(names):
     """Returns the names without the parts that all of them begin or end with.
 
     Names that are still long lose their middle.
     """
     parts = [name.split("/") for name in names]
-    first, last = _equal(parts), _equal([p[::-1] for p in parts])
+    first, last = _count_common(parts), _count_common([p[::-1] for p in parts])
     short = ["/".join(p[first : len(p) - last]) for p in parts]
     short = short if all(short) else names
     return [n if len(n) <= 30 else f"{n[:14]}…{n[-15:]}" for n in short]
 
 
-def _equal(lists):
+def _count_common(lists):
     """Returns how many first items the lists have in common."""
     items = zip(*lists, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda i: len(set(i)) == 1, items))
 
 
-def _explain(ax, values):
+def _add_legend(ax, values):
     """Adds a legend for norms off the scale, below the label of the epochs."""
     from matplotlib.patches import Patch
 

@@ -7,9 +7,9 @@ is inside the momentum, as in LARS.
 Example:
     >>> import keras_normopt
     >>> from keras_normopt import step_sizes
-    >>> lars = keras_normopt.NormalizedSGD(
-    ...     0.1, momentum=0.9, step_size=step_sizes.WeightNorm(coefficient=0.1)
-    ... )
+    >>> step_size = step_sizes.WeightNorm(coefficient=0.1)
+    >>> keras_normopt.NormalizedSGD(momentum=0.9, step_size=step_size)  # LARS
+    NormalizedSGD(momentum=0.9, step_size=WeightNorm(coefficient=0.1))
 """
 
 from keras_normopt._transforms.step_sizes import GradientCorrelation, WeightNorm

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt.norms._user_norms import describe
+from keras_normopt.norms._user_norms import function_name
 
 __all__ = ["check_norm"]
 
@@ -54,7 +54,7 @@ def check_norm(function: Callable[[Any], Any], *, max_examples: int = 100) -> No
         ...     lambda g: ops.sum(ops.square(g))
         ... )  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-        AssertionError: <lambda> is no norm to normalize by: ...
+        AssertionError: <lambda> breaks the rules for norms: ...
     """
     try:
         import hypothesis
@@ -101,10 +101,12 @@ def check_norm(function: Callable[[Any], Any], *, max_examples: int = 100) -> No
         failure = _search(hypothesis, check, function, strategies, max_examples)
         if failure:
             name = check.__name__.removeprefix("_is_").replace("_", " ")
-            failures.append(f"- not {name}: {failure}")
+            name = name.replace("non ", "non-")
+            failures.append(f"- It must be {name}, but {failure}.")
     if failures:
         raise AssertionError(
-            f"{describe(function)} is no norm to normalize by:\n" + "\n".join(failures)
+            f"{function_name(function)} breaks the rules for norms:\n"
+            + "\n".join(failures)
         )
 
 
@@ -137,75 +139,80 @@ class _ViolationError(AssertionError):
     pass
 
 
-def _value(function, gradient):
+def _norm_of(function, gradient):
     result = ops.convert_to_tensor(function(ops.convert_to_tensor(gradient)))
     return ops.convert_to_numpy(result)
 
 
-def _number(function, gradient):
+def _norm_as_float(function, gradient):
     """Returns the norm as a float. Another check rejects what is not a scalar."""
-    return float(np.max(_value(function, gradient)))
+    return float(np.max(_norm_of(function, gradient)))
 
 
 def _is_scalar(function, gradient):
-    value = _value(function, gradient)
+    value = _norm_of(function, gradient)
     if value.shape != () or not np.issubdtype(value.dtype, np.floating):
         raise _ViolationError(
-            f"of {_shown(gradient)} it is a tensor of shape {value.shape} and dtype "
-            f"{value.dtype}, not one floating-point number"
+            f"for {_format(gradient)} it returns a tensor of shape {value.shape} and "
+            f"dtype {value.dtype}, not one floating-point number"
         )
 
 
 def _is_non_negative(function, gradient):
-    value = _value(function, gradient)
+    value = _norm_of(function, gradient)
     if not np.all(value >= 0):
-        raise _ViolationError(f"of {_shown(gradient)} it is {value}")
+        raise _ViolationError(f"for {_format(gradient)} it returns {value}")
 
 
 def _is_zero_only_at_zero(function, gradient):
-    value = _number(function, gradient)
+    value = _norm_as_float(function, gradient)
     if (value == 0) == bool(np.any(gradient)):
-        raise _ViolationError(f"of {_shown(gradient)} it is {value}")
+        raise _ViolationError(f"for {_format(gradient)} it returns {value}")
 
 
 def _is_homogeneous(function, gradient, factor, negative):
     factor = -factor if negative else factor
-    value, scaled = _number(function, gradient), _number(function, factor * gradient)
+    value, scaled = (
+        _norm_as_float(function, gradient),
+        _norm_as_float(function, factor * gradient),
+    )
     if not math.isclose(scaled, abs(factor) * value, rel_tol=_RTOL, abs_tol=1e-30):
         raise _ViolationError(
-            f"of {_shown(gradient)} it is {value}, and of {factor} times that it is "
-            f"{scaled} instead of {abs(factor) * value}"
+            f"for {_format(gradient)} it returns {value}, and for {factor} times this "
+            f"gradient it returns {scaled} instead of {abs(factor) * value}"
         )
 
 
 def _is_finite(function, gradient):
-    value = _value(function, gradient)
+    value = _norm_of(function, gradient)
     if not np.all(np.isfinite(value)) or not np.all(value):
         raise _ViolationError(
-            f"of {_shown(gradient)} it is {value}: scale by the largest entry first, "
-            "as `norm(g) = m * norm(g / m)`"
+            f"for {_format(gradient)} it returns {value}. First divide by the largest "
+            "magnitude m, as in `norm(g) = m * norm(g / m)`"
         )
 
 
 def _is_repeatable(function, gradient):
-    first, second = _value(function, gradient), _value(function, gradient)
+    first, second = _norm_of(function, gradient), _norm_of(function, gradient)
     if not np.array_equal(first, second, equal_nan=True):
-        raise _ViolationError(f"of {_shown(gradient)} it is {first}, and then {second}")
+        raise _ViolationError(
+            f"for {_format(gradient)} it returns {first}, and then {second}"
+        )
 
 
 def _is_traceable(function, gradient):
-    eager = _value(function, gradient)
+    eager = _norm_of(function, gradient)
     traced = ops.convert_to_numpy(
-        _traced(function, gradient.shape)(ops.convert_to_tensor(gradient))
+        _compile(function, gradient.shape)(ops.convert_to_tensor(gradient))
     )
     if not np.allclose(traced, eager, rtol=_RTOL, atol=1e-30, equal_nan=True):
         raise _ViolationError(
-            f"of {_shown(gradient)} it is {eager}, and {traced} when compiled"
+            f"for {_format(gradient)} it returns {eager}, but {traced} if compiled"
         )
 
 
 @functools.lru_cache(maxsize=len(_SHAPES))
-def _traced(function, shape):
+def _compile(function, shape):
     if keras.backend.backend() == "jax":
         import jax
 
@@ -219,5 +226,5 @@ def _traced(function, shape):
     return lambda gradient: torch.func.vmap(function)(gradient[None])[0]
 
 
-def _shown(gradient):
+def _format(gradient):
     return np.array2string(gradient, separator=", ").replace("\n", "")

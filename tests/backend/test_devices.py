@@ -1,4 +1,4 @@
-"""On several devices training is what it is on one, given the same global batch."""
+"""Training on several devices equals training on one with the same global batch."""
 
 import functools
 import json
@@ -49,19 +49,19 @@ def free_ports(number):
 @pytest.fixture(scope="module", params=["data", "model"])
 def sharded(request, tmp_path_factory):
     if BACKEND != "jax":
-        pytest.skip("keras.distribution is for JAX")
+        pytest.skip("keras.distribution needs JAX")
     path = tmp_path_factory.mktemp("jax") / "weights.npz"
     finish(start(SCRIPTS / "jax_sharding.py", request.param, path))
     return path
 
 
 @pytest.mark.parametrize("case", training.CASES, ids="-".join)
-def test_keras_distribution_trains_as_one_device(sharded, case):
+def test_keras_distribution_trains_like_one_device(sharded, case):
     assert_equal_to_one_device(read(sharded, case), case)
 
 
 @pytest.mark.parametrize("case", training.CASES, ids="-".join)
-def test_mirrored_strategy_trains_as_one_device(strategy, case):
+def test_mirrored_strategy_trains_like_one_device(strategy, case):
     with strategy.scope():
         model = training.fit(case, jit_compile=False)
     assert_equal_to_one_device(training.outcome(model, model.optimizer), case)
@@ -70,7 +70,7 @@ def test_mirrored_strategy_trains_as_one_device(strategy, case):
 @pytest.fixture(scope="module")
 def from_two_workers(tmp_path_factory):
     if BACKEND != "tensorflow":
-        pytest.skip("TensorFlow's strategy")
+        pytest.skip("needs TensorFlow")
     path = tmp_path_factory.mktemp("tensorflow") / "weights.npz"
     script = SCRIPTS / "tensorflow_workers.py"
     finish(*[start(script, path, TF_CONFIG=config) for config in tf_configs()])
@@ -86,21 +86,21 @@ def tf_configs():
 
 
 @pytest.mark.parametrize("case", training.CASES, ids="-".join)
-def test_multi_worker_mirrored_strategy_trains_as_one_device(from_two_workers, case):
+def test_multi_worker_mirrored_strategy_trains_like_one_device(from_two_workers, case):
     assert_equal_to_one_device(read(from_two_workers, case), case)
 
 
 @pytest.fixture(scope="module")
 def from_data_parallel(tmp_path_factory):
     if BACKEND != "torch":
-        pytest.skip("PyTorch's data parallelism")
+        pytest.skip("needs PyTorch")
     path = tmp_path_factory.mktemp("torch") / "weights.npz"
     finish(start(*TORCHRUN, SCRIPTS / "torch_workers.py", path, OMP_NUM_THREADS="1"))
     return path
 
 
 @pytest.mark.parametrize("case", training.CASES, ids="-".join)
-def test_distributed_data_parallel_trains_as_one_device(from_data_parallel, case):
+def test_distributed_data_parallel_trains_like_one_device(from_data_parallel, case):
     assert_equal_to_one_device(read(from_data_parallel, case), case)
 
 
@@ -121,26 +121,26 @@ def assert_trained(printed, devices):
     assert float(after) < 0.9 * float(before)
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="the guide to JAX")
+@pytest.mark.skipif(BACKEND != "jax", reason="the guide for JAX")
 def test_the_guide_to_keras_distribution_trains(tmp_path):
     (printed,) = finish(start(program(0, tmp_path)))
     assert_trained(printed, 4)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="the guide to TensorFlow")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the guide for TensorFlow")
 def test_the_guide_to_mirrored_strategy_trains(tmp_path):
     (printed,) = finish(start(program(1, tmp_path)))
     assert_trained(printed, 2)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="the guide to TensorFlow")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the guide for TensorFlow")
 def test_the_guide_to_multi_worker_mirrored_strategy_trains(tmp_path):
     path = program(2, tmp_path)
     printed = finish(*[start(path, TF_CONFIG=config) for config in tf_configs()])
     assert_trained(printed[0], 2)
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="the guide to PyTorch")
+@pytest.mark.skipif(BACKEND != "torch", reason="the guide for PyTorch")
 def test_the_guide_to_distributed_data_parallel_trains(tmp_path):
     (printed,) = finish(start(*TORCHRUN, program(3, tmp_path), OMP_NUM_THREADS="1"))
     assert_trained(printed, 2)

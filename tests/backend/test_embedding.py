@@ -1,4 +1,4 @@
-"""The gradient of an embedding, sparse on TensorFlow, with indices that repeat."""
+"""Gradients of embeddings, with repeated indices. TensorFlow makes them sparse."""
 
 import itertools
 
@@ -19,7 +19,7 @@ TABLE = np.linspace(-1, 1, 12).reshape(6, 2).astype("float32")
 
 
 def dense_gradient():
-    """Of the mean squared error of the sum over tokens of their rows."""
+    """Returns the gradient of the loss with respect to the table, from NumPy."""
     error = TABLE[TOKENS].sum(axis=1) - TARGETS
     gradient = np.zeros_like(TABLE)
     np.add.at(gradient, TOKENS, 2 * error[:, None, :] / error.size)
@@ -40,7 +40,7 @@ def sum_tokens(rows):
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
-# A base sees a normalized gradient, sparse or not, whatever the norm was.
+# One base for each norm is enough: a base receives only normalized gradients.
 @pytest.mark.parametrize(
     ("norm", "base"),
     [*zip(oracle.NORMS, itertools.cycle(["SGD", "Adam", "RMSprop"]))],
@@ -60,16 +60,14 @@ def test_a_sparse_step_equals_the_dense_one(base, norm, run_eagerly):
 
 
 @pytest.mark.parametrize("norm", oracle.NORMS)
-def test_untouched_rows_stay_where_they_are(norm):
+def test_rows_without_a_gradient_do_not_change(norm):
     model = make_model(keras_normopt.NormalizedSGD(0.5, norm=norm))
     model.train_on_batch(TOKENS, TARGETS)
     untouched = [2, 3, 5]
     np.testing.assert_array_equal(model.get_weights()[0][untouched], TABLE[untouched])
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="only there is it sparse"
-)
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="needs TensorFlow")
 @pytest.mark.parametrize("compiled", ["eager", "graph", "xla"])
 def test_a_normalized_gradient_stays_sparse(compiled, monkeypatch):
     import tensorflow as tf
@@ -102,15 +100,15 @@ def test_a_normalized_gradient_stays_sparse(compiled, monkeypatch):
 
 
 KERNEL = np.array([[0.3, -2.0], [0.0, 1.0]])
-# Indices that repeat, one for each row, and none.
+# Indices with repetitions, one index for each row, and no indices.
 ROWS = {"some": [1, 4, 1], "every": [5, 4, 3, 2, 1, 0], "none": []}
 
 
 @pytest.fixture
 def never_dense(monkeypatch):
-    """Fails where a sparse gradient is made dense."""
+    """Fails if the package makes a sparse gradient dense."""
     if keras.backend.backend() != "tensorflow":
-        pytest.skip("only there is it sparse")
+        pytest.skip("needs sparse gradients of TensorFlow")
     densify = sparse.densify
 
     def refuse(gradient):
@@ -146,7 +144,7 @@ def steps_of(optimizer, slices):
     return [-v.numpy() for v in variables]
 
 
-# Every norm with each scope and each kind of rows, and not all three at once.
+# Each norm meets each scope and each kind of rows, but not every pair of them.
 CASES = [
     (norm, scope, list(ROWS)[(i + j) % 3])
     for i, norm in enumerate(oracle.NORMS)
@@ -155,20 +153,20 @@ CASES = [
 
 
 @pytest.mark.parametrize(("norm", "scope", "rows"), CASES)
-def test_norms_never_make_it_dense(never_dense, norm, scope, rows):
+def test_norms_never_make_a_sparse_gradient_dense(never_dense, norm, scope, rows):
     slices, dense = sparse_and_dense(ROWS[rows])
-    moved = steps_of(keras_normopt.NormalizedSGD(1.0, norm=norm, scope=scope), slices)
+    steps = steps_of(keras_normopt.NormalizedSGD(1.0, norm=norm, scope=scope), slices)
     normalize = oracle.normalize_units if scope == "unit" else oracle.normalize
     expected = [normalize(norm, g) for g in (dense, KERNEL)]
     if scope == "global":
         size = oracle.norm(norm, np.concatenate([dense.ravel(), KERNEL.ravel()]))
         expected = [dense / size, KERNEL / size]
-    for a, b in zip(moved, expected, strict=True):
+    for a, b in zip(steps, expected, strict=True):
         np.testing.assert_allclose(a, b.astype("float32"), rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["max", "min_max", "std"])
-def test_a_gradient_without_rows_has_the_norm_0(never_dense, norm):
+def test_a_sparse_gradient_without_rows_has_norm_0(never_dense, norm):
     optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, track_norms=True)
     steps_of(optimizer, sparse_and_dense([])[0])
     table, _, total = optimizer.gradient_norms.values()
@@ -180,17 +178,19 @@ def test_a_gradient_without_rows_has_the_norm_0(never_dense, norm):
 @pytest.mark.parametrize(
     "max_norm", [0.1, keras_normopt.RunningNorm(1.0, warmup=1)], ids=str
 )
-def test_clipping_and_tracking_never_make_it_dense(never_dense, max_norm, apply_to):
+def test_clipping_and_tracking_never_make_a_sparse_gradient_dense(
+    never_dense, max_norm, apply_to
+):
     slices, dense = sparse_and_dense(ROWS["some"])
     optimizer = keras_normopt.ClippedSGD(
         1.0, max_norm=max_norm, apply_to=apply_to, track_norms=True
     )
-    moved, _ = steps_of(optimizer, slices)
+    step, _ = steps_of(optimizer, slices)
     size = np.linalg.norm(dense)
-    length = 0.1 if max_norm == 0.1 else size  # During its warm-up, nothing is clipped.
-    np.testing.assert_allclose(moved, dense / size * length, rtol=2e-5, atol=1e-7)
-    first, _, total = optimizer.gradient_norms.values()
-    assert first == pytest.approx(size, rel=1e-5)
+    length = 0.1 if max_norm == 0.1 else size  # Warm-up does not clip.
+    np.testing.assert_allclose(step, dense / size * length, rtol=2e-5, atol=1e-7)
+    table, _, total = optimizer.gradient_norms.values()
+    assert table == pytest.approx(size, rel=1e-5)
     assert total == pytest.approx(np.hypot(size, np.linalg.norm(KERNEL)), rel=1e-5)
 
 
@@ -209,7 +209,7 @@ def test_replicas_sum_sparse_gradients_before_they_normalize(norm, strategy):
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="JAX's sparse arrays")
 @pytest.mark.parametrize("norm", ["l2", "std", "min_max"])
-def test_sparse_arrays_of_jax_are_normalized(norm):
+def test_jax_sparse_arrays_are_normalized(norm):
     from jax.experimental.sparse import BCOO
 
     dense = dense_gradient()
@@ -223,7 +223,7 @@ def test_sparse_arrays_of_jax_are_normalized(norm):
     )
 
 
-# As an embedding, the table has rows. As a kernel it has six inputs.
+# These axes make the table a kernel with six inputs.
 AS_KERNEL = ((0,), (1,))
 SIGN, ROOT = np.sign, np.sqrt(2)
 
@@ -248,15 +248,15 @@ def unit_rows(gradient):
     ("rows", "apply_to"),
     [("some", "gradient"), ("every", "update"), ("none", "update")],
 )
-def test_directions_of_rows_never_make_it_dense(
+def test_row_wise_directions_never_make_a_sparse_gradient_dense(
     never_dense, direction, axes, expected, rows, apply_to
 ):
     slices, dense = sparse_and_dense(ROWS[rows])
     optimizer = keras_normopt.NormalizedSGD(
         1.0, direction={".*": direction}, axes={".*": axes}, apply_to=apply_to
     )
-    moved, _ = steps_of(optimizer, slices)
-    np.testing.assert_allclose(moved, expected(dense), rtol=2e-5, atol=1e-6)
+    step, _ = steps_of(optimizer, slices)
+    np.testing.assert_allclose(step, expected(dense), rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -270,27 +270,25 @@ def test_directions_of_rows_never_make_it_dense(
     ids=["orthogonal", "rows of a kernel", "rows of a vector", "sign of a kernel"],
 )
 @pytest.mark.parametrize("run_eagerly", [False, True])
-def test_other_directions_take_the_whole_table(direction, axes, expected, run_eagerly):
+def test_other_directions_use_the_whole_table(direction, axes, expected, run_eagerly):
     optimizer = keras_normopt.NormalizedSGD(
         0.5, direction=direction, axes={"embeddings": axes}
     )
     model = make_model(optimizer, run_eagerly=run_eagerly)
     model.train_on_batch(TOKENS, TARGETS)
-    moved = model.get_weights()[0] - TABLE
-    np.testing.assert_allclose(moved, -0.5 * expected(dense_gradient()), atol=1e-5)
+    step = model.get_weights()[0] - TABLE
+    np.testing.assert_allclose(step, -0.5 * expected(dense_gradient()), atol=1e-5)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="only there is it sparse"
-)
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="needs TensorFlow")
 @pytest.mark.parametrize("direction", ["sign", "rows"])
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
-def test_directions_of_rows_allocate_nothing_of_the_size_of_the_table(
+def test_row_wise_directions_allocate_nothing_as_large_as_the_table(
     direction, apply_to
 ):
     import tensorflow as tf
 
-    size = 9973  # No other number in the step.
+    size = 9973  # No other array of the step has this size.
     table = keras.Variable(np.zeros((size, 2)), name="embeddings")
     optimizer = keras_normopt.NormalizedSGD(direction=direction, apply_to=apply_to)
     optimizer.build([table])

@@ -1,4 +1,4 @@
-"""Variables that lie on two devices step as they do on one, on JAX without `jit`."""
+"""Eager JAX makes the same steps for variables on two devices as on one."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ import jax
 
 pytestmark = pytest.mark.newest_keras
 
-nightly = pytest.mark.nightly  # Eager JAX compiles each call of each shape.
+nightly = pytest.mark.nightly  # Eager JAX compiles each call for each shape.
 CLASSES = {
     cls.__name__: cls for cls in (keras_normopt.NormalizedSGD, keras_normopt.ClippedSGD)
 }
@@ -29,7 +29,7 @@ def put(value, number):
 
 
 def train(cls, arguments, devices):
-    """Every other variable on each device. Returns weights, and what is tracked."""
+    """Trains variables that alternate between devices. Returns weights and norms."""
     optimizer = CLASSES[cls](0.1, momentum=0.9, track_norms=True, **arguments)
     variables = make_variables()
     for i, variable in enumerate(variables):
@@ -39,8 +39,8 @@ def train(cls, arguments, devices):
         gradients = make_gradients(seed=seed).values()
         gradients = [put(g, i % devices) for i, g in enumerate(gradients)]
         optimizer.apply(gradients, variables)
-    where = [v.value.devices() for v in variables]
-    assert where == [{jax.devices()[i % devices]} for i in range(len(variables))]
+    used = [v.value.devices() for v in variables]
+    assert used == [{jax.devices()[i % devices]} for i in range(len(variables))]
     tracker = optimizer.norm_tracker
     tracked = [tracker.last, tracker.mean, tracker.clipped]
     return [ops.convert_to_numpy(v) for v in variables], tracked
@@ -75,7 +75,7 @@ def train(cls, arguments, devices):
         ("ClippedSGD", {"max_norm": WeightNorm(0.01), "apply_to": "update"}),
     ],
 )
-def test_two_devices_are_as_one(cls, arguments):
+def test_steps_on_two_devices_equal_steps_on_one(cls, arguments):
     weights, tracked = train(cls, arguments, devices=2)
     expected, expected_tracked = train(cls, arguments, devices=1)
     for path, a, b in zip(SHAPES, weights, expected, strict=True):
@@ -84,8 +84,7 @@ def test_two_devices_are_as_one(cls, arguments):
         assert list(a.values()) == pytest.approx(list(b.values()), rel=1e-5)
 
 
-def test_a_block_on_two_devices_is_measured_at_another_scale():
-    """A block on two devices, of which squares overflow."""
+def test_the_norm_of_a_block_on_two_devices_does_not_overflow():
     gradients = make_gradients(1e25)
     optimizer = keras_normopt.NormalizedSGD(1.0, scope="global")
     variables = make_variables()
@@ -94,5 +93,5 @@ def test_a_block_on_two_devices_is_measured_at_another_scale():
     optimizer.apply(
         [put(g, i % 2) for i, g in enumerate(gradients.values())], variables
     )
-    moved = np.concatenate([ops.convert_to_numpy(v).ravel() for v in variables])
-    assert np.linalg.norm(moved) == pytest.approx(1.0, rel=1e-5)
+    step = np.concatenate([ops.convert_to_numpy(v).ravel() for v in variables])
+    assert np.linalg.norm(step) == pytest.approx(1.0, rel=1e-5)

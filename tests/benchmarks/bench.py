@@ -1,8 +1,8 @@
-"""Measures what normalization costs, beside stock Keras and what one writes by hand.
+"""Compares the cost of normalization with stock Keras and with steps written by hand.
 
-`python bench.py out.json` measures on the backend of `KERAS_BACKEND` and writes what it
-found; `python report.py *.json` makes tables and a figure of it. `nox -s bench` does
-both. Times are in seconds, sizes in bytes.
+`python bench.py out.json` measures on the backend of `KERAS_BACKEND` and writes the
+results. `python report.py *.json` makes tables and a figure of them. `nox -s bench`
+does both. Times are in seconds, sizes in bytes.
 """
 
 import argparse
@@ -39,14 +39,14 @@ LIBRARIES = ["keras", "jax", "optax", "tensorflow_cpu", "tensorflow", "torch", "
 
 
 def interleaved(contenders, seconds):
-    """Times functions in turn, in an order drawn anew each round.
+    """Times functions in turn, in a new random order each round.
 
-    Not pytest-benchmark, pyperf or asv: they time one function after the other, and
-    here only ratios count. On a machine whose speed drifts by more than the goals allow
-    those are fair only between times taken side by side.
+    pytest-benchmark, pyperf and asv time one function after the other. But only ratios
+    count here, and the speed of a machine may drift by more than the goals allow. So
+    ratios are fair only between times that are taken side by side.
 
     Returns:
-        The median of each, by its name.
+        The median time of each function, by its name.
     """
     for step in contenders.values():
         step()
@@ -71,17 +71,17 @@ def step_times(quick):
 
 
 def busy_times(quick):
-    """The same, while a program that does nothing but run has each core."""
+    """Times steps while another process keeps each core busy."""
     sizes = steps.models(quick)
     sizes |= {k: v for k, v in steps.sizes(quick).items() if k.endswith("small")}
     run = [sys.executable, "-c", "while True: pass"]
-    others = [subprocess.Popen(run) for _ in os.sched_getaffinity(0)]
+    processes = [subprocess.Popen(run) for _ in os.sched_getaffinity(0)]
     try:
         yield from _step_times(sizes, quick)
     finally:
-        for other in others:
-            other.kill()
-            other.wait()
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def _step_times(sizes, quick):
@@ -90,7 +90,7 @@ def _step_times(sizes, quick):
         modes["graph"] = False
     for size, shapes in sizes.items():
         grads = steps.gradients(shapes)
-        # A gradient of zeros is as common as a frozen path, or a dead unit.
+        # Frozen paths and dead units have gradients of zeros.
         with_zeros = [grads[0], 0 * grads[1], *grads[2:]]
         for base in steps.BASES:
             for mode, jit in modes.items():
@@ -101,10 +101,10 @@ def _step_times(sizes, quick):
                     "None": steps.normalized(base, norm=None),
                 }
                 contenders = {
-                    name: steps.of(optimizer, shapes, grads, jit)
+                    name: steps.make_step(optimizer, shapes, grads, jit)
                     for name, optimizer in optimizers.items()
                 }
-                zeros = steps.of(steps.normalized(base), shapes, with_zeros, jit)
+                zeros = steps.make_step(steps.normalized(base), shapes, with_zeros, jit)
                 contenders["l2, zeros"] = zeros
                 peer = steps.by_hand(base, shapes, grads)
                 if peer:
@@ -128,14 +128,14 @@ def _seconds(step):
 
 
 def norm_times(quick):
-    # Compilers would take too long over 80 programs for many variables.
+    # Compiling 80 programs for many variables would take too long.
     for size, shapes in steps.sizes(quick or steps.BACKEND != "torch").items():
         grads = steps.gradients(shapes)
         for scope in SCOPES:
             contenders = {
-                "reference": steps.of(steps.normalized("SGD"), shapes, grads),
+                "reference": steps.make_step(steps.normalized("SGD"), shapes, grads),
             } | {
-                name: steps.of(
+                name: steps.make_step(
                     steps.normalized("SGD", norm=name, scope=scope), shapes, grads
                 )
                 for name in NORMS
@@ -145,7 +145,7 @@ def norm_times(quick):
 
 
 def option_times(quick):
-    """What measures or rescales something else, beside l2 of the gradient."""
+    """Compares other options with normalizing the gradient by its l2 norm."""
     for size, shapes in steps.models(quick).items():
         grads = steps.gradients(shapes)
         for base in steps.BASES:
@@ -160,7 +160,7 @@ def option_times(quick):
                 "RunningNorm": steps.clipped(base, max_norm=RunningNorm()),
             }
             contenders = {
-                name: steps.of(optimizer, shapes, grads)
+                name: steps.make_step(optimizer, shapes, grads)
                 for name, optimizer in optimizers.items()
             }
             first = {name: _seconds(step) for name, step in contenders.items()}
@@ -169,17 +169,17 @@ def option_times(quick):
 
 
 def direction_times(quick):
-    """OrthogonalSGD beside other Muons, on kernels that all of them take: of rank 2."""
+    """Compares OrthogonalSGD with other Muons on kernels of rank 2, as all take."""
     for size, shapes in steps.kernels(quick).items():
         grads = steps.gradients(shapes)
         optimizers = {
             "Adam": keras.optimizers.Adam(1e-3),
-            # Its scale mixes float32 and float64 on TensorFlow.
+            # `rms_rate` would mix float32 and float64 on TensorFlow.
             "Keras's Muon": keras.optimizers.Muon(1e-3, rms_rate=None),
             "OrthogonalSGD": OrthogonalSGD(1e-3),
         }
         contenders = {
-            name: steps.of(optimizer, shapes, grads)
+            name: steps.make_step(optimizer, shapes, grads)
             for name, optimizer in optimizers.items()
         }
         peer = steps.muon_by_hand(shapes, grads)
@@ -191,9 +191,10 @@ def direction_times(quick):
 
 
 def embedding_times(quick):
-    """Of a large table, 256 rows of which have a gradient: sparse on TensorFlow only.
+    """Times steps on a large table, of which 256 rows have a gradient.
 
-    The base is plain SGD, as slots of other bases are as large as the table.
+    Only TensorFlow makes this gradient sparse. The base is plain SGD, because slots of
+    other bases are as large as the table.
     """
     if steps.BACKEND != "tensorflow":
         return
@@ -209,12 +210,12 @@ def embedding_times(quick):
     optimizers["clipped"] = ClippedSGD(1e-3)
     optimizers["RunningNorm"] = ClippedSGD(1e-3, max_norm=RunningNorm())
     optimizers["WeightNorm"] = ClippedSGD(1e-3, max_norm=WeightNorm())
-    contenders = steps.of_embedding(optimizers, rows, width=64, touched=256)
+    contenders = steps.make_embedding_steps(optimizers, rows, width=64, touched=256)
     yield {"rows": rows, "medians": interleaved(contenders, 1 if quick else 60)}
 
 
 def growth(quick):
-    """With the number of variables, and with that of their entries."""
+    """Times steps with growing numbers of variables and of their entries."""
     numbers = [50, 100] if quick else [125, 250, 500, 1000]
     cases = [(f"{n} variables of 64×64", [(64, 64)] * n) for n in numbers]
     for entries in [10**5, 10**6] if quick else [10**6, 10**7, 10**8]:
@@ -224,7 +225,7 @@ def growth(quick):
         grads = steps.gradients(shapes)
         contenders, first = {}, {}
         for kind, make in (("stock", steps.stock), ("l2", steps.normalized)):
-            contenders[kind] = steps.of(make("SGD"), shapes, grads)
+            contenders[kind] = steps.make_step(make("SGD"), shapes, grads)
             first[kind] = _seconds(contenders[kind])
         medians = interleaved(contenders, 1 if quick else 6)
         yield {
@@ -260,10 +261,10 @@ def memory(quick):
 
 
 def fit_times(quick):
-    """Steps of `fit`, of a 30-layer network on random data.
+    """Times steps of `fit` of a 30-layer network on random data.
 
-    Two equal models differ in speed, lastingly, by more than normalization costs: so
-    there are several of each, and the median over them is taken.
+    The speeds of two equal models differ, for good, by more than normalization costs.
+    So there are several copies of each model, and the median over them counts.
     """
     batches, copies = (5, 2) if quick else (20, 3)
     rng = np.random.default_rng(0)
@@ -339,22 +340,26 @@ def environment():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("path", type=pathlib.Path, help="JSON file; parts are added")
-    parser.add_argument("--quick", action="store_true", help="small, short, imprecise")
+    parser.add_argument(
+        "path", type=pathlib.Path, help="JSON file to which the results are added"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small models, short and imprecise"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    found = {}
+    results = {}
     if arguments.path.exists():
-        found = json.loads(arguments.path.read_text())
-    found |= environment() | {"quick": arguments.quick}
+        results = json.loads(arguments.path.read_text())
+    results |= environment() | {"quick": arguments.quick}
     for part in arguments.only:
         print(f"{steps.BACKEND}: {part}", flush=True)
-        found[part] = list(PARTS[part](arguments.quick))
-        # Whole or not at all, however the program ends.
+        results[part] = list(PARTS[part](arguments.quick))
+        # Replaces the file at once, so that an interruption leaves it complete.
         with tempfile.NamedTemporaryFile(
             "w", dir=arguments.path.parent, delete=False
         ) as file:
-            json.dump(found, file, indent=1)
+            json.dump(results, file, indent=1)
         os.replace(file.name, arguments.path)
 
 

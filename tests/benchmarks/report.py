@@ -1,4 +1,4 @@
-"""Makes tables, and one figure, of what `bench.py` found on one or several backends."""
+"""Makes tables and a figure of the results of `bench.py` on one or several backends."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ import matplotlib as mpl
 
 NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 PEERS = {"jax": "Optax", "torch": "torch.optim, foreach"}
-# Shape and colour say the same, so that either is enough.
+# Shape and colour show the same, so that one of them is enough.
 AGAINST = {
     "stock": ("tab:blue", "o", "stock Keras"),
     "clipnorm": ("tab:orange", "s", "stock Keras with clipnorm"),
@@ -27,8 +27,8 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def backend_name(found, mode=""):
-    name = NAMES[found["backend"]]
+def backend_name(result, mode=""):
+    name = NAMES[result["backend"]]
     return name + {"": "", "xla": ", XLA", "graph": ", graph"}[mode]
 
 
@@ -40,8 +40,8 @@ def milliseconds(seconds):
     return f"{1e3 * seconds:.2f}"
 
 
-def tables(every):
-    """Yields (title, text)."""
+def tables(results):
+    """Yields the title and the text of each table."""
     head = ["backend", "base", "variables", "stock, ms", "l2 / stock", "l2 / clipnorm"]
     head += ["l2 / by hand", "norm=None / stock", "with a gradient of zeros / l2"]
     for part, title in {
@@ -49,87 +49,91 @@ def tables(every):
         "busy": "One step on a busy machine",
     }.items():
         rows = [
-            [backend_name(found, row["mode"]), row["base"], row["size"]]
+            [backend_name(result, row["mode"]), row["base"], row["size"]]
             + [milliseconds(row["medians"]["stock"])]
             + [ratio(row["medians"], "l2", to) for to in AGAINST]
             + [ratio(row["medians"], "None", "stock")]
             + [ratio(row["medians"], "l2, zeros", "l2")]
-            for found in every
-            for row in found.get(part, [])
+            for result in results
+            for row in result.get(part, [])
         ]
         yield title, table(head, rows)
 
     rows = [
-        [backend_name(found, row["mode"]), row["base"], row["size"]]
+        [backend_name(result, row["mode"]), row["base"], row["size"]]
         + [f"{row['first'][name]:.2f}" for name in ("stock", "clipnorm", "l2")]
         + [ratio(row["first"], "l2", "clipnorm")]
-        for found in every
-        if found["backend"] != "torch"
-        for row in found.get("steps", [])
+        for result in results
+        if result["backend"] != "torch"
+        for row in result.get("steps", [])
     ]
     head = ["backend", "base", "variables", "stock, s", "clipnorm, s", "l2, s"]
     yield "The first step, which traces and compiles", table([*head, "ratio"], rows)
 
     rows = [
-        [backend_name(found), row["base"], milliseconds(row["medians"]["stock"])]
+        [backend_name(result), row["base"], milliseconds(row["medians"]["stock"])]
         + [ratio(row["medians"], name, "stock") for name in ("l2", "None")]
         + [f"{max(row['each']['stock']) / min(row['each']['stock']):.2f}"]
-        for found in every
-        for row in found.get("fit", [])
+        for result in results
+        for row in result.get("fit", [])
     ]
     head = ["backend", "base", "stock, ms", "l2 / stock", "norm=None / stock"]
     yield "One step of `fit`", table([*head, "slowest / fastest of stock"], rows)
 
     rows = [
-        [backend_name(found), row["size"], row["scope"]]
+        [backend_name(result), row["size"], row["scope"]]
         + [
             ratio(row["medians"], n, "reference")
             for n in row["medians"]
             if n != "reference"
         ]
-        for found in every
-        for row in found.get("norms", [])
+        for result in results
+        for row in result.get("norms", [])
     ]
     names = next(
-        (list(row["medians"]) for f in every for row in f.get("norms", [])), []
+        (list(row["medians"]) for f in results for row in f.get("norms", [])), []
     )
     head = ["backend", "variables", "scope", *(n for n in names if n != "reference")]
     yield "Norms and scopes, to l2 of each variable", table(head, rows)
 
     rows = [
-        [backend_name(found), row["base"], row["size"]]
+        [backend_name(result), row["base"], row["size"]]
         + [milliseconds(row["medians"]["l2"])]
         + [ratio(row["medians"], n, "l2") for n in row["medians"] if n != "l2"]
         + [
-            "–" if found["backend"] == "torch" else ratio(row["first"], n, "l2")
+            "–" if result["backend"] == "torch" else ratio(row["first"], n, "l2")
             for n in ("update", "WeightNorm", "RunningNorm")
         ]
-        for found in every
-        for row in found.get("options", [])
+        for result in results
+        for row in result.get("options", [])
     ]
     names = next(
-        (list(row["medians"]) for f in every for row in f.get("options", [])), []
+        (list(row["medians"]) for f in results for row in f.get("options", [])), []
     )
     head = ["backend", "base", "variables", "l2, ms", *(n for n in names if n != "l2")]
     head += [f"first step, {n}" for n in ("update", "WeightNorm", "RunningNorm")]
     yield "Other options, to l2 of the gradient", table(head, rows)
 
     rows = [
-        [backend_name(found), row["size"], milliseconds(row["medians"]["Keras's Muon"])]
+        [
+            backend_name(result),
+            row["size"],
+            milliseconds(row["medians"]["Keras's Muon"]),
+        ]
         + [
             ratio(row["medians"], "OrthogonalSGD", to)
             for to in ("Keras's Muon", "peer", "Adam")
         ]
         + [ratio(row["first"], "OrthogonalSGD", "Keras's Muon")]
-        for found in every
-        for row in found.get("directions", [])
+        for result in results
+        for row in result.get("directions", [])
     ]
     head = ["backend", "kernels", "Keras's Muon, ms", "OrthogonalSGD / Keras's Muon"]
     head += ["/ that of Optax, PyTorch", "/ Adam", "first step / Keras's Muon"]
     yield "Directions", table(head, rows)
 
-    for found in every:
-        for row in found.get("embedding", []):
+    for result in results:
+        for row in result.get("embedding", []):
             medians = row["medians"]
             rows = [
                 [name, milliseconds(medians[name]), ratio(medians, name, "clipnorm")]
@@ -139,12 +143,12 @@ def tables(every):
             yield title, table(["optimizer", "ms", "to clipnorm"], rows)
 
     rows = [
-        [backend_name(found), row["case"]]
+        [backend_name(result), row["case"]]
         + [milliseconds(row["medians"][name]) for name in ("stock", "l2")]
         + [ratio(row["medians"], "l2", "stock")]
         + [f"{row['first'][name]:.2f}" for name in ("stock", "l2")]
-        for found in every
-        for row in found.get("growth", [])
+        for result in results
+        for row in result.get("growth", [])
     ]
     head = ["backend", "variables", "stock, ms", "l2, ms", "ratio"]
     yield (
@@ -153,39 +157,39 @@ def tables(every):
     )
 
     rows = [
-        [backend_name(found), row["size"], row["optimizer"]]
+        [backend_name(result), row["size"], row["optimizer"]]
         + [f"{row[name] / 2**20:.2f}" for name in ("gradients", "peak", "kept")]
-        for found in every
-        for row in found.get("memory", [])
+        for result in results
+        for row in result.get("memory", [])
     ]
     head = ["backend", "variables", "optimizer", "gradients, MiB", "at most, MiB"]
     yield "Memory of one step", table([*head, "kept, MiB"], rows)
 
 
-def drawn(every):
-    """The parts that a figure shows and that were measured, with how to draw them."""
+def drawn(results):
+    """Returns the measured parts that a figure shows, and functions that draw them."""
     parts = {"steps": _draw_steps, "busy": _draw_steps, "norms": _draw_norms}
-    return {p: draw for p, draw in parts.items() if any(f.get(p) for f in every)}
+    return {p: draw for p, draw in parts.items() if any(f.get(p) for f in results)}
 
 
-def figure(every):
+def figure(results):
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    parts = drawn(every)
-    # As wide as a page shows it, so that text has the size it is given.
-    size = (2.2 * len(every) + 1.4, 3.7 * len(parts) + 0.6)
+    parts = drawn(results)
+    # The figure is as wide as on a page, so that text keeps its size.
+    size = (2.2 * len(results) + 1.4, 3.7 * len(parts) + 0.6)
     fig, axes = plt.subplots(
         len(parts),
-        len(every),
+        len(results),
         figsize=size,
         squeeze=False,
         sharey="row",
         layout="constrained",
     )
     for row, (part, draw) in zip(axes, parts.items(), strict=True):
-        for axis, found in zip(row, every, strict=True):
-            draw(axis, found, part)
+        for axis, result in zip(row, results, strict=True):
+            draw(axis, result, part)
     for row, part in zip(axes, parts, strict=True):
         if part == "norms":
             row[0].legend(title="scope (filled: many small variables)")
@@ -199,10 +203,10 @@ def figure(every):
     return fig
 
 
-def _draw_steps(axis, found, part):
-    axis.set_title(NAMES[found["backend"]])
-    # As `fit` compiles it.
-    rows = [r for r in found.get(part, []) if r["mode"] != "graph"]
+def _draw_steps(axis, result, part):
+    axis.set_title(NAMES[result["backend"]])
+    # Steps as `fit` compiles them.
+    rows = [r for r in result.get(part, []) if r["mode"] != "graph"]
     if not rows:
         _say_not_measured(axis)
         return
@@ -231,8 +235,8 @@ def _say_not_measured(axis):
     axis.set_xticks([])
 
 
-def _draw_norms(axis, found, part):
-    rows = found.get(part, [])
+def _draw_norms(axis, result, part):
+    rows = result.get(part, [])
     if not rows:
         _say_not_measured(axis)
         return
@@ -263,16 +267,18 @@ def main():
     parser.add_argument("paths", nargs="+", type=pathlib.Path, help="JSON files")
     parser.add_argument("--figure", type=pathlib.Path, help="where to save it")
     arguments = parser.parse_args()
-    every = [json.loads(path.read_text()) for path in arguments.paths]
-    every.sort(key=lambda found: found["backend"])
-    for found in every:
-        print(f"{NAMES[found['backend']]}: {found['versions']}, {found['cores']} cores")
-    for title, text in tables(every):
+    results = [json.loads(path.read_text()) for path in arguments.paths]
+    results.sort(key=lambda result: result["backend"])
+    for result in results:
+        print(
+            f"{NAMES[result['backend']]}: {result['versions']}, {result['cores']} cores"
+        )
+    for title, text in tables(results):
         if text.count("\n") < 2:  # Not measured.
             continue
         print(f"\n## {title}\n\n{text}")
-    if arguments.figure and drawn(every):
-        figure(every).savefig(arguments.figure, dpi=150)
+    if arguments.figure and drawn(results):
+        figure(results).savefig(arguments.figure, dpi=150)
 
 
 if __name__ == "__main__":

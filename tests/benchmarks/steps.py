@@ -1,4 +1,4 @@
-"""One optimizer step, as each backend makes it, of Keras, of this package, by hand."""
+"""Makes single steps of Keras, of this package and of optimizers written by hand."""
 
 import functools
 import math
@@ -10,8 +10,8 @@ import keras_normopt
 
 BACKEND = keras.backend.backend()
 
-# What `fit` makes of a step: compiled by XLA on JAX and TensorFlow, eager on PyTorch.
-# TensorFlow without XLA is what a custom loop under `tf.function` makes of it.
+# As in `fit`, XLA compiles steps on JAX and TensorFlow, and PyTorch steps are eager.
+# TensorFlow without XLA is like a custom loop under `tf.function`.
 if BACKEND == "jax":
     import jax
     import optax
@@ -27,7 +27,7 @@ BASES = {
 
 
 def sizes(quick=False):
-    """The shapes of the variables, by the name of their size."""
+    """Returns the shapes of many small or a few large variables, by name."""
     many, large = (20, 512) if quick else (80, 1536)
     return {
         f"{2 * many} small": [(64, 64), (64,)] * many,
@@ -36,7 +36,7 @@ def sizes(quick=False):
 
 
 def models(quick=False):
-    """The shapes of models that people train, and of one that nothing can stack."""
+    """Returns the shapes of common models, and of variables too different to stack."""
     distinct = 10 if quick else 30
     return {
         "transformer": _transformer(blocks=2 if quick else 8),
@@ -48,7 +48,7 @@ def models(quick=False):
 
 
 def _transformer(width=64, heads=4, blocks=8, tokens=1000, context=64):
-    """Pre-norm, as Keras's layers name and shape the weights of one."""
+    """Returns the shapes of a pre-norm transformer, with Keras layers."""
     head = width // heads
     projection = [(width, heads, head), (heads, head)]
     attention = [*projection * 3, (heads, head, width), (width,)]
@@ -60,7 +60,7 @@ def _transformer(width=64, heads=4, blocks=8, tokens=1000, context=64):
 
 
 def _resnet(blocks=3, classes=10):
-    """Of 6 blocks + 2 layers, with batch normalization, 16 to 64 channels wide."""
+    """Returns shapes of a ResNet of `6 * blocks + 2` layers and 16 to 64 channels."""
     shapes, channels = [(3, 3, 3, 16), (16,), (16,)], 16
     for width in [16, 32, 64]:
         for _ in range(blocks):
@@ -73,17 +73,17 @@ def _resnet(blocks=3, classes=10):
 
 
 def kernels(quick=False):
-    """The kernels of models as matrices (in, out), without embeddings."""
+    """Returns shapes of kernels as matrices (in, out), without embeddings."""
     many, large = (10, 256) if quick else (80, 1024)
-    found = {
+    result = {
         f"{many} of 64×64": [(64, 64)] * many,
         f"4 of {large}²": [(large,) * 2] * 4,
     }
     for name, shapes in models(quick).items():
-        # The transformer has tables of 1000 × 64 and 64 × 64 first.
+        # The first shapes of the transformer are embeddings, 1000 × 64 and 64 × 64.
         shapes = shapes[2:] if name == "transformer" else shapes
-        found[name] = [_as_matrix(shape) for shape in shapes if _is_kernel(shape)]
-    return found
+        result[name] = [_as_matrix(shape) for shape in shapes if _is_kernel(shape)]
+    return result
 
 
 def _is_kernel(shape):
@@ -91,7 +91,10 @@ def _is_kernel(shape):
 
 
 def _as_matrix(shape):
-    """Kernels of rank 3 are those of attention, (d, heads, key) or (heads, key, d)."""
+    """Returns the shape of a kernel as a matrix.
+
+    Only attention has kernels of rank 3: (d, heads, key) or (heads, key, d).
+    """
     *inputs, outputs = shape
     if len(shape) == 3 and shape[0] > shape[1]:
         return shape[0], shape[1] * shape[2]
@@ -99,7 +102,7 @@ def _as_matrix(shape):
 
 
 def muon_by_hand(shapes, grads):
-    """Another library's Muon for this backend, or `None` on TensorFlow."""
+    """Returns a step of another library's Muon, or `None` on TensorFlow."""
     if BACKEND == "jax":
         transform = optax.contrib.muon(1e-3)
 
@@ -135,12 +138,12 @@ def variables(shapes):
 
 
 def gradients(shapes):
-    """Far from the variables' own values, and of one size, as in training."""
+    """Returns gradients of one magnitude that differ from the variables' values."""
     return [keras.ops.convert_to_tensor(a[::-1] * 1e-3) for a in arrays(shapes)]
 
 
-def of(optimizer, shapes, grads, jit_compile=True):
-    """A function without arguments that makes one step, and waits for its end."""
+def make_step(optimizer, shapes, grads, jit_compile=True):
+    """Returns a function that makes one step and waits for its end."""
     weights = variables(shapes)
     optimizer.build(weights)
     if BACKEND == "torch":
@@ -156,7 +159,7 @@ def of(optimizer, shapes, grads, jit_compile=True):
             optimizer.apply_gradients(zip(grads_in, weights, strict=True))
             return optimizer.iterations.value
 
-        # Captured, or they would be constants to the compiler.
+        # Variables, because tensors would be constants to the compiler.
         grads_in = [tf.Variable(g, trainable=False) for g in grads]
 
         def step():
@@ -172,8 +175,8 @@ def of(optimizer, shapes, grads, jit_compile=True):
     return step
 
 
-def of_embedding(optimizers, rows, width, touched):
-    """On TensorFlow: steps of optimizers, by name, on one table and a small kernel."""
+def make_embedding_steps(optimizers, rows, width, touched):
+    """Returns steps of TensorFlow on one table and a small kernel, by optimizer."""
     rng = np.random.default_rng(0)
     table = keras.Variable(np.full((rows, width), 0.1, "float32"), name="table")
     kernel = keras.Variable(np.zeros((64, 64), "float32"), name="kernel")
@@ -196,7 +199,7 @@ def of_embedding(optimizers, rows, width, touched):
 
 
 def lower(optimizer, shapes):
-    """On JAX: what XLA is to compile for one step."""
+    """Returns the program of one step on JAX, before XLA compiles it."""
     weights = variables(shapes)
     optimizer.build(weights)
     state = [v.value for v in optimizer.variables]
@@ -206,7 +209,7 @@ def lower(optimizer, shapes):
 
 def _jitted(function, state, grads, weights):
     jitted = jax.jit(function, donate_argnums=(0, 2))
-    # Donated buffers are gone: those of the variables must stay.
+    # JAX deletes donated buffers. The variables keep theirs, so the step gets copies.
     carried = [jax.tree.map(jax.numpy.copy, (weights, state))]
 
     def step():
@@ -232,9 +235,9 @@ def clipped(base, **options):
 
 
 def by_hand(base, shapes, grads):
-    """What one would write for this backend alone; it does not guard against overflow.
+    """Returns a step written for this backend alone, without a guard against overflow.
 
-    `None` on TensorFlow, which has no peer to compare with.
+    Returns `None` on TensorFlow, which has no peer to compare with.
     """
     if BACKEND == "jax":
         base = {"SGD": lambda: optax.sgd(1e-3, 0.9), "Adam": lambda: optax.adam(1e-3)}[
@@ -282,8 +285,8 @@ def _torch_step(base, shapes, grads):
 
 
 def memory_of(optimizer, shapes):
-    """On PyTorch: bytes allocated at most in one step, and still after it."""
-    step = of(optimizer, shapes, gradients(shapes))
+    """Returns the peak and the final number of bytes that a PyTorch step allocates."""
+    step = make_step(optimizer, shapes, gradients(shapes))
     step()
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:

@@ -1,4 +1,7 @@
-"""Which axes of a variable are the matrix: layers of other people, users, files."""
+"""Which axes of a variable are the inputs and the outputs of its matrix.
+
+Covers custom layers, axes that the user gives, and axes in saved configs.
+"""
 
 import json
 
@@ -18,11 +21,11 @@ BACKEND = keras.backend.backend()
 RNG = np.random.default_rng(0)
 
 
-# Layers of other people.
+# Custom layers.
 
 
 class Custom(keras.Layer):
-    """Holds variables of given shapes, and does nothing."""
+    """A layer that only holds variables of the given shapes."""
 
     num_experts = None
 
@@ -32,13 +35,13 @@ class Custom(keras.Layer):
             setattr(self, name, self.add_weight(shape=shape, name=name))
 
 
-def as_text(layer):
-    found, guessed = find(layer)
-    return {n: (str(a), a.role, n in guessed) for n, (_, a) in found.items()}
+def axes_by_name(layer):
+    by_name, guessed = find(layer)
+    return {n: (str(a), a.role, n in guessed) for n, (_, a) in by_name.items()}
 
 
-def test_variables_of_unknown_layers_go_by_name_and_shape():
-    assert as_text(
+def test_name_and_shape_decide_the_axes_in_unknown_layers():
+    assert axes_by_name(
         Custom(
             w=(3, 4),
             v=(2, 3, 4),
@@ -69,24 +72,27 @@ def test_variables_of_unknown_layers_go_by_name_and_shape():
     }
 
 
-def test_experts_have_a_matrix_each():
+def test_each_expert_has_its_own_matrix():
     class Mixture(Custom):
         num_experts = 5
 
     layer = Mixture(w1=(5, 3, 4), w2=(4, 3, 5), bias=(5, 4))
-    assert as_text(layer)["w1"] == ("(1 | 2)", "kernel", False)
-    assert as_text(layer)["w2"] == ("(0, 1 | 2)", "kernel", True)
-    assert as_text(layer)["bias"] == ("vector", "vector", False)
-    # Each expert alone: inputs of one reach the outputs of this one.
-    variable, found = find(layer)[0]["w1"]
+    assert axes_by_name(layer)["w1"] == ("(1 | 2)", "kernel", False)
+    assert axes_by_name(layer)["w2"] == ("(0, 1 | 2)", "kernel", True)
+    assert axes_by_name(layer)["bias"] == ("vector", "vector", False)
+    # Inputs of an expert reach only the outputs of the same expert.
+    variable, variable_axes = find(layer)[0]["w1"]
     variable.assign(RNG.normal(size=(5, 3, 4)))
-    each = np.einsum("ei,eio->eo", np.eye(3)[[0, 1, 2, 0, 1]], to_numpy(variable))
-    rows = to_numpy(found.to_matrices(variable.value[None]))
-    assert_close(rows[np.arange(5), [0, 1, 2, 0, 1]], each)
-    assert as_text(Custom(expert_kernel=(5, 3, 4)))["expert_kernel"][0] == "(1 | 2)"
+    inputs = np.eye(3)[[0, 1, 2, 0, 1]]
+    outputs = np.einsum("ei,eio->eo", inputs, to_numpy(variable))
+    matrices = to_numpy(variable_axes.to_matrices(variable.value[None]))
+    assert_close(matrices[np.arange(5), [0, 1, 2, 0, 1]], outputs)
+    assert (
+        axes_by_name(Custom(expert_kernel=(5, 3, 4)))["expert_kernel"][0] == "(1 | 2)"
+    )
 
 
-def test_a_subclass_keeps_the_axes_of_its_base_and_may_have_kernels_of_its_own():
+def test_a_subclass_keeps_the_axes_of_its_base_and_new_kernels_are_guessed():
     class Filters(layers.DepthwiseConv2D):
         def build(self, input_shape):
             super().build(input_shape)
@@ -94,22 +100,22 @@ def test_a_subclass_keeps_the_axes_of_its_base_and_may_have_kernels_of_its_own()
 
     layer = Filters(3)
     layer.build((None, 5, 5, 4))
-    found, guessed = find(layer)
-    assert str(found["kernel"][1]) == "(0, 1 | 3)"
+    by_name, guessed = find(layer)
+    assert str(by_name["kernel"][1]) == "(0, 1 | 3)"
     assert guessed == ["mix"]
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="JAX's layers")
-def test_functions_of_jax_are_unknown():
+@pytest.mark.skipif(BACKEND != "jax", reason="needs JAX")
+def test_axes_in_a_jax_layer_are_guessed():
     params = {"kernel": np.ones((2, 3, 4)), "scale": np.ones(4)}
     layer = layers.JaxLayer(lambda params, inputs: inputs, params=params)
     layer.build((None, 3))
-    found, guessed = axes.find(layer.trainable_variables, ["a", "b"], None)
-    assert list(map(str, found)) == ["(0, 1 | 2)", "vector"]
+    variable_axes, guessed = axes.find(layer.trainable_variables, ["a", "b"], None)
+    assert list(map(str, variable_axes)) == ["(0, 1 | 2)", "vector"]
     assert guessed == {0: layer}
 
 
-def test_a_warning_names_unknown_layers_once(recwarn):
+def test_one_warning_names_the_variables_of_unknown_layers(recwarn):
     layer = Custom(first=(2, 3, 4), second=(2, 3))
     optimizer = keras_normopt.NormalizedSGD(scope="unit")
     for _ in range(2):
@@ -119,10 +125,10 @@ def test_a_warning_names_unknown_layers_once(recwarn):
         )
     (warning,) = recwarn
     assert "first of shape (2, 3, 4) in Custom: (0, 1 | 2)" in str(warning.message)
-    assert "second" not in str(warning.message)  # Any rule says the same of rank 2.
+    assert "second" not in str(warning.message)  # At rank 2, all rules agree.
 
 
-# What the user says.
+# Axes that the user gives.
 
 
 GIVEN = {
@@ -135,20 +141,20 @@ GIVEN = {
 
 
 @pytest.mark.parametrize("value", GIVEN)
-def test_given_axes_come_first(value):
+def test_given_axes_override_those_of_the_layer(value):
     layer = layers.Conv1D(4, 2)
     layer.build((None, 5, 3))
-    found, _ = find(
+    by_name, _ = find(
         layer, given={"no/such/kernel|conv1d.*kernel": value, ".*": "vector"}
     )
-    assert found["kernel"][1] == GIVEN[value]
+    assert by_name["kernel"][1] == GIVEN[value]
     optimizer = keras_normopt.NormalizedSGD(scope="unit", axes={"kernel": value})
     optimizer.build(layer.trainable_variables)
     config = json.loads(json.dumps(optimizer.get_config()))
-    twin = keras_normopt.NormalizedSGD.from_config(config)
-    twin.build(layer.trainable_variables)
-    assert twin._variable_axes == optimizer._variable_axes
-    assert twin._variable_axes[0] == GIVEN[value]
+    loaded = keras_normopt.NormalizedSGD.from_config(config)
+    loaded.build(layer.trainable_variables)
+    assert loaded._variable_axes == optimizer._variable_axes
+    assert loaded._variable_axes[0] == GIVEN[value]
 
 
 @pytest.mark.parametrize(
@@ -166,13 +172,13 @@ def test_axes_that_a_variable_does_not_have_are_refused(value, problem):
         optimizer.build([keras.Variable(np.ones((2, 3, 4)), name="w")])
 
 
-def test_a_pattern_of_axes_that_matches_nothing_warns():
+def test_an_axes_pattern_without_a_match_warns():
     optimizer = keras_normopt.NormalizedSGD(scope="unit", axes={"x": "vector"})
     with pytest.warns(UserWarning, match=r"`axes`.*'x' matches none.*'w'"):
         optimizer.build([keras.Variable(np.ones((2, 3)), name="w")])
 
 
-def test_a_pattern_behind_one_that_matches_the_same_warns():
+def test_an_axes_pattern_after_one_that_matches_the_same_warns():
     patterns = {"w": "embedding", "w_2": "vector"}
     optimizer = keras_normopt.NormalizedSGD(scope="unit", axes=patterns)
     variables = [keras.Variable(np.ones((2, 3)), name=name) for name in ("w_2", "k")]
@@ -187,7 +193,7 @@ def test_axes_that_no_option_uses_warn():
         optimizer.build([keras.Variable(np.ones((2, 3)), name="w")])
 
 
-def test_a_weight_that_a_user_adds_to_a_layer_of_keras_is_guessed():
+def test_axes_of_a_weight_added_to_a_keras_layer_are_guessed():
     layer = layers.Dense(4)
     with layer._open_name_scope():
         layer.adapter = keras.Variable(np.ones((3, 2, 4)), name="adapter")
@@ -195,17 +201,17 @@ def test_a_weight_that_a_user_adds_to_a_layer_of_keras_is_guessed():
     optimizer = keras_normopt.NormalizedSGD(scope="unit")
     with pytest.warns(UserWarning, match=r"adapter of shape \(3, 2, 4\) in Dense"):
         optimizer.build(layer.trainable_variables)
-    found = {
+    by_name = {
         v.name: a
         for v, a in zip(
             layer.trainable_variables, optimizer._variable_axes, strict=True
         )
     }
-    assert found["bias"].role == "vector"
-    assert found["adapter"] == axes.Axes("kernel", (0, 1), (2,))
+    assert by_name["bias"].role == "vector"
+    assert by_name["adapter"] == axes.Axes("kernel", (0, 1), (2,))
 
 
-# What goes by units.
+# Options that use the units of a layer.
 
 
 def torch_linear():
@@ -214,8 +220,8 @@ def torch_linear():
     return layers.TorchModuleWrapper(nn.Linear(4, 3))
 
 
-BY_UNIT = {
-    # The layer, the shape of its inputs, and the input axes of its kernel.
+LAYERS = {
+    # Each value: the layer, its input shape, and the input axes of its kernel.
     "depthwise": (lambda: layers.DepthwiseConv2D(3), (None, 5, 5, 4), (0, 1)),
     "transposed": (lambda: layers.Conv2DTranspose(3, 2), (None, 5, 5, 4), (0, 1, 3)),
     "query": (einsum_dense_qkv, (None, 1, 8), (0,)),
@@ -223,13 +229,14 @@ BY_UNIT = {
 }
 
 
-@pytest.fixture(params=BY_UNIT)
+@pytest.fixture(params=LAYERS)
 def kernel(request):
     """Returns a kernel, a gradient for it, and its input axes."""
     if request.param == "torch" and BACKEND != "torch":
-        pytest.skip("PyTorch's module")
-    make, shape, inputs = BY_UNIT[request.param]
-    request.node.layer = layer = make()  # Or it is not alive when axes are found.
+        pytest.skip("needs PyTorch")
+    make, shape, inputs = LAYERS[request.param]
+    layer = make()
+    request.node.layer = layer  # Keeps the layer alive until the optimizer reads it.
     if not layer.built:
         layer.build(shape)
     variable = layer.trainable_variables[0]
@@ -237,60 +244,61 @@ def kernel(request):
     return variable, gradient.astype("float32"), inputs
 
 
-def moved(optimizer, variable, gradient):
+def step_of(optimizer, variable, gradient):
+    """Returns what one step subtracts from a variable."""
     before = as_numpy(variable)
     optimizer.apply([ops.convert_to_tensor(gradient)], [variable])
     return before - as_numpy(variable)
 
 
-def length(array, inputs):
+def l2_norm(array, inputs):
     return np.sqrt(np.sum(array.astype("float64") ** 2, axis=inputs, keepdims=True))
 
 
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
-def test_units_are_normalized_over_the_inputs_of_their_layer(kernel, apply_to):
+def test_units_are_normalized_over_the_input_axes(kernel, apply_to):
     variable, gradient, inputs = kernel
     optimizer = keras_normopt.NormalizedSGD(1.0, scope="unit", apply_to=apply_to)
-    expected = gradient / length(gradient, inputs)
-    assert_close(moved(optimizer, variable, gradient), expected)
+    expected = gradient / l2_norm(gradient, inputs)
+    assert_close(step_of(optimizer, variable, gradient), expected)
 
 
-def test_gradients_are_centered_over_the_inputs_of_their_layer(kernel):
+def test_gradients_are_centered_over_the_input_axes(kernel):
     variable, gradient, inputs = kernel
     optimizer = keras_normopt.NormalizedSGD(1.0, norm=None, centralize=True)
     expected = gradient - gradient.mean(axis=inputs, keepdims=True)
-    assert_close(moved(optimizer, variable, gradient), expected)
+    assert_close(step_of(optimizer, variable, gradient), expected)
 
 
-def test_agc_goes_by_the_inputs_of_the_layer(kernel):
+def test_agc_measures_units_over_the_input_axes(kernel):
     variable, gradient, inputs = kernel
     weight = RNG.normal(size=gradient.shape)
     variable.assign(weight)
-    ratio = length(weight, inputs) / length(gradient, inputs)
+    ratio = l2_norm(weight, inputs) / l2_norm(gradient, inputs)
     coefficient = float(1 / np.median(ratio))  # Half of the units are clipped.
     optimizer = keras_normopt.ClippedSGD(
         1.0, scope="unit", max_norm=WeightNorm(coefficient, minimum=1e-3)
     )
     expected = gradient * np.minimum(1, coefficient * ratio)
     np.testing.assert_allclose(
-        moved(optimizer, variable, gradient), expected, rtol=1e-4, atol=1e-5
+        step_of(optimizer, variable, gradient), expected, rtol=1e-4, atol=1e-5
     )
 
 
-def test_step_sizes_of_units_go_by_the_inputs_of_the_layer(kernel):
+def test_step_sizes_measure_units_over_the_input_axes(kernel):
     variable, gradient, inputs = kernel
     weight = RNG.normal(size=gradient.shape)
     variable.assign(weight)
     optimizer = keras_normopt.NormalizedSGD(1.0, scope="unit", step_size="weight_norm")
-    expected = gradient / length(gradient, inputs) * length(weight, inputs)
+    expected = gradient / l2_norm(gradient, inputs) * l2_norm(weight, inputs)
     np.testing.assert_allclose(
-        moved(optimizer, variable, gradient), expected, rtol=1e-4, atol=1e-5
+        step_of(optimizer, variable, gradient), expected, rtol=1e-4, atol=1e-5
     )
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="Optax is for JAX")
+@pytest.mark.skipif(BACKEND != "jax", reason="Optax needs JAX")
 @pytest.mark.parametrize("inputs", [(0,), (1,), (0, 2), (1, 2), (0, 1)])
-def test_agc_of_optax_over_given_axes(inputs):
+def test_agc_over_given_axes_equals_optax(inputs):
     import optax
 
     weight, gradient = RNG.normal(size=(2, 2, 3, 4)).astype("float32")
@@ -303,22 +311,22 @@ def test_agc_of_optax_over_given_axes(inputs):
         max_norm=WeightNorm(0.8, minimum=1e-3),
         axes={"w": (inputs, outputs)},
     )
-    actual = moved(optimizer, keras.Variable(weight, name="w"), gradient)
+    actual = step_of(optimizer, keras.Variable(weight, name="w"), gradient)
     assert np.abs(actual - gradient).max() > 0.01
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-# Files.
+# Saved configs.
 
 
-def transposed():
+def transposed_convolution():
     layer = layers.Conv1DTranspose(3, 2, use_bias=False, name="layer")
     layer.build((None, 5, 4))
     return layer
 
 
 def kernel_of(path, shape=(2, 3, 4)):
-    """A kernel in no layer, with a path."""
+    """Returns a kernel with a path that belongs to no layer."""
     variable = keras.Variable(np.zeros(shape), name="kernel")
     variable._path = path
     return variable
@@ -327,66 +335,69 @@ def kernel_of(path, shape=(2, 3, 4)):
 @pytest.fixture
 def saved_config():
     optimizer = keras_normopt.NormalizedSGD(1.0, scope="unit")
-    layer = transposed()
+    layer = transposed_convolution()
     optimizer.build(layer.trainable_variables)
     return json.loads(json.dumps(optimizer.get_config()))
 
 
-def test_axes_are_saved_beside_paths(saved_config):
+def test_saved_axes_apply_to_a_variable_of_the_same_path_and_shape(saved_config):
     assert saved_config["variable_paths"] == ["layer/kernel"]
     optimizer = keras_normopt.NormalizedSGD.from_config(saved_config)
-    # The layer is gone: shape and path say that it is the same variable.
+    # Without its layer, the variable is recognized by path and shape.
     variable = kernel_of("model/layer/kernel")
     gradient = RNG.normal(size=(2, 3, 4)).astype("float32")
-    expected = gradient / length(gradient, (0, 2))
-    assert_close(moved(optimizer, variable, gradient), expected)
+    expected = gradient / l2_norm(gradient, (0, 2))
+    assert_close(step_of(optimizer, variable, gradient), expected)
     assert optimizer.get_config() == saved_config
 
 
 @pytest.mark.parametrize(
     ("path", "shape"), [("layer/kernel", (2, 3, 5)), ("other/kernel", (2, 3, 4))]
 )
-def test_axes_of_other_variables_are_found_anew(saved_config, path, shape):
+def test_saved_axes_do_not_apply_to_another_path_or_shape(saved_config, path, shape):
     optimizer = keras_normopt.NormalizedSGD.from_config(saved_config)
     variable = kernel_of(path, shape)
     gradient = RNG.normal(size=shape).astype("float32")
     with pytest.warns(UserWarning, match="other paths or shapes") as caught:
-        actual = moved(optimizer, variable, gradient)
+        actual = step_of(optimizer, variable, gradient)
     assert len([w for w in caught if "NormalizedSGD" in str(w.message)]) == 1
-    assert_close(actual, gradient / length(gradient, (0, 1)))
+    assert_close(actual, gradient / l2_norm(gradient, (0, 1)))
 
 
-def of_an_earlier_version(config):
-    """What a version that knew neither axes nor directions saved."""
+def config_of_an_earlier_version(config):
+    """Returns the config that a version without axes and directions saved."""
     new = ("axes", "direction", "variable_axes", "variable_shapes")
     return {k: v for k, v in config.items() if k not in new}
 
 
 @pytest.mark.parametrize("centralize", [False, True])
-def test_a_config_of_an_earlier_version_keeps_the_last_axis(saved_config, centralize):
-    layer, gradient = transposed(), RNG.normal(size=(2, 3, 4)).astype("float32")
-    config = of_an_earlier_version(saved_config) | {"centralize": centralize}
+def test_a_config_of_an_earlier_version_keeps_units_on_the_last_axis(
+    saved_config, centralize
+):
+    layer = transposed_convolution()
+    gradient = RNG.normal(size=(2, 3, 4)).astype("float32")
+    config = config_of_an_earlier_version(saved_config) | {"centralize": centralize}
     expected = gradient - centralize * gradient.mean(axis=(0, 1))
-    expected = expected / length(expected, (0, 1))
-    for _ in range(2):  # And so it is after it has been saved again.
+    expected = expected / l2_norm(expected, (0, 1))
+    for _ in range(2):  # The second pass loads a config that was saved again.
         optimizer = keras_normopt.NormalizedSGD.from_config(config)
-        assert_close(moved(optimizer, layer.kernel, gradient), expected)
+        assert_close(step_of(optimizer, layer.kernel, gradient), expected)
         config = optimizer.get_config()
         assert "axes" not in config
         assert "variable_axes" not in config
 
 
-def test_running_norms_of_an_earlier_version_go_on():
+def test_running_norms_of_an_earlier_version_continue():
     gradients = RNG.normal(size=(4, 2, 3, 4)).astype("float32")
     gradients[2] *= 5
-    new = keras_normopt.ClippedSGD(
+    saved = keras_normopt.ClippedSGD(
         1.0, scope="unit", max_norm=RunningNorm(1.1, warmup=2)
     )
-    layer = transposed()
-    new.build(layer.trainable_variables)
-    config = of_an_earlier_version(new.get_config())
-    first = keras_normopt.ClippedSGD.from_config(config)
-    # That version clipped as a layer whose last axis is the output is clipped.
+    layer = transposed_convolution()
+    saved.build(layer.trainable_variables)
+    config = config_of_an_earlier_version(saved.get_config())
+    loaded = keras_normopt.ClippedSGD.from_config(config)
+    # The earlier version always took the last axis as the output axis.
     plain = keras.Variable(np.zeros((2, 3, 4)), name="plain")
     peer = keras_normopt.ClippedSGD(
         1.0,
@@ -395,16 +406,18 @@ def test_running_norms_of_an_earlier_version_go_on():
         axes={"plain": ((0, 1), (2,))},
     )
     for gradient in gradients[:2]:
-        assert_close(moved(first, layer.kernel, gradient), moved(peer, plain, gradient))
-    again = keras_normopt.ClippedSGD.from_config(first.get_config())
-    again.build([layer.kernel])
+        assert_close(
+            step_of(loaded, layer.kernel, gradient), step_of(peer, plain, gradient)
+        )
+    reloaded = keras_normopt.ClippedSGD.from_config(loaded.get_config())
+    reloaded.build([layer.kernel])
     store = {}
-    first.save_own_variables(store)
-    again.load_own_variables(store)
-    assert (4,) in [a.shape for a in stored(again)]
+    loaded.save_own_variables(store)
+    reloaded.load_own_variables(store)
+    assert (4,) in [a.shape for a in stored(reloaded)]
     for gradient in gradients[2:]:
-        actual = moved(again, layer.kernel, gradient)
-        assert_close(actual, moved(peer, plain, gradient))
+        actual = step_of(reloaded, layer.kernel, gradient)
+        assert_close(actual, step_of(peer, plain, gradient))
     assert np.abs(actual).max() > 0
 
 
@@ -428,18 +441,18 @@ def fit_convolutions(**options):
     return model.get_weights()
 
 
-def test_axes_go_by_number_on_replicas(strategy):
+def test_replicas_find_the_axes_of_each_variable(strategy):
     options = {"scope": "unit", "centralize": True}
     expected = fit_convolutions(**options)
     with strategy.scope():
         actual = fit_convolutions(**options)
-    for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+    for actual_weight, weight in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(actual_weight, weight, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("track_norms", [False, True])
 @pytest.mark.parametrize("cls", [keras_normopt.NormalizedSGD, keras_normopt.ClippedSGD])
-def test_units_of_a_square_kernel_with_the_outputs_first(cls, track_norms):
+def test_units_of_a_square_kernel_may_lie_along_its_first_axis(cls, track_norms):
     gradient = RNG.normal(size=(4, 4)).astype("float32")
     limit = {"max_norm": 0.5} if cls is keras_normopt.ClippedSGD else {}
     axes = {"kernel": ((1,), (0,))}
@@ -447,12 +460,12 @@ def test_units_of_a_square_kernel_with_the_outputs_first(cls, track_norms):
     variable = keras.Variable(np.zeros((4, 4)), name="kernel")
     norms = np.linalg.norm(gradient, axis=1, keepdims=True)
     divisors = np.maximum(norms / 0.5, 1) if limit else norms
-    assert_close(moved(optimizer, variable, gradient), gradient / divisors)
+    assert_close(step_of(optimizer, variable, gradient), gradient / divisors)
     if track_norms:
         assert_close(optimizer.gradient_norms["kernel"], norms.mean())
 
 
-def test_a_partial_config_is_of_this_version():
+def test_a_partial_config_is_not_taken_for_an_earlier_version():
     config = {"learning_rate": 0.1, "track_norms": True}
     optimizer = keras_normopt.OrthogonalSGD.from_config(config)
     layer = keras.layers.LSTM(2)
@@ -461,10 +474,10 @@ def test_a_partial_config_is_of_this_version():
     assert optimizer.get_config()["variable_axes"][0] == ["kernel", [0], [1], 4]
 
 
-def test_axes_given_after_saving_come_first(saved_config):
+def test_given_axes_override_those_of_a_saved_config(saved_config):
     config = saved_config | {"axes": {"kernel": ((0, 1), (2,))}}
     optimizer = keras_normopt.NormalizedSGD.from_config(config)
     variable = kernel_of("layer/kernel")
     gradient = RNG.normal(size=(2, 3, 4)).astype("float32")
-    expected = gradient / length(gradient, (0, 1))
-    assert_close(moved(optimizer, variable, gradient), expected)
+    expected = gradient / l2_norm(gradient, (0, 1))
+    assert_close(step_of(optimizer, variable, gradient), expected)

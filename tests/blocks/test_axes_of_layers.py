@@ -1,4 +1,4 @@
-"""The matrix of each layer of Keras, against what the layer computes."""
+"""Compares the matrices of each Keras layer with the outputs of the layer."""
 
 import math
 
@@ -18,14 +18,14 @@ BACKEND = keras.backend.backend()
 RNG = np.random.default_rng(0)
 
 
-def filled(layer, input_shape):
-    """Builds a layer, and gives its kernels random values."""
+def build(layer, input_shape):
+    """Builds a layer and gives its kernels random values."""
     layer.build(input_shape)
-    fill(layer)
+    randomize(layer)
     return layer
 
 
-def fill(layer):
+def randomize(layer):
     for variable in layer.trainable_variables:
         is_vector = any(word in variable.path for word in ("bias", "gamma", "beta"))
         values = RNG.normal(size=variable.shape)
@@ -33,22 +33,22 @@ def fill(layer):
 
 
 def matrices_of(layer, name="kernel"):
-    """Returns a stack of the matrices of a kernel, in NumPy."""
-    variable, found = find(layer)[0][name]
-    assert found.role == "kernel"
-    return to_numpy(found.to_matrices(variable.value[None]))
+    """Returns the matrices of a kernel, stacked in one NumPy array."""
+    variable, kernel_axes = find(layer)[0][name]
+    assert kernel_axes.role == "kernel"
+    return to_numpy(kernel_axes.to_matrices(variable.value[None]))
 
 
-def response(layer, shape):
-    """Returns the outputs for inputs of 1 at one position each, and 0 elsewhere."""
+def one_hot_response(layer, shape):
+    """Returns the outputs for all one-hot inputs of a shape."""
     inputs = np.eye(math.prod(shape), dtype="float32").reshape(-1, *shape)
     return to_numpy(layer(ops.convert_to_tensor(inputs)))
 
 
-def diagonal(blocks):
-    """Takes blocks off the diagonal of an array (rows, n, columns, n).
+def diagonal_blocks(blocks):
+    """Returns the diagonal blocks of an array of shape (rows, n, columns, n).
 
-    All other blocks are zero.
+    Asserts that all other blocks are zero.
     """
     count = blocks.shape[1]
     for i, j in np.argwhere(~np.eye(count, dtype=bool)):
@@ -56,12 +56,12 @@ def diagonal(blocks):
     return np.stack([blocks[:, i, :, i] for i in range(count)])
 
 
-# A layer maps an input of 1 to a row of the matrix.
+# A layer maps a one-hot input to a row of its matrix.
 
 
 def test_dense_multiplies_by_one_matrix():
-    layer = filled(layers.Dense(3), (None, 4))
-    assert_close(matrices_of(layer), response(layer, (4,))[None])
+    layer = build(layers.Dense(3), (None, 4))
+    assert_close(matrices_of(layer), one_hot_response(layer, (4,))[None])
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -71,57 +71,57 @@ def test_convolution_has_a_matrix_for_each_group(rank, groups):
     if BACKEND == "tensorflow" and rank == 3 and groups > 1:
         pytest.skip("TensorFlow has no grouped Conv3D on CPU")
     size = (2, 3, 2)[:rank]
-    layer = filled(cls(4, size, groups=groups), (None, *size, 6))
-    outputs = response(layer, (*size, 6))
+    layer = build(cls(4, size, groups=groups), (None, *size, 6))
+    outputs = one_hot_response(layer, (*size, 6))
     outputs = outputs.reshape(math.prod(size), groups, 6 // groups, groups, -1)
     outputs = outputs.transpose(0, 2, 1, 4, 3)
     outputs = outputs.reshape(-1, groups, 4 // groups, groups)
-    assert_close(matrices_of(layer), diagonal(outputs))
+    assert_close(matrices_of(layer), diagonal_blocks(outputs))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_transposed_convolution_has_one_matrix_over_all_places(rank):
+def test_transposed_convolution_has_one_matrix_over_all_positions(rank):
     names = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
     layer = getattr(layers, names[rank - 1])(3, (2,) * rank)
-    layer = filled(layer, (None, *(2,) * rank, 4))
-    outputs = response(layer, (*(2,) * rank, 4))
-    # All inputs meet in the output in the middle, the last one at the first weight.
+    layer = build(layer, (None, *(2,) * rank, 4))
+    outputs = one_hot_response(layer, (*(2,) * rank, 4))
+    # All inputs reach the middle output. The last input meets the first weight.
     outputs = outputs[(slice(None), *(1,) * rank)].reshape(*(2,) * rank, 4, 3)
     outputs = np.flip(outputs, tuple(range(rank)))
     assert_close(matrices_of(layer), outputs.reshape(1, -1, 3))
 
 
-def of_each_channel(layer, shape):
-    outputs = response(layer, shape).reshape(-1, shape[-1], shape[-1], 2)
-    return diagonal(outputs.transpose(0, 1, 3, 2))
+def responses_by_channel(layer, shape):
+    outputs = one_hot_response(layer, shape).reshape(-1, shape[-1], shape[-1], 2)
+    return diagonal_blocks(outputs.transpose(0, 1, 3, 2))
 
 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_depthwise_convolution_has_a_matrix_for_each_channel(rank):
     cls = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)[rank - 1]
     shape = (*(3,) * rank, 4)
-    layer = filled(cls((3,) * rank, depth_multiplier=2), (None, *shape))
-    assert_close(matrices_of(layer), of_each_channel(layer, shape))
+    layer = build(cls((3,) * rank, depth_multiplier=2), (None, *shape))
+    assert_close(matrices_of(layer), responses_by_channel(layer, shape))
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_separable_convolution_has_a_matrix_for_each_channel_and_one_across(rank):
+def test_separable_convolution_has_channel_matrices_and_a_pointwise_matrix(rank):
     cls = (layers.SeparableConv1D, layers.SeparableConv2D)[rank - 1]
     shape = (*(3,) * rank, 4)
-    layer = filled(cls(8, (3,) * rank, depth_multiplier=2), (None, *shape))
+    layer = build(cls(8, (3,) * rank, depth_multiplier=2), (None, *shape))
     pointwise = matrices_of(layer, "pointwise_kernel")
     layer.pointwise_kernel.assign(np.eye(8).reshape(layer.pointwise_kernel.shape))
-    depthwise = of_each_channel(layer, shape)
+    depthwise = responses_by_channel(layer, shape)
     assert_close(matrices_of(layer, "depthwise_kernel"), depthwise)
-    layer = filled(cls(3, (1,) * rank), (None, *(1,) * rank, 4))
+    layer = build(cls(3, (1,) * rank), (None, *(1,) * rank, 4))
     layer.depthwise_kernel.assign(np.ones(layer.depthwise_kernel.shape))
-    outputs = response(layer, (*(1,) * rank, 4)).reshape(1, 4, 3)
+    outputs = one_hot_response(layer, (*(1,) * rank, 4)).reshape(1, 4, 3)
     assert_close(matrices_of(layer, "pointwise_kernel"), outputs)
     assert pointwise.shape == (1, 8, 8)
 
 
 EINSUMS = {
-    # Equation: shape of an input without its first axis, shape of an output.
+    # Equation: the shapes of inputs and outputs, without the batch axis.
     "ab,bc->ac": ((3,), (4,)),
     "ab,cb->ac": ((3,), (4,)),
     "...x,xy->...y": ((3,), (4,)),
@@ -134,26 +134,26 @@ EINSUMS = {
 
 def einsum_dense(equation, shape, output_shape):
     layer = layers.EinsumDense(equation, output_shape)
-    return filled(layer, (None, *shape))
+    return build(layer, (None, *shape))
 
 
 @pytest.mark.parametrize("equation", EINSUMS)
 def test_einsum_dense_has_one_matrix_over_the_summed_axes(equation):
     shape, output_shape = EINSUMS[equation]
     layer = einsum_dense(equation, shape, output_shape)
-    outputs = response(layer, shape)
+    outputs = one_hot_response(layer, shape)
     assert_close(matrices_of(layer), outputs.reshape(1, len(outputs), -1))
 
 
 @pytest.mark.parametrize("equation", ["abc,bcd->abd", "abc,cbd->abd", "abc,dbc->abd"])
-def test_axes_in_input_and_output_of_an_einsum_are_a_batch(equation):
+def test_einsum_axes_in_inputs_and_outputs_are_batch_axes(equation):
     layer = einsum_dense(equation, (2, 3), (2, 4))
-    outputs = response(layer, (2, 3)).reshape(2, 3, 2, 4).transpose(1, 0, 3, 2)
-    assert_close(matrices_of(layer), diagonal(outputs))
+    outputs = one_hot_response(layer, (2, 3)).reshape(2, 3, 2, 4).transpose(1, 0, 3, 2)
+    assert_close(matrices_of(layer), diagonal_blocks(outputs))
 
 
 @pytest.mark.parametrize("equation", ["ab,b->ab", "abc,bc->abc"])
-def test_an_einsum_that_sums_over_nothing_scales(equation):
+def test_the_kernel_of_an_einsum_without_a_sum_is_a_vector(equation):
     shape = (3,) if equation == "ab,b->ab" else (3, 2)
     layer = einsum_dense(equation, shape, shape)
     assert find(layer)[0]["kernel"][1].role == "vector"
@@ -166,15 +166,15 @@ ATTENTIONS = {
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_each_projection_of_attention_is_one_matrix_of_all_heads(attention):
+def test_each_attention_projection_is_one_matrix_over_all_heads(attention):
     layer = ATTENTIONS[attention]()
     layer.build((None, 5, 6), (None, 5, 6))
-    fill(layer)
+    randomize(layer)
     for part in (layer._query_dense, layer._key_dense, layer._value_dense):
-        outputs = response(part, (1, 6)).reshape(1, 6, -1)
+        outputs = one_hot_response(part, (1, 6)).reshape(1, 6, -1)
         assert_close(matrices_of(part), outputs)
     shape = layer._output_dense.kernel.shape[:2]
-    outputs = response(layer._output_dense, (1, *shape)).reshape(1, -1, 6)
+    outputs = one_hot_response(layer._output_dense, (1, *shape)).reshape(1, -1, 6)
     assert_close(matrices_of(layer._output_dense), outputs)
     roles = {v.path: a.role for v, a in find_all(layer)}
     biases = [role for path, role in roles.items() if path.endswith("bias")]
@@ -183,10 +183,11 @@ def test_each_projection_of_attention_is_one_matrix_of_all_heads(attention):
 
 
 def find_all(layer):
+    """Returns pairs of variables and axes. Asserts that none is guessed."""
     variables = layer.trainable_variables
-    found, guessed = axes.find(variables, [v.path for v in variables], None)
+    variable_axes, guessed = axes.find(variables, [v.path for v in variables], None)
     assert not guessed
-    return list(zip(variables, found, strict=True))
+    return list(zip(variables, variable_axes, strict=True))
 
 
 def sigmoid(x):
@@ -200,18 +201,18 @@ def simple_rnn(inputs, recurrent, x, states):
 
 def lstm(inputs, recurrent, x, states):
     h, c = states
-    i, f, new, o = (x @ inputs[n] + h @ recurrent[n] for n in range(4))
-    c = sigmoid(f) * c + sigmoid(i) * np.tanh(new)
+    i, f, candidate, o = (x @ inputs[n] + h @ recurrent[n] for n in range(4))
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(candidate)
     return sigmoid(o) * np.tanh(c)
 
 
 def gru(inputs, recurrent, x, states):
     (h,) = states
-    of_x, of_h = (
+    from_x, from_h = (
         [a @ k[n] for n in range(3)] for a, k in ((x, inputs), (h, recurrent))
     )
-    update, reset = sigmoid(of_x[0] + of_h[0]), sigmoid(of_x[1] + of_h[1])
-    return update * h + (1 - update) * np.tanh(of_x[2] + reset * of_h[2])
+    update, reset = sigmoid(from_x[0] + from_h[0]), sigmoid(from_x[1] + from_h[1])
+    return update * h + (1 - update) * np.tanh(from_x[2] + reset * from_h[2])
 
 
 CELLS = {
@@ -224,7 +225,7 @@ CELLS = {
 @pytest.mark.parametrize("name", CELLS)
 def test_recurrent_cell_has_a_matrix_for_each_gate(name):
     function, gates, states = CELLS[name]
-    cell = filled(getattr(layers, name)(4), (None, 3))
+    cell = build(getattr(layers, name)(4), (None, 3))
     inputs, recurrent = matrices_of(cell), matrices_of(cell, "recurrent_kernel")
     assert (len(inputs), len(recurrent)) == (gates, gates)
     x, *states = (RNG.normal(size=(2, n)) for n in (3, *(4,) * states))
@@ -237,13 +238,13 @@ def test_recurrent_cell_has_a_matrix_for_each_gate(name):
 
 
 def test_convolutional_lstm_has_a_matrix_for_each_gate():
-    layer = filled(layers.ConvLSTM2D(4, (2, 3), return_state=True), (None, 2, 2, 3, 2))
+    layer = build(layers.ConvLSTM2D(4, (2, 3), return_state=True), (None, 2, 2, 3, 2))
     x = RNG.normal(size=(5, 2, 2, 3, 2)).astype("float32")
     outputs = [to_numpy(o) for o in layer(ops.convert_to_tensor(x[:, :1]))[1:]]
     inputs = matrices_of(layer)
     first = lstm(inputs, np.zeros((4, 4, 4)), x[:, 0].reshape(5, -1), [np.zeros(4)] * 2)
     assert_close(outputs[0].reshape(5, 4), first)
-    # The state has one position. It meets one position of the recurrent kernel.
+    # The state has one position, so it meets one position of the recurrent kernel.
     recurrent = matrices_of(layer, "recurrent_kernel").reshape(4, 2, 3, 4, 4)
     states = [o.reshape(5, 4) for o in outputs]
     second = to_numpy(layer(ops.convert_to_tensor(x))[0]).reshape(5, 4)
@@ -269,68 +270,74 @@ SHAPES = {"TimeDistributed": (None, 3, 5, 2), "SpectralNormalization": (None, 5,
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_axes_in_wrappers_are_those_of_the_layer_inside(name):
+def test_wrappers_keep_the_axes_of_the_wrapped_layer(name):
     wrapper = WRAPPED[name]()
     wrapper.build(SHAPES.get(name, (None, 5, 4)))
     kernels = [(v, a) for v, a in find_all(wrapper) if v.name != "bias"]
     assert kernels
-    for variable, found in kernels:
+    for variable, kernel_axes in kernels:
         if name == "of an embedding":
-            assert found.role == "embedding"
+            assert kernel_axes.role == "embedding"
             continue
         parts = 2 if name in SHAPES else 4
-        assert found.role == "kernel"
+        assert kernel_axes.role == "kernel"
         rank = len(variable.shape)
-        assert found == axes.Axes("kernel", tuple(range(rank - 1)), (rank - 1,), parts)
+        assert kernel_axes == axes.Axes(
+            "kernel", tuple(range(rank - 1)), (rank - 1,), parts
+        )
 
 
-def test_embedding_is_a_table():
-    layer = filled(layers.Embedding(5, 3), (None, 2))
-    table, found = find(layer)[0]["embeddings"]
-    assert (found.role, found.inputs, found.outputs) == ("embedding", (0,), (1,))
+def test_an_embedding_layer_has_the_axes_of_a_table():
+    layer = build(layers.Embedding(5, 3), (None, 2))
+    table, kernel_axes = find(layer)[0]["embeddings"]
+    assert (kernel_axes.role, kernel_axes.inputs, kernel_axes.outputs) == (
+        "embedding",
+        (0,),
+        (1,),
+    )
     rows = to_numpy(layer(ops.arange(5)))
-    assert_close(to_numpy(found.to_matrices(table.value[None])), rows[None])
+    assert_close(to_numpy(kernel_axes.to_matrices(table.value[None])), rows[None])
 
 
-def test_reversible_embedding_is_a_table_and_its_reverse_a_matrix():
-    layer = filled(layers.ReversibleEmbedding(5, 3), (None, 2))
+def test_an_untied_reversible_embedding_has_a_table_and_a_matrix():
+    layer = build(layers.ReversibleEmbedding(5, 3), (None, 2))
     assert [(v.name, a.role) for v, a in find_all(layer)] == [
         ("embeddings", "embedding")
     ]
-    layer = filled(layers.ReversibleEmbedding(5, 3, tie_weights=False), (None, 2))
-    found, _ = find(layer)
-    assert found["embeddings"][1].role == "embedding"
+    layer = build(layers.ReversibleEmbedding(5, 3, tie_weights=False), (None, 2))
+    by_name, _ = find(layer)
+    assert by_name["embeddings"][1].role == "embedding"
     outputs = to_numpy(layer(ops.eye(3), reverse=True))
     assert_close(matrices_of(layer, "reverse_embeddings"), outputs[None])
 
 
 @pytest.mark.parametrize("own_first", [True, False])
-def test_a_table_shared_with_a_layer_of_the_user_s_own_is_an_embedding(own_first):
+def test_a_table_shared_with_a_custom_layer_is_an_embedding(own_first):
     class Head(keras.Layer):
         def __init__(self):
             super().__init__()
             self.table = None
 
     head = Head() if own_first else None
-    embedding = filled(layers.Embedding(5, 3), (None, 2))
+    embedding = build(layers.Embedding(5, 3), (None, 2))
     head = head or Head()
     head.table = embedding.embeddings
     assert [a.role for _, a in find_all(head)] == ["embedding"]
 
 
-# The pair of LoRA changes the kernel by its product.
+# LoRA adds the product of two matrices to a kernel.
 
 
 def lora_change(layer, shape):
-    """Returns what LoRA adds to the responses, and the two matrices."""
-    before = response(layer, shape)
+    """Returns the change of the outputs by LoRA, and its two matrices."""
+    before = one_hot_response(layer, shape)
     layer.enable_lora(2)
-    fill_lora(layer)
+    randomize_lora(layer)
     pair = [matrices_of(layer, f"lora_kernel_{side}") for side in "ab"]
-    return response(layer, shape) - before, *[matrices[0] for matrices in pair]
+    return one_hot_response(layer, shape) - before, *[matrices[0] for matrices in pair]
 
 
-def fill_lora(layer):
+def randomize_lora(layer):
     for variable in layer.trainable_variables:
         if "lora" in variable.name:
             variable.assign(RNG.normal(size=variable.shape))
@@ -339,14 +346,14 @@ def fill_lora(layer):
 @pytest.mark.parametrize(
     ("cls", "shape"), [("Dense", (4,)), ("Conv1D", (2, 3)), ("Conv2D", (2, 3, 4))]
 )
-def test_the_matrices_of_lora_multiply_to_its_change(cls, shape):
+def test_the_product_of_the_lora_matrices_changes_the_outputs(cls, shape):
     sizes = (shape[:-1],) if len(shape) > 1 else ()
-    layer = filled(getattr(layers, cls)(5, *sizes), (None, *shape))
+    layer = build(getattr(layers, cls)(5, *sizes), (None, *shape))
     change, a, b = lora_change(layer, shape)
     assert_close(change.reshape(-1, 5), a @ b)
 
 
-def test_lora_of_einsum_dense_that_ends_with_an_output_multiplies_to_its_change():
+def test_lora_matrices_multiply_if_an_einsum_kernel_ends_with_an_output():
     layer = einsum_dense("abcd,cde->abe", (1, 3, 2), (1, 5))
     change, a, b = lora_change(layer, (1, 3, 2))
     assert_close(change.reshape(6, 5), a @ b)
@@ -355,8 +362,8 @@ def test_lora_of_einsum_dense_that_ends_with_an_output_multiplies_to_its_change(
     assert_close(change.reshape(3, 2, 5), a.reshape(3, 2, 2) @ b)
 
 
-def test_lora_of_einsum_dense_that_ends_with_an_input_multiplies_to_its_change():
-    # The second kernel comes first: it takes the input to the rank.
+def test_lora_matrices_multiply_if_an_einsum_kernel_ends_with_an_input():
+    # The second matrix comes first: it maps the inputs to the low rank.
     layer = einsum_dense("ab,cb->ac", (3,), (4,))
     change, a, b = lora_change(layer, (3,))
     assert_close(change, b @ a)
@@ -367,12 +374,12 @@ def test_lora_of_einsum_dense_that_ends_with_an_input_multiplies_to_its_change()
 
 
 def test_lora_of_an_embedding_is_a_table_and_a_matrix():
-    layer = filled(layers.Embedding(5, 3), (None, 2))
+    layer = build(layers.Embedding(5, 3), (None, 2))
     before = to_numpy(layer(ops.arange(5)))
     layer.enable_lora(2)
-    fill_lora(layer)
-    table, found = find(layer)[0]["lora_embeddings_a"]
-    assert found.role == "embedding"
+    randomize_lora(layer)
+    table, kernel_axes = find(layer)[0]["lora_embeddings_a"]
+    assert kernel_axes.role == "embedding"
     product = to_numpy(table) @ matrices_of(layer, "lora_embeddings_b")[0]
     assert_close(to_numpy(layer(ops.arange(5))) - before, product)
 
@@ -381,7 +388,7 @@ QUANTIZED = {"Dense": lambda: layers.Dense(4), "EinsumDense": einsum_dense_qkv}
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_quantizing_a_layer_keeps_the_axes_of_its_lora(name):
+def test_quantization_keeps_the_axes_of_lora(name):
     layer = QUANTIZED[name]()
     layer.build((None, 1, 8))
     before = {v.name: a for v, a in find_all(layer)}
@@ -395,7 +402,7 @@ def test_quantizing_a_layer_keeps_the_axes_of_its_lora(name):
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_scales_of_float8_are_vectors(name):
+def test_float8_scales_are_vectors(name):
     layer = QUANTIZED[name]()
     layer.build((None, 1, 8))
     before = {v.path: a for v, a in find_all(layer)}
@@ -417,7 +424,7 @@ VECTORS = {
 
 
 @pytest.mark.parametrize("name", VECTORS)
-def test_vectors_go_by_role_and_not_by_rank(name):
+def test_biases_and_gains_of_any_rank_are_vectors(name):
     layer = VECTORS[name]()
     layer.build((None, 3, 4))
     vectors = [a for v, a in find_all(layer) if "kernel" not in v.name]
@@ -425,63 +432,63 @@ def test_vectors_go_by_role_and_not_by_rank(name):
     assert {a.role for a in vectors} == {"vector"}
 
 
-# Modules of PyTorch hold their kernels the other way round.
+# PyTorch modules. Most of them store the output axis of a kernel first.
 
-on_torch = pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's modules")
+on_torch = pytest.mark.skipif(BACKEND != "torch", reason="needs PyTorch")
 
 
-def of_module(module):
-    """Returns a wrapper, and dicts of axes and matrices by names of parameters."""
+def wrap(module):
+    """Returns a wrapper of a module, and its axes and matrices by parameter name."""
     wrapper = layers.TorchModuleWrapper(module)
     names = [name for name, _ in module.named_parameters()]
-    found = dict(zip(names, find_all(wrapper), strict=True))
+    by_name = dict(zip(names, find_all(wrapper), strict=True))
     matrices = {
         name: to_numpy(a.to_matrices(v.value[None]))
-        for name, (v, a) in found.items()
+        for name, (v, a) in by_name.items()
         if a.role != "vector"
     }
-    return wrapper, {name: a for name, (_, a) in found.items()}, matrices
+    return wrapper, {name: a for name, (_, a) in by_name.items()}, matrices
 
 
 @on_torch
-def test_linear_of_torch_multiplies_by_one_matrix():
+def test_torch_linear_multiplies_by_one_matrix():
     from torch import nn
 
-    wrapper, found, matrices = of_module(nn.Sequential(nn.Linear(4, 3, bias=False)))
-    assert_close(matrices["0.weight"], response(wrapper, (4,))[None])
-    _, found, _ = of_module(nn.LayerNorm((3, 4)))
-    assert {a.role for a in found.values()} == {"vector"}
+    wrapper, by_name, matrices = wrap(nn.Sequential(nn.Linear(4, 3, bias=False)))
+    assert_close(matrices["0.weight"], one_hot_response(wrapper, (4,))[None])
+    _, by_name, _ = wrap(nn.LayerNorm((3, 4)))
+    assert {a.role for a in by_name.values()} == {"vector"}
 
 
 @on_torch
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_convolution_of_torch_has_a_matrix_for_each_group(groups):
+def test_torch_convolution_has_a_matrix_for_each_group(groups):
     from torch import nn
 
     module = nn.Conv2d(4, 8, (2, 3), groups=groups, bias=False)
-    wrapper, _, matrices = of_module(module)
-    outputs = response(wrapper, (4, 2, 3))
+    wrapper, _, matrices = wrap(module)
+    outputs = one_hot_response(wrapper, (4, 2, 3))
     outputs = outputs.reshape(groups, 4 // groups * 6, groups, -1)
     outputs = outputs.transpose(1, 0, 3, 2)
-    assert_close(matrices["weight"], diagonal(outputs))
+    assert_close(matrices["weight"], diagonal_blocks(outputs))
 
 
 @on_torch
 @pytest.mark.parametrize("groups", [1, 4])
-def test_transposed_convolution_of_torch_has_a_matrix_unless_groups_are_shared(groups):
+def test_torch_transposed_convolution_has_one_matrix_or_one_per_channel(groups):
     from torch import nn
 
     module = nn.ConvTranspose1d(4, 8, 2, groups=groups, bias=False)
-    wrapper, _, matrices = of_module(module)
-    outputs = response(wrapper, (4, 2))[:, :, 1].reshape(
+    wrapper, _, matrices = wrap(module)
+    outputs = one_hot_response(wrapper, (4, 2))[:, :, 1].reshape(
         groups, -1, 2, groups, 8 // groups
     )
     outputs = np.flip(outputs, 2).reshape(groups, -1, groups, 8 // groups)
-    assert_close(matrices["weight"], diagonal(outputs.transpose(1, 0, 3, 2)))
+    assert_close(matrices["weight"], diagonal_blocks(outputs.transpose(1, 0, 3, 2)))
 
 
 @on_torch
-def test_groups_of_a_transposed_convolution_of_torch_are_unknown():
+def test_torch_transposed_convolution_with_larger_groups_is_guessed():
     from torch import nn
 
     wrapper = layers.TorchModuleWrapper(nn.ConvTranspose1d(4, 8, 2, groups=2))
@@ -490,28 +497,28 @@ def test_groups_of_a_transposed_convolution_of_torch_are_unknown():
 
 
 @on_torch
-def test_lstm_of_torch_has_a_matrix_for_each_gate():
+def test_torch_lstm_has_a_matrix_for_each_gate():
     from torch import nn
 
-    wrapper, found, matrices = of_module(nn.LSTM(3, 4, bias=False))
+    wrapper, by_name, matrices = wrap(nn.LSTM(3, 4, bias=False))
     x = RNG.normal(size=(2, 5, 3)).astype("float32")
     outputs, (_, cells) = wrapper(ops.convert_to_tensor(x[:1]))
     kernels = matrices["weight_ih_l0"], matrices["weight_hh_l0"]
     states = [to_numpy(outputs[0]), to_numpy(cells[0])]
     outputs, _ = wrapper(ops.convert_to_tensor(x))
     assert_close(to_numpy(outputs[1]), lstm(*kernels, x[1], states))
-    _, found, matrices = of_module(nn.LSTM(3, 4, proj_size=2))
+    _, by_name, matrices = wrap(nn.LSTM(3, 4, proj_size=2))
     assert matrices["weight_hr_l0"].shape == (1, 4, 2)
-    assert found["bias_hh_l0"].role == "vector"
+    assert by_name["bias_hh_l0"].role == "vector"
 
 
 @on_torch
-def test_attention_of_torch_has_three_matrices_in_one():
+def test_torch_attention_has_three_matrices_in_one_parameter():
     from torch import nn
 
-    wrapper, _, matrices = of_module(nn.MultiheadAttention(4, 2))
+    wrapper, _, matrices = wrap(nn.MultiheadAttention(4, 2))
     x = ops.convert_to_tensor(np.eye(4, dtype="float32")[None])
-    outputs, _ = wrapper(x, x, x)  # With one key the attention is 1.
+    outputs, _ = wrapper(x, x, x)  # With one key, the weight of attention is 1.
     expected = matrices["in_proj_weight"][2] @ matrices["out_proj.weight"][0]
     assert_close(to_numpy(outputs[0]), expected)
     assert matrices["in_proj_weight"].shape == (3, 4, 4)
@@ -519,30 +526,30 @@ def test_attention_of_torch_has_three_matrices_in_one():
 
 @on_torch
 @pytest.mark.parametrize("head_first", [False, True])
-def test_a_tied_table_of_torch_is_an_embedding(head_first):
+def test_a_tied_torch_table_is_an_embedding(head_first):
     from torch import nn
 
     table, head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
     head.weight = table.weight
     module = nn.ModuleList([head, table] if head_first else [table, head])
-    _, found, _ = of_module(module)
-    assert [a.role for a in found.values()] == ["embedding"]
+    _, by_name, _ = wrap(module)
+    assert [a.role for a in by_name.values()] == ["embedding"]
 
 
 @on_torch
-def test_parametrized_modules_of_torch_keep_the_axes_of_their_weight():
+def test_torch_parametrizations_keep_the_axes_of_the_weight():
     from torch import nn
 
     normal = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3, bias=False))
-    _, found, _ = of_module(normal)
-    assert [str(a) for a in found.values()] == ["vector", "(1 | 0)"]
+    _, by_name, _ = wrap(normal)
+    assert [str(a) for a in by_name.values()] == ["vector", "(1 | 0)"]
     spectral = nn.utils.parametrizations.spectral_norm(nn.Conv1d(4, 3, 2, bias=False))
-    _, found, _ = of_module(spectral)
-    assert [str(a) for a in found.values()] == ["(1, 2 | 0)"]
+    _, by_name, _ = wrap(spectral)
+    assert [str(a) for a in by_name.values()] == ["(1, 2 | 0)"]
 
 
 @on_torch
-def test_parameters_of_unknown_modules_of_torch_go_by_name():
+def test_names_decide_the_axes_in_unknown_torch_modules():
     import torch
     from torch import nn
 
@@ -561,13 +568,15 @@ def test_parameters_of_unknown_modules_of_torch_go_by_name():
     assert roles == ["embedding", "vector", "vector"]
 
 
-# Arranging is exact both ways.
+# The conversion to matrices and back is exact.
 
 
 @st.composite
 def arrangements(draw):
+    """Draws the axes of a kernel, and its shape."""
     rank = draw(st.integers(1, 5))
     shape = [draw(st.integers(1, 4)) for _ in range(rank)]
+    # An input, output or batch axis. Output axes are twice as likely.
     sides = [draw(st.sampled_from("ioob")) for _ in range(rank)]
     order = draw(st.permutations(range(rank)))
     inputs = tuple(i for i in order if sides[i] == "i")
@@ -578,38 +587,48 @@ def arrangements(draw):
 
 
 @hypothesis.given(arrangements(), st.integers(1, 3))
-def test_matrices_multiply_as_the_kernel_does(arrangement, n):
-    found, shape = arrangement
+def test_matrices_give_the_same_products_as_the_kernel(arrangement, n):
+    kernel_axes, shape = arrangement
     kernels = RNG.integers(-4, 5, size=(n, *shape)).astype("float32")
-    matrices = found.to_matrices(ops.convert_to_tensor(kernels))
-    again = found.from_matrices(matrices, n, shape)
-    np.testing.assert_array_equal(ops.convert_to_numpy(again), kernels)
-    batch = [i for i in range(len(shape)) if i not in found.inputs + found.outputs]
-    letters = [
-        ["abcde"[i] for i in side] for side in (batch, found.inputs, found.outputs)
+    matrices = kernel_axes.to_matrices(ops.convert_to_tensor(kernels))
+    restored = kernel_axes.from_matrices(matrices, n, shape)
+    np.testing.assert_array_equal(ops.convert_to_numpy(restored), kernels)
+    batch = [
+        i
+        for i in range(len(shape))
+        if i not in kernel_axes.inputs + kernel_axes.outputs
     ]
-    of_batch, of_inputs, of_outputs = ("".join(side) for side in letters)
-    sizes = [[shape[i] for i in s] for s in (batch, found.inputs, found.outputs)]
+    letters = [
+        ["abcde"[i] for i in side]
+        for side in (batch, kernel_axes.inputs, kernel_axes.outputs)
+    ]
+    batch_letters, input_letters, output_letters = ("".join(side) for side in letters)
+    sizes = [
+        [shape[i] for i in s] for s in (batch, kernel_axes.inputs, kernel_axes.outputs)
+    ]
     inputs = RNG.integers(-4, 5, size=(n, *sizes[0], *sizes[1]))
     kernel_letters = "abcde"[: len(shape)]
-    equation = f"n{of_batch}{of_inputs},n{kernel_letters}->n{of_batch}{of_outputs}"
+    inputs_and_kernel = f"n{batch_letters}{input_letters},n{kernel_letters}"
+    equation = f"{inputs_and_kernel}->n{batch_letters}{output_letters}"
     expected = np.einsum(equation, inputs, kernels)
     rows = inputs.reshape(-1, 1, 1, math.prod(sizes[1]))
-    matrices = to_numpy(matrices).reshape(len(rows), found.parts, rows.shape[-1], -1)
+    matrices = to_numpy(matrices).reshape(
+        len(rows), kernel_axes.parts, rows.shape[-1], -1
+    )
     np.testing.assert_array_equal((rows @ matrices).reshape(expected.shape), expected)
 
 
 @hypothesis.given(arrangements())
-def test_values_of_units_spread_over_their_inputs(arrangement):
-    found, shape = arrangement
+def test_one_value_per_unit_broadcasts_over_its_input_axes(arrangement):
+    kernel_axes, shape = arrangement
     kernel = RNG.integers(-4, 5, size=shape).astype("float32")
-    units = found.to_units(ops.convert_to_tensor(kernel))
-    assert tuple(units.shape) == tuple(found.units_shape(shape))
-    again = found.from_units(units, shape)
-    np.testing.assert_array_equal(ops.convert_to_numpy(again), kernel)
+    units = kernel_axes.to_units(ops.convert_to_tensor(kernel))
+    assert tuple(units.shape) == tuple(kernel_axes.units_shape(shape))
+    restored = kernel_axes.from_units(units, shape)
+    np.testing.assert_array_equal(ops.convert_to_numpy(restored), kernel)
     if len(shape) > 1:
         sums = np.sum(ops.convert_to_numpy(units), axis=tuple(range(units.ndim - 1)))
-        spread = found.spread(ops.convert_to_tensor(sums), shape)
-        expected = np.sum(kernel, axis=found.inputs, keepdims=True)
-        full = np.broadcast_to(ops.convert_to_numpy(spread), shape)
+        broadcast = kernel_axes.broadcast(ops.convert_to_tensor(sums), shape)
+        expected = np.sum(kernel, axis=kernel_axes.inputs, keepdims=True)
+        full = np.broadcast_to(ops.convert_to_numpy(broadcast), shape)
         np.testing.assert_array_equal(full, np.broadcast_to(expected, shape))

@@ -1,4 +1,4 @@
-"""Which axes of the layers of KerasHub and KerasRS are matrices."""
+"""The axes of variables in KerasHub and KerasRS."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ SIZES |= {"intermediate_dim": 16}
 GROUPED = {"num_query_heads": 4, "num_key_value_heads": 2}
 EXPERTS = {"num_experts": 3, "top_k": 2}
 
-#: Class, its arguments, and what is expected of variables by the end of their paths.
+#: Arguments of each class, and the expected axes by the end of a variable's path.
 BACKBONES = {
     "BertBackbone": (
         SIZES | {"num_heads": 2, "max_sequence_length": 6},
@@ -84,25 +84,25 @@ BACKBONES = {
 
 
 def find(layer):
-    """Returns a dict from paths to axes, and the paths of the guessed ones."""
+    """Returns the axes by path, and the paths of guessed axes."""
     variables = list({id(v): v for v in layer.trainable_variables}.values())
     paths = [v.path for v in variables]
-    found, guessed = axes.find(variables, paths, None)
-    texts = ["embedding" if a.role == "embedding" else str(a) for a in found]
+    variable_axes, guessed = axes.find(variables, paths, None)
+    texts = ["embedding" if a.role == "embedding" else str(a) for a in variable_axes]
     return dict(zip(paths, texts, strict=True)), [paths[i] for i in guessed]
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_backbones_of_keras_hub(name):
+def test_axes_of_keras_hub_backbones_are_known(name):
     models = pytest.importorskip("keras_hub").models
     arguments, expected = BACKBONES[name]
     backbone = getattr(models, name)(**arguments)
-    found, guessed = find(backbone)
+    by_path, guessed = find(backbone)
     assert guessed == []
     for end, text in expected.items():
-        assert {t for path, t in found.items() if path.endswith(end)} == {text}, end
-    # Whatever is called a bias or a gain is a vector, and no dense kernel is one.
-    for path, text in found.items():
+        assert {t for path, t in by_path.items() if path.endswith(end)} == {text}, end
+    # Every bias and gain is a vector. No kernel is one.
+    for path, text in by_path.items():
         if path.endswith(("/bias", "/gamma", "/beta", "/scale")):
             assert text == "vector", path
         elif path.endswith("/kernel"):
@@ -111,24 +111,24 @@ def test_backbones_of_keras_hub(name):
     optimizer.build(backbone.trainable_variables)
 
 
-def test_a_head_of_a_layer_of_its_own_is_guessed():
+def test_the_kernel_of_a_masked_language_model_head_is_guessed():
     keras_hub = pytest.importorskip("keras_hub")
     head = keras_hub.layers.MaskedLMHead(vocabulary_size=50)
     head(np.ones((1, 6, 8)), mask_positions=np.ones((1, 2), "int32"))
-    found, guessed = find(head)
+    by_path, guessed = find(head)
     assert [path.rpartition("/")[2] for path in guessed] == ["output_kernel"]
-    assert found[guessed[0]] == "(0 | 1)"
+    assert by_path[guessed[0]] == "(0 | 1)"
 
 
-def test_layers_of_keras_rs():
+def test_axes_of_keras_rs_layers_are_known():
     rs = pytest.importorskip("keras_rs").layers
     ones = keras.ops.ones((2, 4))
     cross = rs.FeatureCross(projection_dim=3)
     cross(ones, ones)
-    found, guessed = find(cross)
-    assert sorted(found.values()) == ["(0 | 1)", "(0 | 1)", "vector"]
+    cross_axes, cross_guessed = find(cross)
+    assert sorted(cross_axes.values()) == ["(0 | 1)", "(0 | 1)", "vector"]
     reduce = rs.EmbedReduce(50, 4)
     reduce(keras.ops.ones((2, 4), "int32"))
-    found_too, guessed_too = find(reduce)
-    assert list(found_too.values()) == ["embedding"]
-    assert guessed + guessed_too == []
+    reduce_axes, reduce_guessed = find(reduce)
+    assert list(reduce_axes.values()) == ["embedding"]
+    assert cross_guessed + reduce_guessed == []

@@ -1,4 +1,4 @@
-"""What one norm spans, against the oracle on concatenated vectors."""
+"""Compares norms of blocks with the oracle on concatenated vectors."""
 
 import keras
 import numpy as np
@@ -24,34 +24,34 @@ BACKEND = keras.backend.backend()
 every_scope = pytest.mark.parametrize("scope", SCOPES)
 
 
-def expected_by_block(norm, gradients, blocks):
+def steps_by_block(norm, gradients, blocks):
     result = dict(gradients)
     for block in blocks:
-        long = np.concatenate([gradients[path].ravel() for path in block])
-        divisor = oracle.norm(norm, long)
+        vector = np.concatenate([gradients[path].ravel() for path in block])
+        divisor = oracle.norm(norm, vector)
         result |= {path: gradients[path] / divisor for path in block}
     return result
 
 
-def expected(scope, norm, gradients):
+def expected_steps(scope, norm, gradients):
     if scope == "layer":
-        return expected_by_block(norm, gradients, LAYERS)
+        return steps_by_block(norm, gradients, LAYERS)
     if scope == "global":
-        return expected_by_block(norm, gradients, [list(gradients)])
+        return steps_by_block(norm, gradients, [list(gradients)])
     normalize = oracle.normalize_units if scope == "unit" else oracle.normalize
     return {path: normalize(norm, g) for path, g in gradients.items()}
 
 
-def assert_close(actual, wanted, rtol=1e-5):
-    assert actual.keys() == wanted.keys()
-    for path, value in wanted.items():
+def assert_close(actual, expected, rtol=1e-5):
+    assert actual.keys() == expected.keys()
+    for path, value in expected.items():
         value = np.asarray(value, "float64")
         np.testing.assert_allclose(
             actual[path], value, rtol, rtol * np.abs(value).max(), err_msg=path
         )
 
 
-# Every norm in every scope; one of each kind where squares leave float32's range.
+# Every norm in every scope, and one of each kind where squares exceed float32.
 @pytest.mark.parametrize(
     ("norm", "scale", "compiled"),
     [(norm, 1.0, False) for norm in oracle.NORMS]
@@ -66,10 +66,12 @@ def test_each_block_is_divided_by_its_own_norm(scope, norm, scale, compiled):
     gradients = make_gradients(scale)
     optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, scope=scope, norm_epsilon=0)
     actual = steps_of(optimizer, gradients, compiled=compiled)
-    wanted = expected(scope, norm, gradients)
-    # The deviation of entries that are large beside it is known the less exactly.
-    loss = max(1.0, *(np.abs(w).max() for w in wanted.values())) if norm == "std" else 1
-    assert_close(actual, wanted, 1e-5 * float(loss))
+    expected = expected_steps(scope, norm, gradients)
+    # `std` is less exact if the entries are large compared with it.
+    rounding = (
+        max(1.0, *(np.abs(w).max() for w in expected.values())) if norm == "std" else 1
+    )
+    assert_close(actual, expected, 1e-5 * float(rounding))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -79,7 +81,7 @@ def test_blocks_of_every_dtype_are_normalized(scope, dtype, float64):
     optimizer = keras_normopt.NormalizedSGD(1.0, scope=scope)
     steps = steps_of(optimizer, gradients, dtype)
     rtol = {"float16": 4e-3, "bfloat16": 3e-2, "float64": 1e-12}[dtype]
-    assert_close(steps, expected(scope, "l2", gradients), rtol)
+    assert_close(steps, expected_steps(scope, "l2", gradients), rtol)
 
 
 def test_dtypes_may_differ_within_a_block(float64):
@@ -95,51 +97,51 @@ def test_dtypes_may_differ_within_a_block(float64):
         np.testing.assert_allclose(as_numpy(variable), [-0.3, -0.4], rtol=0.01)
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="Optax is a library for JAX")
-def test_global_equals_optax():
+@pytest.mark.skipif(BACKEND != "jax", reason="Optax needs JAX")
+def test_global_scope_equals_optax():
     import optax
 
     gradients = make_gradients()
     tree = {path: ops.convert_to_tensor(g, "float32") for path, g in gradients.items()}
     transformation = optax.normalize_by_update_norm(eps=0)
-    wanted, _ = transformation.update(tree, transformation.init(tree))
+    expected, _ = transformation.update(tree, transformation.init(tree))
     optimizer = keras_normopt.NormalizedSGD(1.0, scope="global")
-    assert_close(steps_of(optimizer, gradients), wanted, 1e-6)
+    assert_close(steps_of(optimizer, gradients), expected, 1e-6)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @every_scope
-def test_functions_of_the_user_s_own_get_each_block(scope, compiled):
+def test_a_custom_norm_receives_each_block(scope, compiled):
     def l4(gradient):
         return ops.sum(gradient**4) ** 0.25
 
-    def of_numpy(gradient):
+    def l4_in_numpy(gradient):
         return np.sum(np.asarray(gradient, np.longdouble) ** 4) ** 0.25
 
     optimizer = keras_normopt.NormalizedSGD(1.0, norm=l4, scope=scope)
     gradients = make_gradients()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(oracle.NORMS, "l4", of_numpy)
-        wanted = expected(scope, "l4", gradients)
-    assert_close(steps_of(optimizer, gradients, compiled=compiled), wanted)
+        patch.setitem(oracle.NORMS, "l4", l4_in_numpy)
+        expected = expected_steps(scope, "l4", gradients)
+    assert_close(steps_of(optimizer, gradients, compiled=compiled), expected)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_units_under_a_function_that_builds_on_ours(compiled):
+def test_a_custom_norm_of_units_may_call_a_built_in_one(compiled):
     def doubled(gradient):
         return 2 * keras_normopt.norms.l2(gradient)
 
     gradients = make_gradients(1e-25)
     optimizer = keras_normopt.NormalizedSGD(1.0, norm=doubled, scope="unit")
     steps = steps_of(optimizer, gradients, compiled=compiled)
-    wanted = {p: g / 2 for p, g in expected("unit", "l2", gradients).items()}
-    assert_close(steps, wanted)
+    expected = {p: g / 2 for p, g in expected_steps("unit", "l2", gradients).items()}
+    assert_close(steps, expected)
 
 
 @every_scope
-def test_zeros_stay_zeros_and_nothing_is_nan(scope):
+def test_zero_entries_stay_zero_and_no_step_is_nan(scope):
     gradients = {path: np.zeros(shape) for path, shape in SHAPES.items()}
-    gradients["b/kernel"][0, 0, 0] = 3.0  # The other units of it are zero.
+    gradients["b/kernel"][0, 0, 0] = 3.0  # Its other units are zero.
     for norm in oracle.NORMS:
         optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, scope=scope)
         steps = steps_of(optimizer, gradients)
@@ -148,7 +150,7 @@ def test_zeros_stay_zeros_and_nothing_is_nan(scope):
             np.testing.assert_array_equal(value != 0, gradients[path] != 0)
 
 
-def test_missing_gradients_are_in_no_block():
+def test_missing_gradients_are_left_out_of_their_block():
     gradients = make_gradients()
     variables = make_variables()
     tensors = [ops.convert_to_tensor(g, "float32") for g in gradients.values()]
@@ -156,9 +158,9 @@ def test_missing_gradients_are_in_no_block():
     optimizer = keras_normopt.NormalizedSGD(1.0, scope="layer")
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         optimizer.apply(tensors, variables)
-    wanted = oracle.normalize("l2", gradients["a/kernel"])
+    expected = oracle.normalize("l2", gradients["a/kernel"])
     np.testing.assert_allclose(
-        -ops.convert_to_numpy(variables[0]), np.float64(wanted), rtol=1e-5
+        -ops.convert_to_numpy(variables[0]), np.float64(expected), rtol=1e-5
     )
 
 
@@ -168,13 +170,13 @@ def test_a_single_variable_is_normalized_in_every_scope(scope):
     variable = keras.Variable(np.zeros(gradient.shape))
     optimizer = keras_normopt.NormalizedSGD(1.0, scope=scope)
     optimizer.apply([ops.convert_to_tensor(gradient, "float32")], [variable])
-    wanted = oracle.normalize("l2", gradient)
+    expected = oracle.normalize("l2", gradient)
     if scope == "unit":
-        wanted = expected(scope, "l2", {"x": gradient})["x"]
-    np.testing.assert_allclose(-as_numpy(variable), np.float64(wanted), rtol=1e-5)
+        expected = expected_steps(scope, "l2", {"x": gradient})["x"]
+    np.testing.assert_allclose(-as_numpy(variable), np.float64(expected), rtol=1e-5)
 
 
-def test_the_same_path_twice_is_two_blocks_of_their_own():
+def test_variables_with_the_same_path_are_separate_blocks():
     names, numbers = partition.partition("variable", ["x", "x", "x_2"], [[], [], []])
     assert numbers == [0, 1, 2]
     assert len(set(names)) == 3
@@ -190,17 +192,17 @@ def test_excluded_variables_step_with_their_raw_gradient(scope, exclude):
     gradients = make_gradients()
     optimizer = keras_normopt.NormalizedSGD(1.0, scope=scope, exclude=exclude)
     biases = {path: g for path, g in gradients.items() if path.endswith("bias")}
-    others = {path: g for path, g in gradients.items() if path not in biases}
-    wanted = expected(scope, "l2", others) if scope != "layer" else None
+    included = {path: g for path, g in gradients.items() if path not in biases}
+    expected = expected_steps(scope, "l2", included) if scope != "layer" else None
     if scope == "layer":
-        layers = [[p for p in layer if p in others] for layer in LAYERS]
-        wanted = expected_by_block("l2", others, layers)
+        layers = [[p for p in layer if p in included] for layer in LAYERS]
+        expected = steps_by_block("l2", included, layers)
     assert_close(
-        steps_of(optimizer, gradients), {p: (wanted | biases)[p] for p in SHAPES}
+        steps_of(optimizer, gradients), {p: (expected | biases)[p] for p in SHAPES}
     )
 
 
-def test_excluding_everything_is_the_base():
+def test_excluding_every_variable_gives_the_steps_of_the_base():
     gradients = make_gradients()
     optimizer = keras_normopt.NormalizedSGD(1.0, exclude="bias|")
     with pytest.warns(UserWarning, match=r"exclude=\('bias\|',\) excludes every"):
@@ -210,11 +212,11 @@ def test_excluding_everything_is_the_base():
 
 @pytest.mark.parametrize("exclude", ["", [""], ("bias", "")])
 def test_an_empty_pattern_is_refused_and_still_loads(exclude):
-    """As `"".split(",")` returns it."""
+    """`"".split(",")` returns such a pattern."""
     cls = keras_normopt.NormalizedSGD
     with pytest.raises(ValueError, match=r"empty pattern.*exclude=.*Pass exclude"):
         cls(exclude=exclude)
-    # A file that was saved with one loads, and does what it did.
+    # A file with an empty pattern loads, and still excludes every variable.
     config = cls(1.0).get_config() | {"exclude": list(exclude) or [""]}
     with pytest.warns(UserWarning, match="saved with an empty pattern"):
         optimizer = cls.from_config(config)
@@ -223,7 +225,7 @@ def test_an_empty_pattern_is_refused_and_still_loads(exclude):
         assert_close(steps_of(optimizer, gradients), gradients, 1e-6)
 
 
-def test_a_pattern_that_matches_nothing_is_warned_of_once():
+def test_a_pattern_without_a_match_warns_once():
     optimizer = keras_normopt.NormalizedSGD(1.0, exclude="gamma")
     with pytest.warns(
         UserWarning, match=r"`exclude`.*'gamma' matches none.*'a/kernel'"
@@ -247,12 +249,14 @@ def test_a_pattern_that_matches_nothing_is_warned_of_once():
     ],
 )
 @pytest.mark.parametrize("cls", ["NormalizedAdam", "ClippedAdam"])
-def test_wrong_scopes_and_patterns_are_named(cls, arguments, error, message):
+def test_errors_name_wrong_scopes_and_patterns(cls, arguments, error, message):
     with pytest.raises(error, match=message):
         getattr(keras_normopt, cls)(**arguments)
 
 
-def test_a_function_that_returns_the_gradient_has_no_norm_to_share(custom_norms):
+def test_functions_that_return_gradients_are_refused_if_norms_are_needed(
+    custom_norms,
+):
     keras_normopt.NormalizedOptimizer.set_normalization_function(
         "signs", lambda gradient: ops.sign(gradient)
     )
@@ -269,7 +273,7 @@ def test_a_function_that_returns_the_gradient_has_no_norm_to_share(custom_norms)
         optimizer.norm = "signs"
 
 
-def test_options_are_saved(tmp_path):
+def test_a_saved_model_keeps_scope_exclude_and_track_norms(tmp_path):
     optimizer = keras_normopt.NormalizedAdam(
         norm="max", scope="layer", exclude="bias", track_norms=True
     )
@@ -283,7 +287,7 @@ def test_options_are_saved(tmp_path):
     assert loaded.track_norms is True
 
 
-# Every base, by fit, in every scope.
+# Every base in every scope.
 
 
 @pytest.mark.parametrize("scope", SCOPES[1:])
@@ -293,7 +297,8 @@ def test_every_base_steps_with_the_normalized_gradient_in_every_scope(cls, scope
     gradients = make_gradients()
     base = getattr(keras.optimizers, cls.__name__.removeprefix("Normalized"))
     raw = {
-        p: np.asarray(g, "float64") for p, g in expected(scope, "l2", gradients).items()
+        p: np.asarray(g, "float64")
+        for p, g in expected_steps(scope, "l2", gradients).items()
     }
     actual = steps_of(cls(0.5, scope=scope), gradients)
     assert_close(actual, steps_of(base(0.5), raw), 1e-3)

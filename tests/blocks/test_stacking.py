@@ -1,4 +1,4 @@
-"""Gradients normalized together: right, and at the cost that stacking is for."""
+"""Stacked gradients get the right norms, with few calls and little memory."""
 
 import gc
 import math
@@ -23,7 +23,7 @@ from keras_normopt.norms import _registry
 pytestmark = pytest.mark.newest_keras
 
 BACKEND = keras.backend.backend()
-#: More than one stack. XLA compiles each by itself, which takes long.
+#: More gradients than one stack holds. XLA compiles each stack, which is slow.
 MANY = (2 if BACKEND == "torch" else 1) * STACK_SIZE + 3
 
 compilers = {"eager": lambda function: function}
@@ -40,18 +40,18 @@ else:
     from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def of_many_sizes(shape, number=MANY):
-    """Gradients of equal shape, of all magnitudes, some of them zero."""
+def of_many_magnitudes(shape, number=MANY):
+    """Returns gradients of one shape with many magnitudes, some of them zero."""
     rng = np.random.default_rng(0)
-    sizes = [1.0, 1e-30, 1e30, 0.0, 1e-15]
+    magnitudes = [1.0, 1e-30, 1e30, 0.0, 1e-15]
     return [
-        (rng.normal(size=shape) * sizes[i % len(sizes)]).astype("float32")
+        (rng.normal(size=shape) * magnitudes[i % len(magnitudes)]).astype("float32")
         for i in range(number)
     ]
 
 
-# Every norm as it is compiled; eagerly, where JAX and TensorFlow compile each call of
-# each shape, one of each kind.
+# The last compiler tests every norm. Eager JAX and TensorFlow compile each call for
+# each shape, so they test one norm of each kind.
 every_norm = pytest.mark.parametrize(
     ("name", "compiled"),
     [
@@ -64,10 +64,10 @@ every_norm = pytest.mark.parametrize(
 
 
 @every_norm
-def test_stacked_gradients_are_normalized_each_by_itself(name, compiled):
-    # Of one shape more than go into a stack, of the others a few among them.
-    gradients = of_many_sizes((4, 3))
-    gradients += of_many_sizes((5,), 6) + of_many_sizes((2, 2, 2), 6)
+def test_each_stacked_gradient_has_its_own_norm(name, compiled):
+    # Gradients of one shape fill more than a stack. A few have other shapes.
+    gradients = of_many_magnitudes((4, 3))
+    gradients += of_many_magnitudes((5,), 6) + of_many_magnitudes((2, 2, 2), 6)
     gradients = gradients[::2] + gradients[1::2]
     norm = getattr(norms, name)
     results = compiled(lambda *g: normalize(g, norm))(*map(ops.array, gradients))
@@ -81,8 +81,8 @@ def test_stacked_gradients_are_normalized_each_by_itself(name, compiled):
 
 
 @every_norm
-def test_stacked_layers_are_normalized_as_one_vector_each(name, compiled):
-    kernels, biases = of_many_sizes((4, 3)), of_many_sizes((3,))
+def test_each_stacked_layer_is_normalized_as_one_vector(name, compiled):
+    kernels, biases = of_many_magnitudes((4, 3)), of_many_magnitudes((3,))
     second = [k[::-1].copy() for k in kernels]
     gradients = [*kernels, *biases, *second]
     blocks = [[i, i + MANY, i + 2 * MANY] for i in range(MANY)]
@@ -91,19 +91,19 @@ def test_stacked_layers_are_normalized_as_one_vector_each(name, compiled):
         *map(ops.array, gradients)
     )
     for block in blocks:
-        whole = np.concatenate([gradients[i].ravel() for i in block])
+        vector = np.concatenate([gradients[i].ravel() for i in block])
         result = [ops.convert_to_numpy(results[i]).ravel() for i in block]
         np.testing.assert_allclose(
             np.concatenate(result),
-            oracle.normalize(name, whole).astype("float64"),
+            oracle.normalize(name, vector).astype("float64"),
             rtol=2e-5 if name == "std" else 3e-6,
             atol=1e-37,
         )
 
 
 @every_norm
-def test_stacked_units_are_normalized_each_by_itself(name, compiled):
-    gradients = of_many_sizes((2, 4, 3))
+def test_each_stacked_unit_has_its_own_norm(name, compiled):
+    gradients = of_many_magnitudes((2, 4, 3))
     norm = getattr(norms, name)
     results = compiled(lambda *g: normalize(g, norm, per_unit=True))(
         *map(ops.array, gradients)
@@ -128,7 +128,7 @@ def test_stacked_gradients_keep_half_precision(dtype):
         )
 
 
-def test_norms_come_in_the_order_of_the_blocks():
+def test_norms_have_the_order_of_the_blocks():
     shapes = [(2,), (3,), (2,), (1, 2), (3,)]
     gradients = [np.full(s, i + 1.0, "float32") for i, s in enumerate(shapes)]
     gradients = make_gradients(gradients)
@@ -136,22 +136,22 @@ def test_norms_come_in_the_order_of_the_blocks():
     assert [float(measured[i]) for i in range(5)] == [1, 2, 3, 4, 5]
 
 
-def test_custom_norms_see_each_gradient_alone():
-    seen = []
+def test_custom_norms_receive_one_gradient_at_a_time():
+    shapes = []
 
     def norm(gradient):
-        seen.append(tuple(gradient.shape))
+        shapes.append(tuple(gradient.shape))
         return ops.sum(ops.abs(gradient))
 
-    gradients = of_many_sizes((4, 3), 5) + of_many_sizes((2,), 5)
+    gradients = of_many_magnitudes((4, 3), 5) + of_many_magnitudes((2,), 5)
     results = normalize(list(map(ops.array, gradients)), norm)
-    assert sorted(seen) == [(2,)] * 5 + [(4, 3)] * 5
+    assert sorted(shapes) == [(2,)] * 5 + [(4, 3)] * 5
     for result, gradient in zip(results, gradients, strict=True):
         expected = oracle.normalize("l1", gradient).astype("float64")
         np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=3e-6)
 
 
-# The plain path, block by block, against which the fast one is there for speed alone.
+# The fast path must equal the plain path, which measures one block at a time.
 
 
 @st.composite
@@ -175,18 +175,18 @@ def gradients_and_blocks(draw):
 
 @pytest.mark.parametrize("scope", ["variable", "unit", "blocks"])
 @pytest.mark.parametrize("norm", ["l2", "min_max", "std", "of one's own"])
-# Few: where a step is not compiled, JAX and TensorFlow compile each call of each shape.
+# Few examples, because eager JAX and TensorFlow compile each call for each shape.
 @settings(max_examples=100 if BACKEND == "torch" else 5)
 @given(drawn=gradients_and_blocks())
-def test_the_fast_path_is_the_plain_one(norm, scope, drawn):
+def test_the_fast_path_equals_the_plain_path(norm, scope, drawn):
     gradients, blocks = drawn
     if scope != "blocks":
         blocks = [[i] for i in range(len(gradients))]
 
-    def own(gradient):
+    def custom(gradient):
         return ops.sum(ops.sqrt(ops.abs(gradient)))
 
-    norm = _registry.get(getattr(norms, norm, own))
+    norm = _registry.get(getattr(norms, norm, custom))
     gradients = [ops.convert_to_tensor(g) for g in gradients]
     fast = make_gradients(gradients, blocks, scope == "unit")
     with pytest.MonkeyPatch.context() as patch:
@@ -197,12 +197,12 @@ def test_the_fast_path_is_the_plain_one(norm, scope, drawn):
         rescale.normalize(plain, norm, 1e-30)
     measured = fast.by_block(fast.norms(norm))
     for number in range(len(blocks)):
-        one, other = measured[number], expected[number]
-        np.testing.assert_allclose(*map(ops.convert_to_numpy, (one, other)), rtol=1e-5)
+        pair = measured[number], expected[number]
+        np.testing.assert_allclose(*map(ops.convert_to_numpy, pair), rtol=1e-5)
     rescale.normalize(fast, norm, 1e-30)
-    for one, other in zip(fast.tensors, plain.tensors, strict=True):
-        one, other = map(ops.convert_to_numpy, (one, other))
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-30)
+    for pair in zip(fast.tensors, plain.tensors, strict=True):
+        pair = map(ops.convert_to_numpy, pair)
+        np.testing.assert_allclose(*pair, rtol=1e-4, atol=1e-30)
 
 
 def variables(number, shape):
@@ -210,9 +210,9 @@ def variables(number, shape):
 
 
 @pytest.mark.speed
-@pytest.mark.skipif(BACKEND != "torch", reason="counts what PyTorch is asked to do")
+@pytest.mark.skipif(BACKEND != "torch", reason="counts operations of PyTorch")
 @pytest.mark.parametrize("norm", oracle.NORMS)
-def test_calls_do_not_grow_with_the_number_of_variables(norm):
+def test_the_number_of_calls_does_not_grow_with_the_variables(norm):
     class Counter(TorchDispatchMode):
         calls = 0
 
@@ -230,8 +230,8 @@ def test_calls_do_not_grow_with_the_number_of_variables(norm):
 
 
 def keras_frees_operands():
-    # Before 3.15, what Keras looks at its operands with, on PyTorch, leaves them
-    # to Python's collector, which runs when it likes.
+    # On PyTorch, Keras before 3.15 leaves its operands to Python's garbage collector,
+    # which may run at any time.
     operand = torch.ones(2)
     alive = weakref.ref(operand)
     gc.disable()
@@ -244,9 +244,9 @@ def keras_frees_operands():
 
 
 @pytest.mark.speed
-@pytest.mark.skipif(BACKEND != "torch", reason="asks PyTorch what it allocates")
+@pytest.mark.skipif(BACKEND != "torch", reason="reads the memory profile of PyTorch")
 @pytest.mark.parametrize("shape", [(64, 64), (1024, 1024)])
-def test_memory_is_that_of_one_copy_of_the_gradients(shape):
+def test_normalization_allocates_one_copy_of_the_gradients(shape):
     gradients = [torch.randn(shape) for _ in range(2**22 // shape[0] ** 2)]
     normalize(gradients, norms.l2)
     gc.collect()
@@ -260,15 +260,15 @@ def test_memory_is_that_of_one_copy_of_the_gradients(shape):
             now += event.nbytes()
             peak = max(peak, now)
     size = sum(g.nbytes for g in results)
-    some = 4 * STACK_ENTRIES
-    assert size <= now <= size + some / 4
+    stack = 4 * STACK_ENTRIES
+    assert size <= now <= size + stack / 4
     if keras_frees_operands():
-        assert peak <= size + 2 * some
+        assert peak <= size + 2 * stack
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="asks XLA what it allocates")
+@pytest.mark.skipif(BACKEND != "jax", reason="reads the memory analysis of XLA")
 @pytest.mark.parametrize("shapes", [[(64, 64)] * 40, [(1024, 1024)] * 3])
-def test_memory_compiled_is_that_of_clipnorm(shapes):
+def test_a_compiled_step_needs_the_memory_of_clipnorm(shapes):
     def temporary(optimizer):
         weights = [keras.Variable(np.ones(shape, "float32")) for shape in shapes]
         optimizer.build(weights)
@@ -277,21 +277,21 @@ def test_memory_compiled_is_that_of_clipnorm(shapes):
         compiled = step.lower(state, values, values).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    of_clipnorm = temporary(keras.optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0))
+    clipnorm = temporary(keras.optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0))
     ours = temporary(keras_normopt.NormalizedSGD(0.1, momentum=0.9))
     # A stack is a copy, and XLA may keep all of them until the norms are known.
     stacked = sum(
         4 * math.prod(s) for s in shapes if math.prod(s) <= STACK_ENTRIES // 2
     )
-    assert ours <= of_clipnorm + max(stacked, STACK_ENTRIES)
+    assert ours <= clipnorm + max(stacked, STACK_ENTRIES)
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch compiles nothing here")
-def test_compiles_once():
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch does not compile this step")
+def test_a_step_with_stacks_compiles_once():
     weights = variables(MANY, (2, 3))
     optimizer = keras_normopt.NormalizedAdam()
     optimizer.build(weights)
-    gradients = of_many_sizes((2, 3))
+    gradients = of_many_magnitudes((2, 3))
     if BACKEND == "tensorflow":
         step = tf.function(optimizer.apply)
         for sign in (1, -1, 0):
@@ -305,14 +305,14 @@ def test_compiles_once():
     assert step._cache_size() == 1
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="reads the program that XLA is given")
-def test_without_norm_the_program_is_that_of_the_base():
+@pytest.mark.skipif(BACKEND != "jax", reason="reads the program for XLA")
+def test_without_a_norm_the_program_equals_that_of_the_base():
     def program(optimizer):
         weights = variables(3, (2, 3))
         optimizer.build(weights)
         state, values = ([v.value for v in vs] for vs in (optimizer.variables, weights))
         return jax.jit(optimizer.stateless_apply).lower(state, values, values).as_text()
 
-    of_base = program(keras.optimizers.Adam())
-    assert program(keras_normopt.NormalizedAdam(norm=None)) == of_base
-    assert program(keras_normopt.NormalizedAdam()) != of_base
+    expected = program(keras.optimizers.Adam())
+    assert program(keras_normopt.NormalizedAdam(norm=None)) == expected
+    assert program(keras_normopt.NormalizedAdam()) != expected

@@ -1,4 +1,4 @@
-"""A step that PyTorch compiles, whole: no graph break, and equal to the eager one."""
+"""Tests that PyTorch compiles a step as one graph that equals the eager step."""
 
 import keras
 import numpy as np
@@ -11,14 +11,17 @@ from keras_normopt import norms
 if keras.backend.backend() != "torch":
     pytest.skip("PyTorch's compiler", allow_module_level=True)
 if keras.version() == "3.12.0":
-    pytest.skip("cannot compile its own Adam whole", allow_module_level=True)
+    pytest.skip(
+        "PyTorch cannot compile Adam of this Keras as one graph",
+        allow_module_level=True,
+    )
 
 import torch
 import torch._dynamo
 import torch._dynamo.testing
 
 SHAPES = {"a/kernel": (3, 4), "a/bias": (4,), "b/kernel": (3, 4), "b/bias": (2,)}
-# Of Keras and of PyTorch's compiler, of caches that it does not know.
+# PyTorch's compiler warns of caches in Keras and in itself.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
@@ -29,7 +32,7 @@ def own(gradient):
     return ops.sum(ops.abs(gradient))
 
 
-# A norm is the same code in every scope, and one of each kind shows what a scope adds.
+# A norm has the same code in every scope, so three norms are enough for the others.
 NORMS = [*(name for name in norms.__all__ if name != "linf"), own]
 SCOPES = ["unit", "layer", "global"]
 NORMS_AND_SCOPES = [(norm, "variable") for norm in NORMS]
@@ -78,7 +81,7 @@ def check(make):
     compiled = stepped(
         make(), lambda step: torch.compile(step, backend=counter, fullgraph=True)
     )
-    assert counter.frame_count == 1  # And no compilation from the second call on.
+    assert counter.frame_count == 1  # One graph, compiled once.
     for one, other in zip(compiled, eager, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
@@ -89,7 +92,7 @@ def check(make):
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_compiled_step_equals_the_eager_one_in_every_norm_and_scope(norm, scope):
-    # A second or more for each, so with the base that compiles most quickly.
+    # Each compilation takes a second or more. SGD compiles fastest.
     check(lambda: keras_normopt.NormalizedSGD(0.1, norm=norm, scope=scope))
 
 

@@ -1,4 +1,4 @@
-"""Two encoders of one function: layers of equal paths, but two layers."""
+"""Tests models with two encoders whose layers have the same paths."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ def pair(optimizer, use_bias=(True, True)):
 
 
 def steps_of_layers(model):
-    """How far the weights of each layer move in one step, as one vector."""
+    """Returns how far the weights of each layer move in one step, in the l2 norm."""
     layers = [model.get_layer(name).get_layer("dense1") for name in ("left", "right")]
     layers.append(model.get_layer("head"))
     before = [layer.get_weights() for layer in layers]
@@ -46,7 +46,7 @@ def steps_of_layers(model):
 
 
 @pytest.mark.parametrize("use_bias", [(True, True), (False, True), (True, False)])
-def test_each_layer_takes_a_step_of_its_own(use_bias):
+def test_each_layer_is_normalized_by_itself(use_bias):
     optimizer = keras_normopt.NormalizedSGD(0.01, scope="layer", track_norms=True)
     model = pair(optimizer, use_bias)
     np.testing.assert_allclose(steps_of_layers(model), [0.01] * 3, rtol=1e-4)
@@ -57,7 +57,7 @@ def test_each_layer_takes_a_step_of_its_own(use_bias):
     ]
 
 
-def test_layers_of_one_path_that_have_no_variable_in_common():
+def test_layers_with_the_same_path_and_other_variables_are_separate():
     inputs = keras.Input((6,))
     dense = keras.layers.Dense(4, use_bias=False, name="block")
     scale = keras.layers.BatchNormalization(name="block")
@@ -71,7 +71,7 @@ def test_layers_of_one_path_that_have_no_variable_in_common():
 
 
 @pytest.mark.parametrize("scope", ["variable", "unit"])
-def test_variables_of_one_path_are_told_apart(scope):
+def test_variables_with_the_same_path_are_separate(scope):
     optimizer = keras_normopt.NormalizedSGD(scope=scope, track_norms=True)
     pair(optimizer).fit(X, Y, verbose=0)
     assert list(optimizer.gradient_norms)[:-1] == [
@@ -84,13 +84,13 @@ def test_variables_of_one_path_are_told_apart(scope):
     ]
 
 
-def test_variables_of_no_layer_that_is_alive():
+def test_variables_without_a_layer_are_grouped_with_a_warning():
     def variables():
         with keras.name_scope("dense"):
             return [keras.Variable(np.ones(2), name=n) for n in ("kernel", "bias")]
 
     optimizer = keras_normopt.NormalizedSGD(scope="layer", track_norms=True)
-    with pytest.warns(UserWarning, match="beginning of another layer: .'dense/kernel'"):
+    with pytest.warns(UserWarning, match="path begins another layer: .'dense/kernel'"):
         optimizer.build([*variables(), *variables()])
     assert list(optimizer.gradient_norms)[:-1] == ["dense", "dense_2"]
 
@@ -103,16 +103,16 @@ class Wrapper(keras.layers.Layer):
         self.weight = keras.Variable(np.ones(2), name="variable_4")
 
 
-def test_paths_that_name_no_layer():
+def test_paths_without_a_name_of_a_layer_cause_a_warning():
     layer = Wrapper()
     optimizer = keras_normopt.NormalizedSGD(scope="layer")
     with pytest.warns(UserWarning, match=r"in the path of 1 of 1 variables.*_4'"):
         optimizer.build(layer.trainable_variables)
 
 
-def test_a_layer_that_is_half_made_does_not_disturb_others():
-    half_made = keras.layers.Dense.__new__(keras.layers.Dense)
-    del half_made.__dict__["_trainable_variables"]
+def test_an_unfinished_layer_does_not_affect_other_layers():
+    unfinished = keras.layers.Dense.__new__(keras.layers.Dense)
+    del unfinished.__dict__["_trainable_variables"]
     with pytest.raises(AttributeError):
-        half_made.weights  # noqa: B018
-    test_each_layer_takes_a_step_of_its_own((True, True))
+        unfinished.weights  # noqa: B018
+    test_each_layer_is_normalized_by_itself((True, True))

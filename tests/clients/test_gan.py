@@ -1,4 +1,4 @@
-"""A model that holds two optimizers, and calls both in a step of its own."""
+"""Tests a model that calls two optimizers in its own train step."""
 
 import keras
 import numpy as np
@@ -42,9 +42,11 @@ class Gan(keras.Model):
     def compile(self, optimizer):
         super().compile(optimizer=optimizer)
         if BACKEND == "jax":
-            # A step receives the variables of the model and of its optimizer, only.
-            others = [o for o in (self.d_opt, self.g_opt) if o is not optimizer]
-            self.slots = [v for o in others for v in o.variables]
+            # A step gets only the variables of the model and of its optimizer.
+            other_optimizers = [
+                o for o in (self.d_opt, self.g_opt) if o is not optimizer
+            ]
+            self.slots = [v for o in other_optimizers for v in o.variables]
 
     def d_loss(self, generator, discriminator, real, noise):
         return cross_entropy(discriminator(real), 1.0) + cross_entropy(
@@ -62,13 +64,13 @@ if BACKEND == "jax":
         return lambda x: layer.stateless_call(variables, [], x)[0]
 
     def train_step(self, state, data):
-        trainable, slots, of_optimizer, of_metrics = state
+        trainable, slots, optimizer_state, metric_state = state
         if self.optimizer is self.d_opt:
-            slots, of_optimizer = [*of_optimizer, *slots], []
+            slots, optimizer_state = [*optimizer_state, *slots], []
         real, noise = data[0]
         ends = len(self.generator.trainable_variables), len(self.d_opt.variables)
         g, d = trainable[: ends[0]], trainable[ends[0] :]
-        of_d, of_g = slots[: ends[1]], slots[ends[1] :]
+        d_state, g_state = slots[: ends[1]], slots[ends[1] :]
 
         def d_loss(d):
             networks = called(self.generator, g), called(self.discriminator, d)
@@ -82,14 +84,14 @@ if BACKEND == "jax":
         for _ in range(2):
             gradients = jax.grad(d_loss)(d)
             lengths.append(length(gradients))
-            d, of_d = self.d_opt.stateless_apply(of_d, gradients, d)
+            d, d_state = self.d_opt.stateless_apply(d_state, gradients, d)
         gradients = jax.grad(g_loss)(g)
-        g, of_g = self.g_opt.stateless_apply(of_g, gradients, g)
+        g, g_state = self.g_opt.stateless_apply(g_state, gradients, g)
         logs = {"d": ops.stack(lengths), "g": length(gradients)}
-        slots = [*of_d, *of_g]
+        slots = [*d_state, *g_state]
         if self.optimizer is self.d_opt:
-            of_optimizer, slots = of_d, of_g
-        return logs, ([*g, *d], slots, of_optimizer, of_metrics)
+            optimizer_state, slots = d_state, g_state
+        return logs, ([*g, *d], slots, optimizer_state, metric_state)
 
 else:
     if BACKEND == "tensorflow":
@@ -127,16 +129,16 @@ Gan.train_step = train_step
 
 
 def fit(model, frequency, epochs=2, optimizer="rmsprop"):
-    """Trains; returns what was logged, and the lengths of the gradients by batch."""
+    """Trains. Returns the history, the gradient norms and the logs of all batches."""
     seen, batches = {"d": [], "g": []}, []
 
-    def note(batch, logs):
+    def record(batch, logs):
         for name, values in seen.items():
             values.append(ops.convert_to_numpy(logs.pop(name)))
         batches.append(logs)
 
     model.compile(optimizer)
-    spy = keras.callbacks.LambdaCallback(on_train_batch_end=note)
+    spy = keras.callbacks.LambdaCallback(on_train_batch_end=record)
     history = model.fit(
         (REAL, NOISE),
         batch_size=4,
@@ -153,7 +155,7 @@ def make(cls=keras_normopt.NormalizedSGD, **arguments):
     return cls(0.01, **({"track_norms": True} | arguments))
 
 
-# `compile` takes RMSprop by itself. Keras on JAX trains no model without an optimizer.
+# RMSprop is the default of `compile`. On JAX, Keras needs an optimizer to train.
 CASES = [("rmsprop", "epoch"), ("d_opt", 1)]
 if BACKEND != "jax":
     CASES.append((None, "epoch"))
@@ -171,12 +173,12 @@ def test_the_logs_hold_the_norms_of_both_optimizers(optimizer, frequency):
         np.testing.assert_allclose(history[key], lengths.mean(axis=1), rtol=1e-5)
         np.testing.assert_allclose(history[largest], lengths.max(axis=1), rtol=1e-5)
         if frequency == 1:
-            of_batches = lengths.reshape(-1, steps).mean(axis=1)
-            found = [logs[key] for logs in batches]
-            np.testing.assert_allclose(found, of_batches, rtol=1e-5)
+            batch_means = lengths.reshape(-1, steps).mean(axis=1)
+            actual = [logs[key] for logs in batches]
+            np.testing.assert_allclose(actual, batch_means, rtol=1e-5)
     assert "grad_norm/g_opt/generator/kernel" in history
-    of_d = [v.path for v in model.discriminator.trainable_variables]
-    assert {f"clipped/d_opt/{path}" for path in of_d} == {
+    paths = [v.path for v in model.discriminator.trainable_variables]
+    assert {f"clipped/d_opt/{path}" for path in paths} == {
         key for key in history if key.startswith("clipped/")
     }
     after = model.discriminator.get_weights()
@@ -187,12 +189,12 @@ def names_in_logs(model):
     return [name for _, names in named_trackers(model) for name in names.values()]
 
 
-def test_names_are_those_of_one_optimizer_if_only_one_keeps_norms():
+def test_names_have_no_prefix_if_only_one_optimizer_tracks_norms():
     model = Gan(make(track_norms=False), make())
     assert names_in_logs(model) == ["generator/kernel", "generator/bias", "total"]
 
 
-def test_optimizers_in_lists_and_dictionaries():
+def test_optimizers_in_lists_and_dictionaries_are_logged():
     model, variables = keras.Model(), [keras.Variable(1.0, name="w")]
     inner = [make(scope="global") for _ in range(3)]
     model.all = [keras.optimizers.SGD(), inner[0]]
@@ -204,14 +206,14 @@ def test_optimizers_in_lists_and_dictionaries():
     assert names_in_logs(model) == expected
 
 
-def test_an_optimizer_that_is_held_twice():
+def test_an_optimizer_with_two_names_is_logged_once():
     model, inner = keras.Model(), make(scope="global")
     model.optimizer, model.mine = keras.optimizers.LossScaleOptimizer(inner), inner
     inner.build([keras.Variable(1.0, name="w")])
     assert names_in_logs(model) == ["global", "total"]
 
 
-def test_an_error_says_what_the_model_holds():
+def test_an_error_names_the_optimizers_of_the_model():
     plain = keras.optimizers.SGD()
     scaled = keras.optimizers.LossScaleOptimizer(keras_normopt.NormalizedSGD())
     model = Gan(scaled, plain)

@@ -1,4 +1,4 @@
-"""A model that is saved, loaded under shorter paths, and trained further."""
+"""Tests models whose variables have shorter paths after loading."""
 
 import warnings
 
@@ -36,7 +36,7 @@ def subclassed():
 
 
 @pytest.mark.parametrize("make", [sequential, subclassed])
-def test_the_same_variables_are_excluded_and_named(make, tmp_path):
+def test_a_loaded_model_excludes_and_names_the_same_variables(make, tmp_path):
     model = make()
     optimizer = keras_normopt.NormalizedSGD(0.01, exclude=EXCLUDE, track_norms=True)
     model.compile(optimizer=optimizer, loss="mse")
@@ -45,7 +45,7 @@ def test_the_same_variables_are_excluded_and_named(make, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = keras.models.load_model(tmp_path / "model.keras")
-    # Keras drops the name of the model. Its 3.16 keeps the name of a `Sequential`.
+    # Keras drops the name of the model. Keras 3.16 keeps it for a `Sequential`.
     paths = [v.path.removeprefix("net/") for v in loaded.trainable_variables]
     assert paths == ["body/kernel", "body/bias", "head/kernel", "head/bias"]
     assert loaded.optimizer.gradient_norms == optimizer.gradient_norms
@@ -69,9 +69,9 @@ def dense(name):
     return layer
 
 
-# Of another number, and of the same.
+# The first model has another number of variables, the second the same number.
 @pytest.mark.parametrize("saved", [sequential, lambda: dense("one")])
-def test_other_variables_than_those_that_were_saved(saved):
+def test_other_variables_than_the_saved_ones_cause_a_warning(saved):
     optimizer = keras_normopt.NormalizedSGD(exclude="bias")
     optimizer.build(saved().trainable_variables)
     other = keras_normopt.NormalizedSGD.from_config(optimizer.get_config())
@@ -80,7 +80,7 @@ def test_other_variables_than_those_that_were_saved(saved):
     assert other.get_config()["variable_paths"][0] == "other/kernel"
 
 
-def test_files_from_before_hold_no_paths():
+def test_configs_without_paths_can_be_loaded():
     config = keras_normopt.NormalizedSGD(exclude="bias").get_config()
     assert "variable_paths" not in config
     optimizer = keras_normopt.NormalizedSGD.from_config(config)

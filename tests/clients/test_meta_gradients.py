@@ -1,8 +1,8 @@
-"""Meta-learning: a loss after a step, differentiated with respect to what led to it.
+"""Tests derivatives of the loss after a step, as in meta-learning.
 
-TensorFlow has no part in it: Keras steps there by assigning to variables, through which
-nothing can be differentiated. On PyTorch its own optimizers step under `no_grad`, so
-that only those of one's own can be.
+These tests skip TensorFlow. Its steps assign to variables, and assignments have no
+derivative. On PyTorch, Keras's own optimizers step under `no_grad`, so the tests use
+another base.
 """
 
 import keras
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.newest_keras
 
 BACKEND = keras.backend.backend()
 if BACKEND == "tensorflow":
-    pytest.skip("Keras has no stateless step here", allow_module_level=True)
+    pytest.skip("Keras has no stateless step on TensorFlow", allow_module_level=True)
 if BACKEND == "jax":
     import jax
 else:
@@ -72,7 +72,7 @@ every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIM
 
 
 def loss_after_a_step(make, dtype):
-    """A function of gradients."""
+    """Returns the loss after a step, as a function of gradients."""
     optimizer = make()
     variables = [keras.Variable(w, dtype=dtype) for w in WEIGHTS]
     optimizer.build(variables)
@@ -88,13 +88,13 @@ def loss_after_a_step(make, dtype):
 
 def test_stock_optimizers_on_pytorch_step_under_no_grad():
     if BACKEND != "torch":
-        pytest.skip("PyTorch's")
+        pytest.skip("for PyTorch")
     with pytest.raises(RuntimeError, match="does not require grad"):
         derivative(loss_after_a_step(keras.optimizers.SGD, "float32"))(GRADIENTS)
 
 
 def derivative(loss, dtype="float32", compiled=False):
-    """A function of gradients, which compiles once."""
+    """Returns the derivative of a loss, as a function of gradients."""
     if BACKEND == "jax":
         differentiate = jax.jit(jax.grad(loss)) if compiled else jax.grad(loss)
     else:
@@ -103,17 +103,17 @@ def derivative(loss, dtype="float32", compiled=False):
             tensors = [t.requires_grad_() for t in tensors]
             return torch.autograd.grad(loss(tensors), tensors)
 
-    def found(gradients):
+    def evaluate(gradients):
         tensors = [ops.convert_to_tensor(g, dtype) for g in gradients]
         return [np.asarray(d) for d in differentiate(tensors)]
 
-    return found
+    return evaluate
 
 
 @every_optimizer
-def test_is_that_of_finite_differences(make, float64):
+def test_the_derivative_equals_finite_differences(make, float64):
     loss = loss_after_a_step(make, "float64")
-    found = derivative(loss, "float64")(GRADIENTS)
+    actual = derivative(loss, "float64")(GRADIENTS)
     for i, shape in enumerate(SHAPES):
         for index in [0, int(np.prod(shape)) - 1]:
 
@@ -124,12 +124,12 @@ def test_is_that_of_finite_differences(make, float64):
                 return float(ops.convert_to_numpy(value))
 
             expected = (at(1e-6) - at(-1e-6)) / 2e-6
-            assert found[i].flat[index] == pytest.approx(expected, rel=1e-5, abs=1e-8)
+            assert actual[i].flat[index] == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
 @every_optimizer
 @pytest.mark.parametrize("compiled", [False, True])
-def test_is_finite_where_gradients_are_zero(make, compiled):
+def test_the_derivative_is_finite_for_zero_gradients(make, compiled):
     if compiled and BACKEND == "torch":
         pytest.skip("differentiated eagerly")
     differentiate = derivative(loss_after_a_step(make, "float32"), compiled=compiled)
@@ -142,15 +142,17 @@ def test_is_finite_where_gradients_are_zero(make, compiled):
         [without_a_unit, bias, other],
         [1e25 * without_a_unit, 1e25 * bias, 1e25 * other],
     ):
-        for found in differentiate(gradients):
-            assert np.isfinite(found).all()
+        for result in differentiate(gradients):
+            assert np.isfinite(result).all()
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="vmap of a derivative, as MAML is written")
+@pytest.mark.skipif(
+    BACKEND != "jax", reason="only JAX has vmap of a derivative, which MAML uses"
+)
 @every_optimizer
 def test_a_vectorized_derivative_of_many_tasks_is_finite(make):
     loss = loss_after_a_step(make, "float32")
     scales = np.array([1, 0, 1e-12, 1e12, 1e-25, 1e22], "float32")
     stacked = [np.stack([s * g for s in scales]).astype("float32") for g in GRADIENTS]
-    for found in jax.jit(jax.vmap(jax.grad(loss)))(stacked):
-        assert np.isfinite(found).all()
+    for result in jax.jit(jax.vmap(jax.grad(loss)))(stacked):
+        assert np.isfinite(result).all()

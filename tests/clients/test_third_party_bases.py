@@ -1,4 +1,4 @@
-"""Optimizers as other people write them, under `normalized`."""
+"""Tests `normalized` with base optimizers in the style of other libraries."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ class TogetherSGD(keras.optimizers.SGD):
 
 
 class CountingSGD(keras.optimizers.SGD):
-    """Does something once a step, and goes on in Keras's way, as Nadam does."""
+    """Updates a variable once per step, then calls Keras's method, as Nadam does."""
 
     def build(self, variables):
         super().build(variables)
@@ -32,7 +32,7 @@ class CountingSGD(keras.optimizers.SGD):
 
 
 class Lookahead(keras.optimizers.SGD):
-    """Goes around another optimizer: slow weights follow the fast ones."""
+    """Wraps another optimizer. Slow weights follow its fast weights."""
 
     def __init__(self, optimizer, period=2, slow_step=0.5, **kwargs):
         super().__init__(**kwargs)
@@ -68,17 +68,17 @@ def step(optimizer, variable, how):
 @pytest.mark.parametrize("how", ["eager", "compiled"])
 @pytest.mark.parametrize("norm", ["l2", "max", None])
 @pytest.mark.parametrize("base", [TogetherSGD, CountingSGD])
-def test_each_base_of_other_people_gets_the_normalized_gradient(base, norm, how):
+def test_each_third_party_base_gets_the_normalized_gradient(base, norm, how):
     optimizer = keras_normopt.normalized(base)(0.1, norm=norm)
     moved = step(optimizer, keras.Variable(np.zeros(2)), how)
-    wanted = oracle.normalize(norm, GRADIENT) if norm else GRADIENT
-    np.testing.assert_allclose(moved, -0.1 * np.float64(wanted), rtol=1e-5)
+    expected = oracle.normalize(norm, GRADIENT) if norm else GRADIENT
+    np.testing.assert_allclose(moved, -0.1 * np.float64(expected), rtol=1e-5)
     if base is CountingSGD:
         assert float(ops.convert_to_numpy(optimizer.steps)) == 1
 
 
 @pytest.mark.parametrize("base", [TogetherSGD, CountingSGD])
-def test_fit_makes_steps_of_the_rate_with_each_base_of_other_people(base):
+def test_fit_makes_steps_of_the_rate_with_each_third_party_base(base):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     model.compile(keras_normopt.normalized(base)(0.1, momentum=0.0), loss="mse")
     before = model.get_weights()
@@ -87,7 +87,7 @@ def test_fit_makes_steps_of_the_rate_with_each_base_of_other_people(base):
         assert np.linalg.norm(new - old) == pytest.approx(0.1, rel=1e-4)
 
 
-def test_replicas_with_a_base_that_comes_back_to_keras(strategy):
+def test_replicas_make_normalized_steps_with_a_third_party_base(strategy):
     with strategy.scope():
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
         optimizer = keras_normopt.normalized(CountingSGD)(0.1)
@@ -99,14 +99,14 @@ def test_replicas_with_a_base_that_comes_back_to_keras(strategy):
         assert np.linalg.norm(new - old) == pytest.approx(0.1, rel=1e-4)
 
 
-def test_an_optimizer_around_another_takes_a_normalized_one():
-    with pytest.raises(ValueError, match=r"give it one that normalizes: `Lookahead\("):
+def test_a_wrapper_is_refused_but_may_wrap_a_normalized_optimizer():
+    with pytest.raises(ValueError, match=r"wrap one of keras_normopt: `Lookahead\("):
         keras_normopt.normalized(Lookahead)
     optimizer = Lookahead(keras_normopt.NormalizedSGD(0.1), period=2, slow_step=0.5)
     variable = keras.Variable(np.zeros(2))
     for _ in range(2):
         optimizer.apply_gradients([(ops.convert_to_tensor(GRADIENT), variable)])
-    # Two steps of length .1, and half the way back.
+    # Two steps of length 0.1, then half the way back.
     expected = -0.1 * oracle.normalize("l2", GRADIENT)
     np.testing.assert_allclose(
         ops.convert_to_numpy(variable), np.float64(expected), rtol=1e-5

@@ -1,8 +1,8 @@
-"""Worker processes, which import only what the objects that they receive import."""
+"""Tests worker processes, which import only what their objects need."""
 
 import sys
 
-import cloudpickle  # Of joblib.
+import cloudpickle  # A dependency of joblib.
 import keras
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def make_model(optimizer):
     return model
 
 
-# As in a script or a notebook, whose functions are pickled by value.
+# These functions are pickled by value, like those of a script or a notebook.
 
 
 def by_string():
@@ -61,7 +61,7 @@ def run(tmp_path):
     cloudpickle.unregister_pickle_by_value(module)
 
 
-def test_a_worker_needs_the_package(run):
+def test_a_worker_must_import_the_package(run):
     model = make_model("normalized_adam")
     model.fit(np.ones((4, 3)), np.ones((4, 2)), batch_size=2, verbose=0)
     without = run(
@@ -72,10 +72,10 @@ def test_a_worker_needs_the_package(run):
         [line for line in text.splitlines() if line.startswith(("returned", "raised"))]
         for text in printed
     ]
-    # If Keras finds either by itself, docs/saving.md can say less.
+    # If Keras itself can find one of these, docs/saving.md can be shorter.
     assert lines[0][0].endswith("interpret optimizer identifier: normalized_adam")
     assert "Could not locate class 'NormalizedAdam'" in lines[0][1]
     assert "'registered_name': 'keras_normopt>NormalizedAdam'" in lines[0][1]
-    # What docs/saving.md says to do.
+    # docs/saving.md gives this advice.
     assert lines[0][2:] == ["returned 2"]
     assert lines[1] == ["returned NormalizedAdam"]

@@ -1,4 +1,4 @@
-"""That the advice of `diagnose` helps: each test trains a sick model, and the cured."""
+"""Tests that the advice of `diagnose` helps, by training with and without it."""
 
 import math
 
@@ -14,19 +14,19 @@ pytestmark = [pytest.mark.once, pytest.mark.nightly]
 
 
 def accuracy(make, epochs=5, seeds=(0, 1, 2)):
-    """The training accuracy after the last epoch, for each seed."""
-    found = []
+    """Returns the training accuracy after the last epoch, for each seed."""
+    accuracies = []
     for seed in seeds:
         keras.utils.set_random_seed(seed)
         model, x, y = make()
         logs = model.fit(x, y, epochs=epochs, batch_size=32, verbose=0)
-        found.append(logs.history["accuracy"][-1])
-    return np.array(found)
+        accuracies.append(logs.history["accuracy"][-1])
+    return np.array(accuracies)
 
 
 def test_scaled_inputs_or_normalized_gradients_train_on_pixels():
-    sick_one = accuracy(lambda: sick.images_of_bytes(1, optimizers.SGD(0.01)))
-    assert sick_one.min() < 0.2  # At chance, on some seeds.
+    unscaled = accuracy(lambda: sick.images_of_bytes(1, optimizers.SGD(0.01)))
+    assert unscaled.min() < 0.2  # Chance level for some seeds.
     scaled = accuracy(lambda: sick.images_of_bytes(1 / 255, optimizers.SGD(0.1)))
     normalized = accuracy(lambda: sick.images_of_bytes(1, kn.NormalizedSGD(0.01)))
     assert scaled.min() > 0.85
@@ -35,9 +35,9 @@ def test_scaled_inputs_or_normalized_gradients_train_on_pixels():
 
 def test_a_lower_rate_trains():
     assert accuracy(lambda: sick.dense(optimizer=optimizers.Adam(1.0))).max() < 0.3
-    # As much lower as the finding says.
-    found = kn.diagnose(*sick.dense(optimizer=optimizers.Adam(1.0)))
-    update = np.median([b.update / b.weight_norm for b in found.blocks[::2]])
+    # The finding says by how much to lower the rate.
+    diagnosis = kn.diagnose(*sick.dense(optimizer=optimizers.Adam(1.0)))
+    update = np.median([b.update / b.weight_norm for b in diagnosis.blocks[::2]])
     rate = 0.05 / update
     assert accuracy(lambda: sick.dense(optimizer=optimizers.Adam(rate))).min() > 0.9
 
@@ -71,7 +71,7 @@ def decaying(optimizer, rate, epochs):
 
 
 def test_orthogonal_steps_train_deep_networks_without_normalization():
-    def found(optimizer, rate, seeds=(0, 1, 2)):
+    def accuracy_of(optimizer, rate, seeds=(0, 1, 2)):
         def make():
             return sick.dense(30, "relu", decaying(optimizer, rate, 8))
 
@@ -81,10 +81,10 @@ def test_orthogonal_steps_train_deep_networks_without_normalization():
     [finding] = diagnosis.findings
     assert finding.name == "vanishing"
     assert "`OrthogonalSGD(0.01)`" in finding.advice
-    orthogonal = found(kn.OrthogonalSGD, 0.01)
+    orthogonal = accuracy_of(kn.OrthogonalSGD, 0.01)
     assert orthogonal.min() > 0.95
-    assert orthogonal.min() > found(optimizers.Adam, 0.001).max() + 0.2
-    assert orthogonal.min() > found(kn.NormalizedSGD, 0.01).max() + 0.2
+    assert orthogonal.min() > accuracy_of(optimizers.Adam, 0.001).max() + 0.2
+    assert orthogonal.min() > accuracy_of(kn.NormalizedSGD, 0.01).max() + 0.2
 
 
 def test_orthogonal_steps_train_eight_sigmoid_layers():
@@ -96,14 +96,14 @@ def test_orthogonal_steps_train_eight_sigmoid_layers():
 
 
 @pytest.mark.parametrize("depth", [12, 40])
-def test_batch_normalization_trains_many_sigmoids_and_normalizing_does_not(depth):
+def test_batch_normalization_trains_many_sigmoid_layers_but_normalizing_does_not(depth):
     for optimizer in [
         kn.NormalizedSGD(0.01, 0.9),
         kn.NormalizedAdam(0.001),
         optimizers.Adam(0.001),
     ]:
-        made = sick.dense(depth, "sigmoid", optimizer)
-        assert accuracy(lambda made=made: made, seeds=[0]) < 0.3
+        sick_model = sick.dense(depth, "sigmoid", optimizer)
+        assert accuracy(lambda sick_model=sick_model: sick_model, seeds=[0]) < 0.3
     between = [layers.BatchNormalization]
     cured = accuracy(
         lambda: sick.dense(depth, "sigmoid", optimizers.Adam(0.001), between=between),
@@ -132,7 +132,7 @@ def test_a_frozen_model_learns_when_it_is_trainable():
         model.compile("adam", model.loss, metrics=["accuracy"])
         return model, x, y
 
-    # PyTorch's trainer and the others warn of a frozen model in different ways.
+    # This uses `evaluate`. Backends warn differently if `fit` trains a frozen model.
     frozen, x, y = make(False)
     assert frozen.evaluate(x, y, verbose=0)[1] < 0.3
     assert accuracy(lambda: make(True), seeds=[0]) > 0.9
@@ -143,17 +143,17 @@ def test_a_trained_model_gains_nothing_from_normalizing():
     x, y = x[:512], y[:512]
     model.fit(x, y, epochs=40, verbose=0)
     assert model.evaluate(x, y, verbose=0)[1] == 1
-    found = kn.diagnose(model, x, y)
-    assert [finding.name for finding in found.findings][-1] == "trained"
+    diagnosis = kn.diagnose(model, x, y)
+    assert [finding.name for finding in diagnosis.findings][-1] == "trained"
     assert not {"vanishing", "apart", "below_epsilon"} & {
-        finding.name for finding in found.findings
+        finding.name for finding in diagnosis.findings
     }
     model.compile(kn.NormalizedAdam(0.001), model.loss, metrics=["accuracy"])
     model.fit(x, y, epochs=2, verbose=0)
     assert model.evaluate(x, y, verbose=0)[1] == 1
 
 
-def test_labels_of_one_class_teach_one_class():
+def test_a_model_predicts_one_class_if_all_labels_are_this_class():
     model, x, y = sick.dense()
     model.fit(x, np.full_like(y, 3), epochs=3, verbose=0)
     predictions = model.predict(x, verbose=0).argmax(axis=1)

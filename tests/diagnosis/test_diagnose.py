@@ -1,4 +1,4 @@
-"""What `diagnose` measures, what it says of it, and that it leaves no trace."""
+"""Tests what `diagnose` measures and finds, and that it changes nothing."""
 
 import contextlib
 
@@ -25,8 +25,8 @@ def make_model(*hidden, optimizer="sgd", dtype=None, **arguments):
     return model
 
 
-def names(found):
-    return [finding.name for finding in found.findings]
+def names(report):
+    return [finding.name for finding in report.findings]
 
 
 def variables_of(model):
@@ -48,12 +48,12 @@ def unchanged(model):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "normalized_adam", "lion"])
-def test_norms_are_those_of_the_gradients_by_hand(optimizer):
+def test_norms_equal_those_of_gradients_by_hand(optimizer):
     model = by_hand.make_model(optimizer, layers.Dense(4, name="linear"))
-    found = diagnose(model, by_hand.X, by_hand.Y, batch_size=12, batches=1)
+    report = diagnose(model, by_hand.X, by_hand.Y, batch_size=12, batches=1)
     expected = by_hand.gradients(by_hand.X, by_hand.Y, *by_hand.START)
     for block, gradient, weights in zip(
-        found.blocks, expected, by_hand.START, strict=True
+        report.blocks, expected, by_hand.START, strict=True
     ):
         assert block.shape == weights.shape
         assert block.norms == pytest.approx([np.linalg.norm(gradient)], rel=1e-5)
@@ -62,10 +62,10 @@ def test_norms_are_those_of_the_gradients_by_hand(optimizer):
         assert block.rms == pytest.approx(rms, rel=1e-5)
         assert block.relative == pytest.approx(block.norm / block.weight_norm)
     norm = np.sqrt(sum(np.sum(g**2) for g in expected))
-    assert found.totals == pytest.approx([norm], rel=1e-5)
+    assert report.totals == pytest.approx([norm], rel=1e-5)
 
 
-def test_class_and_sample_weights_count():
+def test_sample_weights_scale_the_gradients():
     x, y = by_hand.X, by_hand.Y
     model = by_hand.make_model("sgd", layers.Dense(4, name="linear"))
     [plain] = diagnose(model, x, y, batch_size=12, batches=1).totals
@@ -74,10 +74,10 @@ def test_class_and_sample_weights_count():
     assert weighted == pytest.approx(2 * plain, rel=1e-5)
 
 
-def test_training_goes_on_as_if_nothing_had_been():
-    """With dropout, batch normalization, metrics, momentum and compiled functions."""
+def test_diagnose_does_not_change_later_training():
+    """The model has dropout, batch normalization, metrics and compiled functions."""
 
-    def train(between):
+    def train(after_fit):
         keras.utils.set_random_seed(0)
         hidden = [layers.Dense(8), layers.BatchNormalization(), layers.Dropout(0.5)]
         model = make_model(*hidden, optimizer="adam", metrics=["mae"])
@@ -85,10 +85,10 @@ def test_training_goes_on_as_if_nothing_had_been():
         for seed in range(2):
             keras.utils.set_random_seed(seed)
             losses += model.fit(X, Y, epochs=2, verbose=0).history["loss"]
-            between(model)
+            after_fit(model)
         return losses + values(variables_of(model))
 
-    def trace(model):
+    def diagnose_unchanged(model):
         function, history = model.train_function, getattr(model, "history", None)
         with unchanged(model):
             assert len(diagnose(model, X, Y, batch_size=8).totals) == 4
@@ -96,18 +96,20 @@ def test_training_goes_on_as_if_nothing_had_been():
         assert getattr(model, "history", None) is history
         assert not model.run_eagerly
 
-    for plain, diagnosed in zip(train(lambda model: None), train(trace), strict=True):
+    for plain, diagnosed in zip(
+        train(lambda model: None), train(diagnose_unchanged), strict=True
+    ):
         np.testing.assert_array_equal(plain, diagnosed)
 
 
-def test_an_optimizer_without_state_has_none_afterwards():
+def test_diagnose_does_not_build_the_optimizer():
     model = make_model(optimizer="adam")
     diagnose(model, X, Y)
     assert not model.optimizer.built
     assert {"apply", "build"}.isdisjoint(vars(model.optimizer))
 
 
-def test_what_fails_leaves_no_trace():
+def test_a_failed_diagnosis_changes_nothing():
     class Failing(layers.Layer):
         fails = False
 
@@ -128,17 +130,17 @@ def test_what_fails_leaves_no_trace():
 
 
 def narrow(depth, activation):
-    """Many layers whose kernels are too small, so that all gradients vanish alike."""
+    """Returns layers whose kernels are so small that all gradients vanish."""
     small = keras.initializers.RandomNormal(stddev=0.02, seed=0)
     return [layers.Dense(8, activation, kernel_initializer=small) for _ in range(depth)]
 
 
 def test_vanishing_gradients_are_found():
-    found = diagnose(make_model(*narrow(6, "relu")), X, Y)
-    assert names(found)[0] == "vanishing"
-    assert "NormalizedSGD" in found.findings[0].advice
-    assert found.ratio == pytest.approx(
-        max(b.rms for b in found.blocks[::2]) / min(b.rms for b in found.blocks[::2])
+    report = diagnose(make_model(*narrow(6, "relu")), X, Y)
+    assert names(report)[0] == "vanishing"
+    assert "NormalizedSGD" in report.findings[0].advice
+    assert report.ratio == pytest.approx(
+        max(b.rms for b in report.blocks[::2]) / min(b.rms for b in report.blocks[::2])
     )
 
 
@@ -148,57 +150,57 @@ def sigmoids():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "normalized_adam"])
 def test_layers_that_lose_the_inputs_need_another_architecture(optimizer):
-    """The slope of a sigmoid is at most a quarter. No optimizer trains this one."""
-    found = diagnose(make_model(*sigmoids(), optimizer=optimizer), X, Y)
-    assert names(found)[0] == "vanishing"
-    assert found.blocks[0].norm < 1e-6 * found.blocks[-2].norm
-    first = found.findings[0].advice
+    """The slope of a sigmoid is at most 1/4, so no optimizer trains this model."""
+    report = diagnose(make_model(*sigmoids(), optimizer=optimizer), X, Y)
+    assert names(report)[0] == "vanishing"
+    assert report.blocks[0].norm < 1e-6 * report.blocks[-2].norm
+    first = report.findings[0].advice
     assert "`BatchNormalization` after each layer and use Adam" in first
-    assert not any("Normalized" in finding.advice for finding in found.findings)
+    assert not any("Normalized" in finding.advice for finding in report.findings)
 
 
-def test_apart_is_what_one_learning_rate_cannot_suit():
+def test_gradients_that_need_different_learning_rates_are_found():
     inputs = keras.Input((FEATURES,))
     quiet = layers.Rescaling(1e-4)(layers.Dense(FEATURES)(inputs))
     model = keras.Model(inputs, layers.Dense(1)(inputs + quiet))
     model.compile("sgd", "mse")
-    found = diagnose(model, X, Y)
-    assert names(found) == ["apart"]
-    assert "NormalizedSGD" in found.findings[0].advice
+    report = diagnose(model, X, Y)
+    assert names(report) == ["apart"]
+    assert "NormalizedSGD" in report.findings[0].advice
     for optimizer in ["adam", "lion", "normalized_sgd"]:
         model.compile(optimizer, "mse")
         assert "apart" not in names(diagnose(model, X, Y))
 
 
-def test_adam_is_told_of_its_epsilon():
+def test_gradients_below_the_epsilon_of_adam_are_found():
     model = make_model(*narrow(6, "relu"), optimizer="adam")
-    found = diagnose(model, X, Y)
-    assert "below_epsilon" in names(found)
+    report = diagnose(model, X, Y)
+    assert "below_epsilon" in names(report)
     model.compile(keras.optimizers.Adam(epsilon=1e-30), "mse")
     assert "below_epsilon" not in names(diagnose(model, X, Y))
     model.compile("normalized_adam", "mse")
     assert "below_epsilon" not in names(diagnose(model, X, Y))
     for optimizer in ["clipped_adam", NormalizedAdam(norm=None)]:
         model.compile(optimizer, "mse")
-        found = {f.name: f.advice for f in diagnose(model, X, Y).findings}
-        assert "`NormalizedAdam`" in found["below_epsilon"]
+        advice = {f.name: f.advice for f in diagnose(model, X, Y).findings}
+        assert "`NormalizedAdam`" in advice["below_epsilon"]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "normalized_sgd"])
-def test_a_network_that_is_well_is_left_alone(optimizer):
-    found = diagnose(make_model(layers.Dense(16, "relu"), optimizer=optimizer), X, Y)
-    assert names(found) == ["nothing"]
-    assert "Keep the optimizer" in str(found)
+def test_a_healthy_network_needs_no_change(optimizer):
+    report = diagnose(make_model(layers.Dense(16, "relu"), optimizer=optimizer), X, Y)
+    assert names(report) == ["nothing"]
+    assert "Keep the optimizer" in str(report)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_gradients_that_are_not_finite_are_found(value):
     x = X.copy()
     x[:, 0] = value
-    found = diagnose(make_model(layers.Dense(4)), x, Y)
-    assert names(found)[0] == "not_finite"
-    assert all(block.not_finite > 0 for block in found.blocks)
-    assert "4 of 4 variables" in str(found)
+    report = diagnose(make_model(layers.Dense(4)), x, Y)
+    assert names(report)[0] == "not_finite"
+    assert all(block.not_finite > 0 for block in report.blocks)
+    assert "4 of 4 variables" in str(report)
 
 
 def test_a_variable_without_a_gradient_is_found():
@@ -209,10 +211,10 @@ def test_a_variable_without_a_gradient_is_found():
         def call(self, inputs):
             return inputs
 
-    found = diagnose(make_model(Idle()), X, Y)
-    assert names(found) == ["no_gradient"]
-    assert "1 of 3 variables" in found.findings[0].fact
-    assert "idle" in found.findings[0].fact
+    report = diagnose(make_model(Idle()), X, Y)
+    assert names(report) == ["no_gradient"]
+    assert "1 of 3 variables" in report.findings[0].fact
+    assert "idle" in report.findings[0].fact
 
 
 def test_a_batch_of_large_gradients_is_found():
@@ -226,23 +228,23 @@ def test_a_batch_of_large_gradients_is_found():
         def __getitem__(self, i):
             return x[8 * i : 8 * i + 8], Y[:8]
 
-    found = diagnose(make_model(optimizer="adam"), Batches())
-    assert names(found) == ["first_loss", "spikes"]
-    assert "ClippedAdam" in found.findings[1].advice
-    assert found.totals[3] > 1000 * found.totals[0]
+    report = diagnose(make_model(optimizer="adam"), Batches())
+    assert names(report) == ["first_loss", "spikes"]
+    assert "ClippedAdam" in report.findings[1].advice
+    assert report.totals[3] > 1000 * report.totals[0]
 
 
 def test_steps_longer_than_weights_are_found():
-    found = diagnose(make_model(optimizer=keras.optimizers.SGD(100.0)), X, Y)
-    assert names(found) == ["long_steps"]
+    report = diagnose(make_model(optimizer=keras.optimizers.SGD(100.0)), X, Y)
+    assert names(report) == ["long_steps"]
 
 
 def test_a_bias_before_batch_normalization_is_noise():
     model = make_model(layers.Dense(16), layers.BatchNormalization())
-    found = diagnose(model, X, Y)
-    assert names(found) == ["nothing", "noise"]
-    assert "dense" in found.findings[1].fact
-    assert "exclude" in found.findings[1].advice
+    report = diagnose(model, X, Y)
+    assert names(report) == ["nothing", "noise"]
+    assert "dense" in report.findings[1].fact
+    assert "exclude" in report.findings[1].advice
 
 
 def test_a_loss_scale_is_divided_out_of_the_norms():
@@ -271,35 +273,35 @@ def test_underflow_in_half_precision_is_found():
         auto_scale_loss=False,
         loss_weights=[1e-4],
     )
-    found = diagnose(model, X, Y)
-    assert "underflow" in names(found)
-    assert found.blocks[0].underflow > 0.5
-    assert "Scale the loss" in str(found)
+    report = diagnose(model, X, Y)
+    assert "underflow" in names(report)
+    assert report.blocks[0].underflow > 0.5
+    assert "Scale the loss" in str(report)
 
 
-def test_endless_data_are_read_for_the_batches_asked_for():
+def test_diagnose_reads_only_the_requested_batches_of_endless_data():
     def forever():
         while True:
             yield X[:4], Y[:4]
 
-    found = diagnose(make_model(), forever(), batches=3)
-    assert len(found.totals) == 3
-    assert len(set(found.totals)) == 1
+    report = diagnose(make_model(), forever(), batches=3)
+    assert len(report.totals) == 3
+    assert len(set(report.totals)) == 1
 
 
-def test_tensors_and_data_frames_count_as_arrays_do():
+def test_tensors_and_data_frames_give_the_same_norms_as_arrays():
     pandas = pytest.importorskip("pandas")
     left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
     output = layers.Dense(1)(layers.Concatenate()([left, right]))
     model = keras.Model({"left": left, "right": right}, output)
     model.compile("sgd", "mse")
     arrays = {"left": X[:, :4], "right": X[:, 4:]}
-    found = diagnose(model, arrays, Y)
+    report = diagnose(model, arrays, Y)
     tensors = {name: ops.convert_to_tensor(value) for name, value in arrays.items()}
-    assert diagnose(model, tensors, Y).totals == pytest.approx(found.totals)
+    assert diagnose(model, tensors, Y).totals == pytest.approx(report.totals)
     frames = {name: pandas.DataFrame(value) for name, value in arrays.items()}
     assert diagnose(model, frames, pandas.Series(Y[:, 0])).totals == pytest.approx(
-        found.totals
+        report.totals
     )
 
 
@@ -308,13 +310,13 @@ def test_a_model_that_is_not_compiled_needs_a_loss():
     model = keras.Model(inputs, layers.Dense(1)(inputs))
     with pytest.raises(ValueError, match="pass `loss`"):
         diagnose(model, X, Y)
-    found = diagnose(model, X, Y, loss="mse")
-    assert found.optimizer is None
+    report = diagnose(model, X, Y, loss="mse")
+    assert report.optimizer is None
     assert not model.compiled
     paths = [variable.path for variable in model.trainable_variables]
-    assert [block.name for block in found.blocks] == paths
+    assert [block.name for block in report.blocks] == paths
     model.compile("sgd", "mse")
-    assert found.totals == pytest.approx(diagnose(model, X, Y).totals)
+    assert report.totals == pytest.approx(diagnose(model, X, Y).totals)
 
 
 def test_the_optimizer_that_the_train_step_uses_is_measured():
@@ -338,12 +340,12 @@ def test_the_optimizer_that_the_train_step_uses_is_measured():
             def train_step(self, state, data):
                 import jax
 
-                weights, fixed, of_optimizer, of_metrics = state
+                weights, fixed, optimizer_state, metric_state = state
                 compute = jax.grad(self.compute_loss_and_updates, has_aux=True)
                 grads, _ = compute(
-                    weights, fixed, of_metrics, *data, None, True, of_optimizer
+                    weights, fixed, metric_state, *data, None, True, optimizer_state
                 )
-                # As many variables as it has been built on.
+                # As many variables as `build` got.
                 self.other.apply(grads[2:], self.second.trainable_variables)
                 return {"loss": 0.0}, state
 
@@ -370,20 +372,20 @@ def test_the_optimizer_that_the_train_step_uses_is_measured():
     model.compile("adam", "mse")
     model(X)
     with unchanged(model):
-        found = diagnose(model, X, Y)
-    assert [block.shape for block in found.blocks] == [(4, 1), (1,)]
-    assert found.optimizer == "SGD"  # Not Adam, which it is compiled with.
+        report = diagnose(model, X, Y)
+    assert [block.shape for block in report.blocks] == [(4, 1), (1,)]
+    assert report.optimizer == "SGD"  # `compile` got Adam.
 
 
-def test_a_step_that_goes_by_no_optimizer_is_an_error():
-    class Standing(keras.Sequential):
+def test_a_train_step_without_an_optimizer_is_an_error():
+    class WithoutOptimizer(keras.Sequential):
         def train_step(self, *data):
             logs = {"loss": 0.0}
             return (logs, data[0]) if BACKEND == "jax" else logs
 
-    model = Standing([keras.Input((FEATURES,)), layers.Dense(1)])
+    model = WithoutOptimizer([keras.Input((FEATURES,)), layers.Dense(1)])
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match="No gradient came to an optimizer"):
+    with pytest.raises(ValueError, match="No optimizer of the model received a"):
         diagnose(model, X, Y)
 
 

@@ -25,9 +25,7 @@ def names(model, x, y):
 
 def expected(*matrices):
     """The largest singular value over the Frobenius norm, by NumPy's decomposition."""
-    shares = [
-        np.linalg.norm(matrix, 2) / np.linalg.norm(matrix) for matrix in matrices
-    ]
+    shares = [np.linalg.norm(matrix, 2) / np.linalg.norm(matrix) for matrix in matrices]
     return np.median(shares)
 
 

@@ -1,4 +1,4 @@
-"""What `diagnose` says of models that train badly."""
+"""Tests the findings of `diagnose` for models that train badly."""
 
 import keras
 import numpy as np
@@ -21,27 +21,27 @@ def findings(*data, **arguments):
 
 
 def test_pixels_from_0_to_255_are_found():
-    found = findings(*sick.images_of_bytes())
-    assert {"input_scale", "first_loss"} <= found.keys()
-    assert "exploding" not in found
-    assert "from 0 to 255" in found["input_scale"].fact
-    assert found["input_scale"].advice.startswith("Scale the inputs")
-    assert "guessing among 10 classes, 2.3" in found["first_loss"].fact
+    results = findings(*sick.images_of_bytes())
+    assert {"input_scale", "first_loss"} <= results.keys()
+    assert "exploding" not in results
+    assert "from 0 to 255" in results["input_scale"].fact
+    assert results["input_scale"].advice.startswith("Scale the inputs")
+    assert "guessing among 10 classes, 2.3" in results["first_loss"].fact
 
 
-def test_a_layer_that_scales_counts():
+def test_pixels_before_a_rescaling_layer_are_no_problem():
     hidden = [layers.Rescaling(1 / 255), layers.Dense(64, "relu")]
-    found = diagnose(*sick.classifier(hidden, "adam", sick.DIGITS * 255, sick.LABELS))
-    assert [finding.name for finding in found.findings] == ["nothing"]
-    assert found.inputs.high == pytest.approx(1)
+    report = diagnose(*sick.classifier(hidden, "adam", sick.DIGITS * 255, sick.LABELS))
+    assert [finding.name for finding in report.findings] == ["nothing"]
+    assert report.inputs.high == pytest.approx(1)
 
 
-def test_tokens_need_no_scale():
+def test_tokens_are_not_checked_for_scale():
     hidden = [layers.Embedding(300, 8), layers.GlobalAveragePooling1D()]
     tokens = (sick.DIGITS * 255).astype("int32")
-    found = diagnose(*sick.classifier(hidden, "adam", tokens, sick.LABELS))
-    assert [finding.name for finding in found.findings] == ["nothing"]
-    assert found.inputs is None
+    report = diagnose(*sick.classifier(hidden, "adam", tokens, sick.LABELS))
+    assert [finding.name for finding in report.findings] == ["nothing"]
+    assert report.inputs is None
 
 
 @pytest.mark.parametrize(
@@ -55,32 +55,32 @@ def test_tokens_need_no_scale():
     ],
 )
 def test_scales_of_inputs_and_targets_are_found(scales, expected):
-    found = findings(*sick.regression(*scales))
-    assert found.keys() & {"input_scale", "target_scale", "nothing"} == expected
+    results = findings(*sick.regression(*scales))
+    assert results.keys() & {"input_scale", "target_scale", "nothing"} == expected
 
 
-def test_nothing_is_trainable():
+def test_a_model_without_trainable_variables_is_found():
     model, x, y = sick.dense()
     model.trainable = False
     model.compile("adam", model.loss)
-    [found] = diagnose(model, x, y).findings
-    assert found.name == "nothing_trainable"
-    assert "6 of 6 variables" in found.fact
+    [finding] = diagnose(model, x, y).findings
+    assert finding.name == "nothing_trainable"
+    assert "6 of 6 variables" in finding.fact
 
 
-def test_a_frozen_backbone_is_listed_and_no_fault():
+def test_a_frozen_backbone_is_listed_but_is_no_problem():
     model, x, y = sick.dense()
     for layer in model.layers[:-1]:
         layer.trainable = False
     model.compile("adam", model.loss)
-    found = diagnose(model, x, y)
-    assert [finding.name for finding in found.findings] == ["nothing", "frozen"]
-    assert "4 of 6 variables" in found.findings[1].fact
+    report = diagnose(model, x, y)
+    assert [finding.name for finding in report.findings] == ["nothing", "frozen"]
+    assert "4 of 6 variables" in report.findings[1].fact
     backbone = [variable.path for variable in model.variables[:4]]
-    assert list(found.frozen) == backbone
+    assert list(report.frozen) == backbone
 
 
-def test_moving_averages_are_not_frozen():
+def test_moving_averages_do_not_count_as_frozen():
     between = [layers.BatchNormalization, lambda: layers.Dropout(0.1)]
     model, x, y = sick.dense(between=between)
     assert diagnose(model, x, y).frozen == ()
@@ -91,7 +91,7 @@ def warmup(peak):
 
 
 class Noam(schedules.LearningRateSchedule):
-    """Without a config, as in Keras's tutorials."""
+    """A schedule without a config, as in Keras's tutorials."""
 
     def __init__(self, peak, turn=4000):
         self.peak, self.turn = peak, turn
@@ -110,7 +110,7 @@ def scaled(peak):
     return optimizers.LossScaleOptimizer(optimizers.Adam(peak))
 
 
-# What has a rate that is too high, and the factor by which it is.
+# Functions that multiply the learning rate of an optimizer by a factor.
 RATES = {
     "Adam": lambda factor: optimizers.Adam(0.01 * factor),
     "SGD": lambda factor: optimizers.SGD(0.1 * factor),
@@ -131,20 +131,20 @@ RATES = {
     [*((name, 100) for name in RATES), ("momentum", 1), ("warmup", 1)],
 )
 def test_the_largest_rate_of_a_schedule_is_checked(name, factor):
-    found = findings(*sick.dense(optimizer=RATES[name](factor)))
-    assert list(found) == ["nothing" if factor == 1 else "long_steps"]
+    results = findings(*sick.dense(optimizer=RATES[name](factor)))
+    assert list(results) == ["nothing" if factor == 1 else "long_steps"]
 
 
-def test_the_first_update_is_the_one_that_fit_makes():
+def test_the_measured_update_equals_the_first_update_of_fit():
     model, x, y = sick.dense(
         optimizer=keras_normopt.NormalizedAdam(0.01, exclude=["head"])
     )
     x, y = x[:32], y[:32]
-    found = diagnose(model, x, y)
+    report = diagnose(model, x, y)
     before = model.get_weights()
-    # The examples are the same, in another order.
+    # `fit` sees the same examples in another order.
     model.fit(x, y, verbose=0)
-    for block, old, new in zip(found.blocks, before, model.get_weights(), strict=True):
+    for block, old, new in zip(report.blocks, before, model.get_weights(), strict=True):
         assert block.update == pytest.approx(np.linalg.norm(new - old), rel=1e-3)
 
 
@@ -154,12 +154,14 @@ def test_a_trained_optimizer_keeps_its_state():
     before = [
         np.array(keras.ops.convert_to_numpy(v)) for v in model.optimizer.variables
     ]
-    found = diagnose(model, x[:32], y[:32])
+    report = diagnose(model, x[:32], y[:32])
     for old, variable in zip(before, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(old, keras.ops.convert_to_numpy(variable))
     weights = model.get_weights()
     model.fit(x[:32], y[:32], verbose=0)
-    for block, old, new in zip(found.blocks, weights, model.get_weights(), strict=True):
+    for block, old, new in zip(
+        report.blocks, weights, model.get_weights(), strict=True
+    ):
         assert block.update == pytest.approx(np.linalg.norm(new - old), rel=1e-3)
 
 
@@ -168,20 +170,20 @@ def test_an_optimizer_without_a_config_is_not_checked():
         def __init__(self, needed):
             super().__init__(0.01)
 
-    found = diagnose(*sick.dense(optimizer=Own(3)))
-    [unchecked] = found.unchecked
+    report = diagnose(*sick.dense(optimizer=Own(3)))
+    [unchecked] = report.unchecked
     assert "first update" in unchecked
-    assert "Not checked: first update" in str(found)
+    assert "Not checked: first update" in str(report)
 
 
 def test_a_trained_model_is_not_vanishing():
-    """A linear classifier whose own predictions are the labels."""
+    """The labels are the predictions of the model itself."""
     model, x, _ = sick.classifier([], "adam", 2 * sick.DIGITS - 1, sick.LABELS)
     model.set_weights([300 * weights for weights in model.get_weights()])
     y = keras.ops.convert_to_numpy(model(x)).argmax(axis=1)
-    found = findings(model, x, y)
-    assert list(found) == ["trained"]
-    assert "far below that of the best constant" in found["trained"].fact
+    results = findings(model, x, y)
+    assert list(results) == ["trained"]
+    assert "far below that of the best constant" in results["trained"].fact
 
 
 @pytest.mark.parametrize(
@@ -190,16 +192,16 @@ def test_a_trained_model_is_not_vanishing():
 )
 def test_a_small_epsilon_in_half_precision_is_found(dtype, epsilon, is_found):
     optimizer = optimizers.Adam(epsilon=epsilon)
-    found = findings(*sick.dense(optimizer=optimizer, dtype=dtype))
-    assert ("half_precision" in found) == is_found
+    results = findings(*sick.dense(optimizer=optimizer, dtype=dtype))
+    assert ("half_precision" in results) == is_found
     if is_found:
-        assert '"mixed_float16"' in found["half_precision"].advice
+        assert '"mixed_float16"' in results["half_precision"].advice
 
 
 def test_updates_that_are_rounded_away_are_found():
     optimizer = optimizers.Adam(1e-5)
-    found = findings(*sick.dense(optimizer=optimizer, dtype="bfloat16"))
-    assert "rounds it away" in found["half_precision"].fact
+    results = findings(*sick.dense(optimizer=optimizer, dtype="bfloat16"))
+    assert "rounds it away" in results["half_precision"].fact
 
 
 @pytest.mark.parametrize("loss", ["sparse", "categorical", "binary", "mse"])
@@ -212,25 +214,25 @@ def test_constant_targets_are_found(loss):
     elif loss in ("binary", "mse"):
         model, _, _ = sick.regression()
         model.compile("adam", {"binary": "binary_crossentropy"}.get(loss, loss))
-    found = findings(model, x, y)
-    assert "constant_targets" in found
-    y[:1] += 1  # All are looked at, not only those of the batches.
+    results = findings(model, x, y)
+    assert "constant_targets" in results
+    y[:1] += 1  # All targets count, not only those of the batches.
     y[:1] %= 2
     if loss != "categorical":
         assert "constant_targets" not in findings(model, x, y)
 
 
-def test_labels_that_the_model_has_no_output_for_are_found():
+def test_labels_without_an_output_are_found():
     model, x, y = sick.dense()
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     y = y.copy()
     y[7] = 10
     if 7 in np.random.default_rng(0).permutation(len(y))[:128]:
-        pytest.fail("PyTorch raises an error of its own for a label that is drawn")
+        pytest.fail("PyTorch itself raises an error if a batch contains this label")
     assert "from 0 to 10" in findings(model, x, y)["label_range"].fact
 
 
-def numbers(kind, n=64, k=5):
+def targets(kind, n=64, k=5):
     rng = np.random.default_rng(0)
     labels = rng.choice(k, size=n, p=[0.5, 0.2, 0.1, 0.1, 0.1])
     onehot = np.eye(k)[labels]
@@ -268,8 +270,8 @@ LOSSES = {
         ("mae", False),
     ],
 )
-def test_losses_of_the_best_constant_and_of_zero_are_those_in_numpy(kind, from_logits):
-    y, best, zero = numbers(kind)
+def test_losses_of_the_best_constant_and_of_zero_equal_numpy(kind, from_logits):
+    y, best, zero = targets(kind)
     activation = None
     if kind in LOSSES and not from_logits:
         activation = "sigmoid" if kind == "binary" else "softmax"
@@ -280,29 +282,29 @@ def test_losses_of_the_best_constant_and_of_zero_are_those_in_numpy(kind, from_l
     [kernel, _] = model.get_weights()
     weights = np.full(64, 2.0)
     x = np.ones((64, 8), "float32")
-    found = diagnose(model, x, y, batches=2, sample_weight=weights)
+    report = diagnose(model, x, y, batches=2, sample_weight=weights)
     penalty = 0.1 * np.sum(kernel**2)
-    assert found.constants.best == pytest.approx(2 * best + penalty, rel=1e-4)
-    assert found.constants.zero == pytest.approx(2 * zero + penalty, rel=1e-4)
+    assert report.constants.best == pytest.approx(2 * best + penalty, rel=1e-4)
+    assert report.constants.zero == pytest.approx(2 * zero + penalty, rel=1e-4)
 
 
 def own_loss(y, outputs):
     return keras.ops.mean(keras.ops.square(y - outputs), axis=-1)
 
 
-def test_what_was_not_checked_is_said():
+def test_the_report_says_what_was_not_checked():
     model, x, y = sick.regression()
     model.compile("adam", own_loss)
-    found = diagnose(model, x, y)
-    assert "Not checked: targets (the loss is own_loss); first loss" in str(found)
+    report = diagnose(model, x, y)
+    assert "Not checked: targets (the loss is own_loss); first loss" in str(report)
     inputs = keras.Input((64,))
     several = keras.Model(inputs, [model(inputs), model.layers[0](inputs)])
     several.compile("adam", ["mse", "mse"])
-    found = diagnose(several, x, (y, np.zeros((len(x), 32))))
-    assert "the model has several outputs" in str(found)
+    report = diagnose(several, x, (y, np.zeros((len(x), 32))))
+    assert "the model has several outputs" in str(report)
 
 
-def test_nothing_says_what_was_checked_and_what_to_do_next():
+def test_the_finding_nothing_says_what_was_checked_and_what_to_do_next():
     text = str(diagnose(*sick.dense())).replace("\n ", "")
     for part in [
         "- nothing: ",
@@ -315,19 +317,19 @@ def test_nothing_says_what_was_checked_and_what_to_do_next():
     assert "look at what this cannot see" in text
 
 
-def test_data_in_batches_is_checked_as_well():
+def test_batched_data_are_checked():
     model, x, _ = sick.dense()
 
     def batches():
         while True:
             yield 255 * x[:32], np.zeros(32, "int32")
 
-    found = findings(model, batches(), None, batches=2)
-    assert {"input_scale", "constant_targets"} <= found.keys()
-    assert "all 64 labels" in found["constant_targets"].fact
+    results = findings(model, batches(), None, batches=2)
+    assert {"input_scale", "constant_targets"} <= results.keys()
+    assert "all 64 labels" in results["constant_targets"].fact
 
 
-def test_a_loss_that_needs_targets_is_refused_without_them():
+def test_missing_targets_are_an_error_if_the_loss_needs_them():
     model, x, _ = sick.dense()
     with pytest.raises(ValueError, match=r"needs targets.*Pass `y`.*y=None"):
         diagnose(model, x)
@@ -343,11 +345,11 @@ def test_a_model_that_adds_its_loss_needs_no_targets():
     outputs = Difference()([inputs, layers.Dense(64)(inputs)])
     model = keras.Model(inputs, outputs)
     model.compile("adam")
-    found = diagnose(model, sick.DIGITS)
-    assert len(found.blocks) == 2
+    report = diagnose(model, sick.DIGITS)
+    assert len(report.blocks) == 2
 
 
-def test_zero_weights_show_a_dash():
+def test_the_report_shows_a_dash_for_zero_weights():
     text = str(diagnose(*sick.dense()))
     assert "–" in text
     assert "nan" not in text
@@ -358,17 +360,17 @@ def test_zero_weights_show_a_dash():
     [(layers.LSTM, 6.0, "tanh"), (layers.SimpleRNN, 2.0, "relu")],
 )
 def test_an_exploding_recurrent_kernel_is_found(layer, gain, activation):
-    found = findings(*sick.recurrent(layer, gain, "sgd", activation))
-    assert "multiplies the state by up to" in found["exploding"].fact
-    assert "recurrent_kernel" in found["exploding"].fact
-    assert found["exploding"].advice.startswith("Initialize the recurrent kernel")
-    assert "ClippedSGD" in found["exploding"].advice
-    assert not found.keys() & {"input_scale", "target_scale", "noise"}
-    found = findings(*sick.recurrent(layer, 1.0, "sgd", activation))
-    assert "exploding" not in found
+    results = findings(*sick.recurrent(layer, gain, "sgd", activation))
+    assert "multiplies the state by up to" in results["exploding"].fact
+    assert "recurrent_kernel" in results["exploding"].fact
+    assert results["exploding"].advice.startswith("Initialize the recurrent kernel")
+    assert "ClippedSGD" in results["exploding"].advice
+    assert not results.keys() & {"input_scale", "target_scale", "noise"}
+    results = findings(*sick.recurrent(layer, 1.0, "sgd", activation))
+    assert "exploding" not in results
 
 
-def test_random_states_are_left_as_they_were():
+def test_diagnose_does_not_change_random_states():
     import random
 
     model, x, y = sick.dense(between=[lambda: layers.Dropout(0.5)])

@@ -1,4 +1,4 @@
-"""The command `python -m keras_normopt.experiments`."""
+"""Tests the command `python -m keras_normopt.experiments`."""
 
 import dataclasses
 import itertools
@@ -33,18 +33,17 @@ FOUR_RUNS += " --learning-rates 0.001"
 
 
 @pytest.fixture
-def pretended(monkeypatch):
-    """Makes numbers up instead of training; lists the runs, and what they are for."""
+def fake_training(monkeypatch):
+    """Replaces training by made-up results. Lists the runs and their subjects."""
     calls = []
 
-    def train(run, subject, *others, **choice):
+    def train(run, subject, *rest, **choice):
         calls.append((run, subject))
         rng = np.random.default_rng(zlib.crc32(repr(run).encode()))
         for epoch in range(1, run.epochs + 1):
             made_up = dict(zip(METRICS, rng.random(4).tolist(), strict=True))
-            if (
-                run.initial_learning_rate == 0.3
-            ):  # Seems best, but for one of the seeds.
+            # This rate has the best accuracy, but one of its seeds diverges.
+            if run.initial_learning_rate == 0.3:
                 made_up["val_accuracy"] = 1.0
                 if run.seed == 1 and (run.optimizer == "sgd" or epoch == 2):
                     made_up |= {"loss": math.nan, "val_loss": math.inf}
@@ -52,15 +51,15 @@ def pretended(monkeypatch):
             row["judged_by"] = "max val_accuracy"
             yield dataclasses.asdict(run) | made_up | row
 
-    def pretend(*arguments, **choice):
+    def fake_train(*arguments, **choice):
         return list(train(*arguments, **choice))
 
-    monkeypatch.setattr(runs, "train", pretend)
+    monkeypatch.setattr(runs, "train", fake_train)
     monkeypatch.setattr(figures, "draw", lambda *arguments: [])
     return calls
 
 
-# From end to end.
+# Whole runs.
 
 
 @pytest.mark.parametrize(
@@ -75,19 +74,20 @@ def pretended(monkeypatch):
 def test_each_task_writes_results_and_a_figure(
     task, network, rates, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(networks, "MLP_LAYERS", 1)  # All 30 compile for a minute.
+    # All 30 layers take a minute to compile.
+    monkeypatch.setattr(networks, "MLP_LAYERS", 1)
     arguments = f"{task} --quick --networks {network} --optimizers normalized_sgd"
     rows = command(tmp_path, f"{arguments} --fraction 0.05 --batch-size 75")
     assert [row["epoch"] for row in rows] == [*range(1, len(rates) + 1)]
-    found = [row["learning_rate"] for row in rows]
-    np.testing.assert_allclose(found, rates, rtol=1e-6)
+    actual = [row["learning_rate"] for row in rows]
+    np.testing.assert_allclose(actual, rates, rtol=1e-6)
     for row in rows:
         assert (row["network"], row["backend"]) == (network, keras.backend.backend())
         assert f"keras {keras.version()}, {row['backend']}" in row["versions"]
         assert row["seconds"] > 0
         assert math.isfinite(row["loss"])
         assert math.isfinite(row["val_loss"])
-        # Of the 1497 images 75, and all 300 of the others.
+        # Training uses 75 of 1497 images, and validation uses all 300.
         if task == "quadratic":
             assert row["judged_by"] == "min val_loss"
             assert "val_accuracy" not in row
@@ -95,10 +95,10 @@ def test_each_task_writes_results_and_a_figure(
             assert row["judged_by"] == "max val_accuracy"
             right = np.array([75 * row["accuracy"], 300 * row["val_accuracy"]])
             np.testing.assert_allclose(right, right.round(), atol=1e-3)
-    told = summary(tmp_path)
-    assert told["runs"] == told["finished_runs"] == 1
-    assert told["arguments"]["batch_size"] == [75]
-    assert told["versions"] == [rows[0]["versions"]]
+    totals = summary(tmp_path)
+    assert totals["runs"] == totals["finished_runs"] == 1
+    assert totals["arguments"]["batch_size"] == [75]
+    assert totals["versions"] == [rows[0]["versions"]]
     (line,), picture = printed(capsys)
     assert line.split()[:2] == [network, "normalized_sgd"]
     (picture,) = picture
@@ -106,15 +106,17 @@ def test_each_task_writes_results_and_a_figure(
     assert pathlib.Path(picture).read_bytes().startswith(PNG)
 
 
-# Going on.
+# Resuming.
 
 
-def test_going_on_after_kill_and_interrupt(tmp_path, monkeypatch, capsys):
+def test_the_command_resumes_after_a_kill_and_an_interrupt(
+    tmp_path, monkeypatch, capsys
+):
     results = tmp_path / "results.csv"
     arguments = [*FOUR_RUNS.split(), "--out", str(tmp_path)]
     process = start(SCRIPTS / "kill_experiments.py", *arguments)
     finish(process, returncode=-signal.SIGKILL)
-    (half,) = tmp_path.glob("*.part")  # That was its moment.
+    (half,) = tmp_path.glob("*.part")  # The process died while it wrote this.
     assert half.stat().st_size > 0
     killed = results.read_text()
     assert len(read(tmp_path)) == 2
@@ -126,7 +128,7 @@ def test_going_on_after_kill_and_interrupt(tmp_path, monkeypatch, capsys):
                 signal.raise_signal(signal.SIGINT)
 
     module = "keras_normopt.experiments"
-    # In the background of a shell, processes begin with this signal ignored.
+    # Shells start background processes so that they ignore this signal.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
@@ -137,8 +139,10 @@ def test_going_on_after_kill_and_interrupt(tmp_path, monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGINT, handler)
     assert stopped.value.code == 130
-    said = f"Interrupted with 2 of 4 runs in {results}. The same command goes on from"
-    assert said in capsys.readouterr().err
+    message = (
+        f"Interrupted with 2 of 4 runs in {results}. To continue, run the same com"
+    )
+    assert message in capsys.readouterr().err
     interrupted = results.read_text()
     assert interrupted.startswith(killed)
     assert len(read(tmp_path)) == 4
@@ -149,87 +153,91 @@ def test_going_on_after_kill_and_interrupt(tmp_path, monkeypatch, capsys):
     assert results.read_text().startswith(interrupted)
     expected = command(tmp_path / "at once", FOUR_RUNS)
     assert len(rows) == len(expected) == 8
-    for row, wanted in zip(rows, expected, strict=True):
+    for row, expected_row in zip(rows, expected, strict=True):
         for name in set(row) - {"seconds", "versions"}:
-            value = wanted[name]
+            value = expected_row[name]
             if isinstance(value, float):
                 value = pytest.approx(value, rel=1e-5, nan_ok=True)
             assert row[name] == value
 
 
-def test_finished_runs_stay(tmp_path, pretended):
+def test_finished_runs_are_not_trained_again(tmp_path, fake_training):
     command(tmp_path, FOUR_RUNS)
     before = (tmp_path / "results.csv").read_text()
     command(tmp_path, FOUR_RUNS)
-    assert len(pretended) == 4
+    assert len(fake_training) == 4
     assert (tmp_path / "results.csv").read_text() == before
-    # Of this, two are there already.
+    # Two of these four runs are finished.
     command(tmp_path, f"{FOUR_RUNS} --norms std,max --optimizers normalized_sgd")
-    assert [run.norm for run, _ in pretended[4:]] == ["max", "max"]
+    assert [run.norm for run, _ in fake_training[4:]] == ["max", "max"]
     assert (tmp_path / "results.csv").read_text().startswith(before)
     assert summary(tmp_path)["runs"] == summary(tmp_path)["finished_runs"] == 4
 
 
-def test_two_commands_at_once_share_their_results(tmp_path, pretended, monkeypatch):
-    pretend = runs.train
+def test_two_commands_at_once_share_their_results(tmp_path, fake_training, monkeypatch):
+    fake_train = runs.train
 
     def train(*arguments, **choice):
-        monkeypatch.setattr(runs, "train", pretend)
-        command(tmp_path, FOUR_RUNS)  # As another process would.
-        return pretend(*arguments, **choice)
+        monkeypatch.setattr(runs, "train", fake_train)
+        command(tmp_path, FOUR_RUNS)  # In place of another process.
+        return fake_train(*arguments, **choice)
 
     monkeypatch.setattr(runs, "train", train)
     assert len(command(tmp_path, FOUR_RUNS)) == 8
-    assert len(pretended) == 4 + 1
+    assert len(fake_training) == 4 + 1
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("optimizer,loss\nsgd,0.5\n", "It has the columns optimizer, loss; expected"),
+        ("optimizer,loss\nsgd,0.5\n", "It has the columns optimizer, loss. Expected"),
         ("", "is damaged"),
         (f"{RUN},loss,{END}\n{'x,' * 20}x\n", "is damaged"),
     ],
 )
-def test_a_file_of_other_results_is_refused_and_stays(
-    text, problem, tmp_path, pretended, capsys
+def test_a_file_with_other_content_is_refused_and_kept(
+    text, problem, tmp_path, fake_training, capsys
 ):
     (tmp_path / "results.csv").write_text(text)
-    said = refused(capsys, f"{FOUR_RUNS} --out {tmp_path}")
-    assert f"{tmp_path}/results.csv" in said
-    assert problem in said
-    assert said.endswith("Move it away, or choose another `out`.")
+    message = refused(capsys, f"{FOUR_RUNS} --out {tmp_path}")
+    assert f"{tmp_path}/results.csv" in message
+    assert problem in message
+    assert message.endswith("Move it away, or choose another `out`.")
     assert (tmp_path / "results.csv").read_text() == text
-    assert not pretended
+    assert not fake_training
 
 
-# Which runs.
+# The choice of runs.
 
 
 @pytest.mark.parametrize(
     ("task", "settings", "norm"),
     [("mlp", ("stages", 30, 128), "max"), ("cnn", ("stages", 60, 128), "l2")],
 )
-def test_defaults_are_the_published_settings(task, settings, norm, pretended, tmp_path):
+def test_defaults_are_the_published_settings(
+    task, settings, norm, fake_training, tmp_path
+):
     command(tmp_path, f"{task} --seeds 1 --learning-rates 0.01")
-    found = [(run.schedule, run.epochs, int(run.batch_size)) for run, _ in pretended]
-    assert found == [settings] * 4
-    found = [(run.optimizer, run.norm, run.momentum) for run, _ in pretended]
+    actual = [
+        (run.schedule, run.epochs, int(run.batch_size)) for run, _ in fake_training
+    ]
+    assert actual == [settings] * 4
+    actual = [(run.optimizer, run.norm, run.momentum) for run, _ in fake_training]
     sgd, adam = [("sgd", "", "0.9"), ("normalized_sgd", norm, "0.9")], ("adam", "", "")
-    assert found == [*sgd, adam, ("normalized_adam", norm, "")]
-    sizes = [len(subject.fit_arguments["x"]) for _, subject in pretended]
+    assert actual == [*sgd, adam, ("normalized_adam", norm, "")]
+    sizes = [len(subject.fit_arguments["x"]) for _, subject in fake_training]
     assert sizes == [1497] * 4
 
 
-def test_norms_and_scopes_are_for_optimizers_that_have_them(
-    tmp_path, pretended, monkeypatch
+def test_norms_and_scopes_apply_only_to_optimizers_that_have_them(
+    tmp_path, fake_training, monkeypatch
 ):
-    made = []
-    pretend = runs.train
+    trained = []
+    fake_train = runs.train
 
-    def train(run, subject, optimizer, *others, **choice):
-        made.append((run, optimizer))
-        return pretend(run, subject)
+    def train(run, subject, optimizer, *rest, **choice):
+        trained.append((run, optimizer))
+        return fake_train(run, subject)
 
     monkeypatch.setattr(runs, "train", train)
     rows = command(
@@ -238,15 +246,15 @@ def test_norms_and_scopes_are_for_optimizers_that_have_them(
         "--scopes unit,global,unit --learning-rates 0.1,0.2,0.10 --seeds 1 --epochs 1",
     )
     names = ("optimizer", "norm", "scope", "momentum", "initial_learning_rate")
-    found = [tuple(row[name] for name in names) for row in rows]
+    actual = [tuple(row[name] for name in names) for row in rows]
     pairs = list(itertools.product(["l2", "max"], ["unit", "global"]))
     expected = [("sgd", "", "", 0.9, rate) for rate in (0.1, 0.2)]
     expected += [
         ("normalized_sgd", *pair, 0.9, rate) for pair in pairs for rate in (0.1, 0.2)
     ]
     expected += [("clipped_adam", *pair, "", 0.5) for pair in pairs]
-    assert found == expected
-    for run, optimizer in made:
+    assert actual == expected
+    for run, optimizer in trained:
         assert isinstance(optimizer, type(keras.optimizers.get(run.optimizer)))
         config = optimizer.get_config()
         assert config["learning_rate"] == pytest.approx(run.initial_learning_rate)
@@ -257,21 +265,27 @@ def test_norms_and_scopes_are_for_optimizers_that_have_them(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ("quadric", "argument task: invalid choice: 'quadric' (choose from "),
-        ("--seeds 1", f"give either one of {TASKS}, or --task of your own"),
-        ("mlp --task a:b", f"give either one of {TASKS}, or --task of your own"),
+        ("--seeds 1", f"give either one of {TASKS}, or your own --task"),
+        ("mlp --task a:b", f"give either one of {TASKS}, or your own --task"),
         ("mlp --dataset digit", "--dataset: invalid choice: 'digit' (choose from "),
-        ("mlp --optimizers sdg", "Keras's, such as sgd or adam, and normalized_sgd,"),
+        (
+            "mlp --optimizers sdg",
+            "one of Keras, such as sgd or adam, or one of normalized_sgd,",
+        ),
         ("mlp --optimizers sdg", "clipped_rmsprop. Received: 'sdg'"),
         ("mlp --norms l3", "Unknown norm. Received: norm='l3'. Choose one of 'avg_l1'"),
         ("mlp --optimizers sgd --norms l3", "Unknown norm. Received: norm='l3'"),
         ("mlp --scopes all", "one of 'variable', 'unit', 'layer', 'global'. Received:"),
         ("rnn --networks gru", "are lstm_rows, lstm_pixels, plain_rows, plain_pixels."),
         ("rnn --networks gru,lstm_rows", "Received: gru"),
-        ("mlp --optimizers ,", "--optimizers: must be one or more, not ','"),
-        ("mlp --learning-rates ,", "--learning-rates: must be one or more, not ','"),
+        ("mlp --optimizers ,", "--optimizers: must be one or more values, not ','"),
+        (
+            "mlp --learning-rates ,",
+            "--learning-rates: must be one or more values, not ','",
+        ),
         (
             "mlp --learning-rates 0.1,0",
             "--learning-rates: A learning rate must be a number above 0. Received: '0'",
@@ -282,9 +296,9 @@ def test_norms_and_scopes_are_for_optimizers_that_have_them(
         ("mlp --epochs 0", "--epochs: must be a whole number of at least 1, not '0'"),
         ("mlp --seeds 1.5", "--seeds: must be a whole number of at least 1, not '1.5'"),
         ("mlp --batch-size -1", "a whole number of at least 1, not '-1'"),
-        ("mlp --fraction 0", "--fraction: must be above 0, at most 1, not '0'"),
-        ("mlp --fraction 2", "--fraction: must be above 0, at most 1, not '2'"),
-        ("mlp --momentum 1", "--momentum: must be at least 0, below 1, not '1'"),
+        ("mlp --fraction 0", "--fraction: must be above 0 and at most 1, not '0'"),
+        ("mlp --fraction 2", "--fraction: must be above 0 and at most 1, not '2'"),
+        ("mlp --momentum 1", "--momentum: must be at least 0 and below 1, not '1'"),
         ("cnn --epochs 3", "has 4 stages, so --epochs must be at least 4. Received: 3"),
         (
             "mlp --dataset mnist --data-dir HERE",
@@ -294,44 +308,48 @@ def test_norms_and_scopes_are_for_optimizers_that_have_them(
         ("mlp --out HERE/file/under", "Not a directory: 'HERE/file/under'"),
     ],
 )
-def test_errors_before_any_training(arguments, said, tmp_path, pretended, capsys):
+def test_errors_before_any_training(
+    arguments, message, tmp_path, fake_training, capsys
+):
     (tmp_path / "file").touch()
-    told = refused(capsys, arguments.replace("HERE", str(tmp_path)))
-    assert said.replace("HERE", str(tmp_path)) in told
-    assert not pretended
+    output = refused(capsys, arguments.replace("HERE", str(tmp_path)))
+    assert message.replace("HERE", str(tmp_path)) in output
+    assert not fake_training
 
 
 def test_help_shows_the_defaults_of_each_task(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "cnn --optimizers sgd,normalized_sgd,adam,normalized_adam --norms l2" in said
-    assert "--learning-rates 0.01,0.001 --epochs 60 --batch-size 128 --sch" in said
-    assert "of rnn: lstm_rows, lstm_pixels, plain_rows, plain_pixels;" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert (
+        "cnn --optimizers sgd,normalized_sgd,adam,normalized_adam --norms l2" in output
+    )
+    assert "--learning-rates 0.01,0.001 --epochs 60 --batch-size 128 --sch" in output
+    assert "of rnn: lstm_rows, lstm_pixels, plain_rows, plain_pixels;" in output
 
 
-# What is told of the results.
+# Summaries and figures.
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """Collects the figures."""
-    found = []
-    monkeypatch.setattr(plt, "close", found.append)
-    yield found
+    closed = []
+    monkeypatch.setattr(plt, "close", closed.append)
+    yield closed
     monkeypatch.undo()
     plt.close("all")
 
 
 def curves(figure):
-    """The curves of each panel; those of the legend are empty."""
-    found = ([line.get_ydata() for line in axes.get_lines()] for axes in figure.axes)
-    return [[curve for curve in panel if len(curve)] for panel in found]
+    """Returns the curves of each panel, without the empty curves of the legend."""
+    panels = ([line.get_ydata() for line in axes.get_lines()] for axes in figure.axes)
+    return [[curve for curve in panel if len(curve)] for panel in panels]
 
 
 def test_summary_table_and_curves_hold_means_and_ranges_over_seeds(
-    tmp_path, drawn, pretended, capsys, monkeypatch
+    tmp_path, drawn, fake_training, capsys, monkeypatch
 ):
     monkeypatch.setattr(figures, "draw", draw)
     arguments = "mlp --optimizers sgd,normalized_adam --learning-rates 0.1,0.2,0.3"
@@ -341,22 +359,22 @@ def test_summary_table_and_curves_hold_means_and_ranges_over_seeds(
     means, last = {}, {}
     for entry in entries:
         key = name, rate = entry["optimizer"], entry["initial_learning_rate"]
-        of_name = [row for row in rows if row["optimizer"] == name]
-        of_key = [row for row in of_name if row["initial_learning_rate"] == rate]
-        assert [row["seed"] for row in of_key] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+        name_rows = [row for row in rows if row["optimizer"] == name]
+        key_rows = [row for row in name_rows if row["initial_learning_rate"] == rate]
+        assert [row["seed"] for row in key_rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         assert entry["seeds"] == 3
-        assert entry["seconds"] == pytest.approx(sum(r["seconds"] for r in of_key))
+        assert entry["seconds"] == pytest.approx(sum(r["seconds"] for r in key_rows))
         for metric in METRICS:
-            values = np.reshape([row[metric] for row in of_key], (3, 3))
+            values = np.reshape([row[metric] for row in key_rows], (3, 3))
             means[*key, metric] = np.mean(values, axis=0)
-            found = [f(values[:, -1]) for f in (np.mean, np.min, np.max)]
-            last.setdefault(key, []).extend(found)
+            statistics = [f(values[:, -1]) for f in (np.mean, np.min, np.max)]
+            last.setdefault(key, []).extend(statistics)
             if key == ("sgd", 0.3) and metric.endswith("loss"):
-                found = [None] * 3
-            expected = dict(zip(["mean", "min", "max"], found, strict=True))
+                statistics = [None] * 3
+            expected = dict(zip(["mean", "min", "max"], statistics, strict=True))
             assert entry[metric] == pytest.approx(expected)
 
-    # The rates with the best mean validation accuracy, and a loss at the end.
+    # The rates with the best mean validation accuracy and a finite last loss.
     sgd = max([0.1, 0.2], key=lambda rate: means["sgd", rate, "val_accuracy"][-1])
     best = {"sgd": sgd, "normalized_adam": 0.3}
     table, pictures = printed(capsys)
@@ -374,20 +392,20 @@ def test_summary_table_and_curves_hold_means_and_ranges_over_seeds(
     assert [len(curve) for curve in curves(drawn[0])[0]] == [3, 2]
 
 
-@pytest.mark.parametrize(("others", "pictures"), [("", 1), (",normalized_sgd:0.1", 4)])
-def test_a_diverged_run_is_named_and_drawn_as_such(
-    others, pictures, tmp_path, drawn, capsys
+@pytest.mark.parametrize(("more", "pictures"), [("", 1), (",normalized_sgd:0.1", 4)])
+def test_a_diverged_run_is_named_and_drawn_as_diverged(
+    more, pictures, tmp_path, drawn, capsys
 ):
-    arguments = f"quadratic --optimizers sgd:1000{others} --epochs 3 --seeds 1"
+    arguments = f"quadratic --optimizers sgd:1000{more} --epochs 3 --seeds 1"
     rows = command(tmp_path, arguments)
     assert not any(math.isfinite(row["val_loss"]) for row in rows[:3])
     entry, *rest = summary(tmp_path)["last_epoch"]
     assert entry["val_loss"] == {"mean": None, "min": None, "max": None}
     assert all(math.isfinite(other["val_loss"]["mean"]) for other in rest)
-    (line, *lines), found = printed(capsys)
+    (line, *lines), paths = printed(capsys)
     assert line.split() == ["quadratic", "sgd", "1000", "1", "diverged", "diverged"]
-    assert (len(lines), len(found)) == (len(rest), pictures)
-    for path in found:
+    assert (len(lines), len(paths)) == (len(rest), pictures)
+    for path in paths:
         assert pathlib.Path(path).read_bytes().startswith(PNG)
     for panel in curves(drawn[0]):
         assert [len(curve) for curve in panel] == [3] * len(rest)
@@ -395,7 +413,9 @@ def test_a_diverged_run_is_named_and_drawn_as_such(
     assert title.endswith("; ▲: above the panel, or diverged")
 
 
-def test_each_network_gets_a_figure(tmp_path, drawn, pretended, capsys, monkeypatch):
+def test_each_network_gets_a_figure(
+    tmp_path, drawn, fake_training, capsys, monkeypatch
+):
     monkeypatch.setattr(figures, "draw", draw)
     arguments = "rnn --quick --optimizers adam --networks lstm_rows,plain_pixels"
     command(tmp_path, arguments)
@@ -407,13 +427,13 @@ def test_each_network_gets_a_figure(tmp_path, drawn, pretended, capsys, monkeypa
     assert titles == [f"{network}, {about}" for network in networks]
 
 
-def test_an_interrupted_command_draws_what_it_has(
-    tmp_path, drawn, pretended, monkeypatch
+def test_an_interrupted_command_draws_the_finished_runs(
+    tmp_path, drawn, fake_training, monkeypatch
 ):
     train = runs.train
 
     def interrupted(*arguments, **choice):
-        if len(pretended) == 3:
+        if len(fake_training) == 3:
             raise KeyboardInterrupt
         return train(*arguments, **choice)
 

@@ -1,4 +1,4 @@
-"""Comparing optimizers on a model of one's own."""
+"""Tests `compare`, which trains a user's own model with several optimizers."""
 
 import functools
 import itertools
@@ -46,7 +46,7 @@ def compare(make=make_model, x=X, y=Y, **arguments):
 
 
 class Spy(keras.callbacks.Callback):
-    """Collects the models that were trained."""
+    """Collects the trained models."""
 
     def __init__(self):
         super().__init__()
@@ -57,12 +57,12 @@ class Spy(keras.callbacks.Callback):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Leaves out the figures, which take longer than all else."""
+def no_figures(monkeypatch):
+    """Skips the figures, which take most of the time."""
     monkeypatch.setattr(figures, "draw", lambda *arguments: [])
 
 
-# What is trained.
+# Training.
 
 
 class Batches(keras.utils.PyDataset):
@@ -84,14 +84,14 @@ def as_loader():
 
 
 @pytest.mark.parametrize("make", [Batches, as_dataset, as_loader])
-def test_data_in_batches_train_as_arrays_do(make):
+def test_batched_data_train_like_arrays(make):
     arguments = {"seeds": 2, "shuffle": False}
     arrays = compare(batch_size=8, **arguments).rows
     rows = compare(x=make(), y=None, **arguments).rows
     np.testing.assert_allclose(rows["loss"], arrays["loss"], rtol=1e-5)
 
 
-def test_compare_trains_as_fit_with_another_optimizer():
+def test_compare_equals_fit_with_each_optimizer():
     class_weight = {0: 1.0, 1: 3.0}
     arguments = {"batch_size": 6, "class_weight": class_weight, "epochs": 3}
     rows = compare(
@@ -119,8 +119,8 @@ def test_compare_trains_as_fit_with_another_optimizer():
     assert rows["epoch"].tolist() == [1, 2, 3] * 4
 
 
-def test_what_is_compiled_stays():
-    steps = 1 if keras.backend.backend() == "torch" else 2  # It takes no other.
+def test_compare_keeps_the_other_arguments_of_compile():
+    steps = 1 if keras.backend.backend() == "torch" else 2  # PyTorch supports only 1.
 
     def make():
         inputs = keras.Input((3,))
@@ -144,7 +144,7 @@ def test_what_is_compiled_stays():
     np.testing.assert_allclose(rows["loss"], parts, rtol=1e-5)
 
 
-def test_loss_scaling_stays():
+def test_compare_keeps_loss_scaling():
     scale = 2.0**4
 
     def make():
@@ -168,18 +168,18 @@ def test_loss_scaling_stays():
     assert rows["learning_rate"].tolist() == pytest.approx([0.1])
 
 
-def test_functions_make_optimizers():
+def test_a_dictionary_may_hold_functions_that_make_optimizers():
     spy = Spy()
     make = functools.partial(keras_normopt.NormalizedSGD, momentum=0.5, norm="max")
     comparison = compare(
         optimizers={"mine": make, "theirs": "adam"}, callbacks=spy, learning_rates=[0.2]
     )
-    mine, theirs = (model.optimizer for model in spy.models)
+    mine, adam = (model.optimizer for model in spy.models)
     assert (mine.momentum, float(mine.learning_rate)) == (0.5, pytest.approx(0.2))
-    assert isinstance(theirs, keras.optimizers.Adam)
+    assert isinstance(adam, keras.optimizers.Adam)
     columns = ["optimizer", "norm", "momentum"]
-    found = comparison.rows[columns].to_numpy().tolist()
-    assert found == [["mine", "max", "0.5"], ["theirs", "", ""]]
+    actual = comparison.rows[columns].to_numpy().tolist()
+    assert actual == [["mine", "max", "0.5"], ["theirs", "", ""]]
 
 
 @pytest.mark.parametrize(
@@ -193,27 +193,27 @@ def test_functions_make_optimizers():
         "clipped_sgd(max_norm=WeightNorm(0.01))",
     ],
 )
-def test_a_dictionary_takes_what_a_list_takes(item):
+def test_a_dictionary_accepts_the_same_items_as_a_list(item):
     [(_, *expected)] = comparing.parse([item])
-    [(label, *found)] = comparing.parse({"mine": item})
+    [(label, *actual)] = comparing.parse({"mine": item})
     assert label == "mine"
-    assert repr(found) == repr(expected)
+    assert repr(actual) == repr(expected)
 
 
-def test_options_in_a_dictionary():
+def test_a_dictionary_accepts_optimizers_with_options():
     spy = Spy()
     comparison = compare(optimizers={"mine": "sgd(momentum=0.9):0.2"}, callbacks=spy)
     [model] = spy.models
     assert model.optimizer.momentum == 0.9
     assert float(model.optimizer.learning_rate) == pytest.approx(0.2)
     assert comparison.rows["optimizer"].unique().tolist() == ["mine"]
-    with pytest.raises(ValueError, match="An optimizer with options is written as"):
+    with pytest.raises(ValueError, match="Write an optimizer with options as"):
         compare(optimizers={"mine": "sgd(0.9)"})
-    with pytest.raises(ValueError, match=r"must be a list of names.*Received: <"):
+    with pytest.raises(ValueError, match=r"must be a list or a.*Received: <"):
         compare(optimizers={"mine": keras.optimizers.SGD()})
 
 
-# What it is judged by.
+# The metric that ranks optimizers.
 
 
 def share(y_true, y_pred):
@@ -227,7 +227,7 @@ def share(y_true, y_pred):
         ([], True, {}, "min val_loss"),
         (["accuracy"], False, {}, "max accuracy"),
         (["accuracy", "mse"], True, {}, "min val_mse"),
-        # `fit` itself would have them sorted by name.
+        # `fit` itself sorts metrics by name.
         (["mae", "auc"], True, {}, "max val_auc"),
         ([keras.metrics.MeanAbsoluteError(name="off")], True, {}, "min val_off"),
         (["mae", "auc"], True, {"monitor": "val_mae"}, "min val_mae"),
@@ -247,7 +247,7 @@ def test_optimizers_are_judged_by_the_last_metric_unless_another_is_chosen(
     assert ("no validation data" in comparison.summary) != validated
 
 
-def test_judged_by_one_of_several_outputs():
+def test_the_metric_of_the_last_output_ranks_optimizers():
     def make():
         inputs = keras.Input((3,))
         outputs = [keras.layers.Dense(1, name=name)(inputs) for name in ("b", "a")]
@@ -260,7 +260,7 @@ def test_judged_by_one_of_several_outputs():
     assert "another metric with `monitor`: val_b_mae." in comparison.summary
 
 
-def test_judged_anew_without_training(tmp_path, undrawn):
+def test_ranking_by_another_metric_needs_no_new_training(tmp_path, no_figures):
     def make():
         return make_model(metrics=["accuracy", "mae"])
 
@@ -278,10 +278,10 @@ def test_judged_anew_without_training(tmp_path, undrawn):
         compare(make, **arguments, monitor="val_accuracy")
 
 
-# Going on.
+# Resuming.
 
 
-def test_changes_are_not_mixed_with_what_was_there(tmp_path, undrawn):
+def test_each_changed_argument_trains_new_runs_once(tmp_path, no_figures):
     spy = Spy()
     changed = X.copy()
     changed[-1, -1] += 1
@@ -308,7 +308,7 @@ def test_changes_are_not_mixed_with_what_was_there(tmp_path, undrawn):
     assert len(spy.models) == len(calls)
 
 
-def test_a_run_that_a_callback_ends_is_finished(tmp_path):
+def test_a_run_that_a_callback_stops_counts_as_finished(tmp_path):
     spy = Spy()
     stop = keras.callbacks.EarlyStopping("loss", min_delta=100, patience=1)
     for _ in range(2):
@@ -321,8 +321,8 @@ def test_a_run_that_a_callback_ends_is_finished(tmp_path):
 
 def test_files_are_written_to_a_new_directory(tmp_path):
     comparison = compare(out=tmp_path / "new" / "one")
-    found = {path.name for path in (tmp_path / "new" / "one").iterdir()}
-    assert found == {"results.csv", "summary.json", "best.png"}
+    actual = {path.name for path in (tmp_path / "new" / "one").iterdir()}
+    assert actual == {"results.csv", "summary.json", "best.png"}
     assert [path.name for path in comparison.paths] == ["best.png"]
 
 
@@ -332,7 +332,7 @@ def test_the_summary_names_an_optimizer_that_was_given_as_a_string(tmp_path):
     assert summary["arguments"]["optimizers"] == ["sgd"]
 
 
-# What is refused, before any training.
+# Errors.
 
 
 def shares_a_layer():
@@ -347,11 +347,11 @@ def shares_a_layer():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ({"x": (batch for batch in [X])}, "`x` is used up by the first run. Pass "),
+        ({"x": (batch for batch in [X])}, "The first run would use up `x`. Pass "),
         ({"x": iter([X])}, "not a generator or iterator. Received: x=<list_iter"),
-        ({"make": make_model()}, "`make_model` must be a function of no arguments"),
+        ({"make": make_model()}, "`make_model` must be a function without argum"),
         ({"make": lambda: None}, "a tuple (model, loss, metrics). Received: None"),
         (
             {"make": lambda: keras.Sequential([keras.layers.Dense(1)])},
@@ -359,13 +359,13 @@ def shares_a_layer():
         ),
         (
             {"make": functools.cache(make_model)},
-            "that share weights; make their layers",
+            "that share weights. Make their layers",
         ),
-        ({"make": shares_a_layer()}, "that share weights; make their layers within"),
+        ({"make": shares_a_layer()}, "that share weights. Make their layers inside"),
         ({"optimizers": ["sdg"]}, "clipped_rmsprop. Received: 'sdg'"),
-        ({"optimizers": [keras.optimizers.SGD]}, "or a dictionary, whose values may"),
+        ({"optimizers": [keras.optimizers.SGD]}, "A dictionary has these as values,"),
         ({"optimizers": ["sgd:x"]}, "must be a number above 0. Received: 'x'"),
-        ({"optimizers": {"mine": lambda rate: "sgd"}}, "must return a Keras optimizer"),
+        ({"optimizers": {"mine": lambda rate: "sgd"}}, "and return a Keras optimizer"),
         ({"learning_rates": []}, "must be one or more numbers. Received: learning_ra"),
         ({"learning_rates": [0.1, -1]}, "must be a number above 0. Received: -1"),
         ({"seeds": 0}, "`seeds` must be a whole number of at least 1. Received: seed"),
@@ -379,32 +379,32 @@ def shares_a_layer():
         ({"out": "/proc/here"}, "Choose another `out`. Received: /proc/here"),
     ],
 )
-def test_wrong_arguments_are_refused_before_training(arguments, said):
+def test_wrong_arguments_are_refused_before_training(arguments, message):
     spy = Spy()
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         compare(**arguments, callbacks=[spy])
     assert not spy.models
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ({"monitor": "val_mae"}, "one of what `fit` logs: loss, share. Received: mon"),
+        ({"monitor": "val_mae"}, "a metric that `fit` logs: loss, share. Received: mo"),
         ({}, "higher or lower is better for 'share'. Pass `mode='max'` or"),
     ],
 )
-def test_a_metric_that_cannot_judge_is_refused_after_an_epoch(arguments, said):
-    with pytest.raises(ValueError, match=re.escape(said)):
+def test_a_metric_that_cannot_rank_is_refused_after_an_epoch(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         compare(lambda: make_model(metrics=[share]), epochs=100, **arguments)
 
 
-# What is said.
+# The summary.
 
 
-def sentences(of, judge=objective.Judge("val_accuracy", "max")):  # noqa: B008
-    """The sentences about values of each seed, by optimizer and learning rate."""
+def sentences(results, judge=objective.Judge("val_accuracy", "max")):  # noqa: B008
+    """Returns the sentences of a summary. `results` has one value for each seed."""
     rows = []
-    for (optimizer, rate), values in of.items():
+    for (optimizer, rate), values in results.items():
         for seed, value in enumerate(values):
             run = dict.fromkeys(runs.Run.__dataclass_fields__, "")
             run |= {"network": "net", "optimizer": optimizer, "seed": seed, "epoch": 1}
@@ -417,74 +417,94 @@ HIGH, MIDDLE, LOW = [0.9, 0.95, 1.0], [0.8, 0.85, 0.92], [0.1, 0.2, 0.3]
 NAN = float("nan")
 
 
-def test_the_summary_ranks_optimizers_whose_ranges_are_apart():
-    said = sentences({("adam", 0.1): LOW, ("sgd", 0.1): HIGH, ("sgd", 0.2): LOW})
-    assert said[0] == (
+def test_the_summary_ranks_optimizers_whose_ranges_do_not_overlap():
+    lines = sentences({("adam", 0.1): LOW, ("sgd", 0.1): HIGH, ("sgd", 0.2): LOW})
+    assert lines[0] == (
         "net, val_accuracy, higher is better: sgd at 0.1: 0.95 (0.9 to 1); adam at "
         "0.1: 0.2 (0.1 to 0.3). sgd is ahead of adam: ranges do not overlap."
     )
     loss = objective.Judge("val_loss", "min")
-    said = sentences({("adam", 0.1): LOW, ("sgd", 0.1): HIGH}, loss)
-    assert "lower is better: adam at 0.1: 0.2 (0.1 to 0.3); sgd at 0.1: 0.95" in said[0]
-    assert said[0].endswith(". adam is ahead of sgd: ranges do not overlap.")
-
-
-def test_the_summary_ranks_none_whose_ranges_overlap():
-    said = sentences({("adam", 0.1): MIDDLE, ("sgd", 0.1): HIGH})
-    assert said[0].endswith(" (0.8 to 0.92): their ranges overlap, no ranking.")
-    said = sentences({("a", 0.1): MIDDLE, ("b", 0.1): HIGH, ("c", 0.1): LOW})
-    assert said[0].endswith(
-        "b is ahead of c: ranges do not overlap. That of a does: no ranking of these."
+    lines = sentences({("adam", 0.1): LOW, ("sgd", 0.1): HIGH}, loss)
+    assert (
+        "lower is better: adam at 0.1: 0.2 (0.1 to 0.3); sgd at 0.1: 0.95" in lines[0]
     )
-    said = sentences({("adam", 0.1): LOW[:2], ("sgd", 0.1): HIGH[:2]})
-    assert said[0].endswith("No ranking: 2 seeds are too few, take 3 or more.")
-    said = sentences({("adam", 0.1): [0.1], ("sgd", 0.1): [0.2]})
-    assert "better: sgd at 0.1: 0.2; adam at 0.1: 0.1. No ranking: one seed" in said[0]
+    assert lines[0].endswith(". adam is ahead of sgd: ranges do not overlap.")
+
+
+def test_the_summary_does_not_rank_overlapping_ranges():
+    lines = sentences({("adam", 0.1): MIDDLE, ("sgd", 0.1): HIGH})
+    assert lines[0].endswith(" (0.8 to 0.92). No ranking: their ranges overlap.")
+    lines = sentences({("a", 0.1): MIDDLE, ("b", 0.1): HIGH, ("c", 0.1): LOW})
+    assert lines[0].endswith(
+        "b is ahead of c: ranges do not overlap. No ranking of b against a: their "
+        "ranges overlap."
+    )
+    lines = sentences({("adam", 0.1): LOW[:2], ("sgd", 0.1): HIGH[:2]})
+    assert lines[0].endswith("No ranking: 2 seeds are too few. Use 3 or more.")
+    lines = sentences({("adam", 0.1): [0.1], ("sgd", 0.1): [0.2]})
+    assert "better: sgd at 0.1: 0.2; adam at 0.1: 0.1. No ranking: one seed" in lines[0]
 
 
 @pytest.mark.parametrize("change", ["normalized", "clipped"])
-def test_the_summary_compares_each_base_with_its_changed_form(change):
-    found = {("rmsprop", 0.1): HIGH, ("adam", 0.1): LOW, ("sgd", 0.1): LOW}
-    found |= {(f"{change}_sgd", 0.1): MIDDLE, (f"{change}_adam", 0.1): LOW}
-    said = sentences(found)
-    assert f"{change}_sgd is ahead of sgd: ranges do not overlap." in said
-    assert f"adam, {change}_adam: their ranges overlap, no ranking." in said
-    assert len(said) == 4
+def test_the_summary_compares_each_base_with_its_normalized_or_clipped_form(change):
+    results = {("rmsprop", 0.1): HIGH, ("adam", 0.1): LOW, ("sgd", 0.1): LOW}
+    results |= {(f"{change}_sgd", 0.1): MIDDLE, (f"{change}_adam", 0.1): LOW}
+    lines = sentences(results)
+    assert f"{change}_sgd is ahead of sgd: ranges do not overlap." in lines
+    assert f"No ranking of adam against {change}_adam: their ranges overlap." in lines
+    assert len(lines) == 4
 
 
-def test_the_summary_hints_at_rates_to_try():
-    found = {("sgd", rate): MIDDLE for rate in (0.1, 0.2, 0.4)}
-    found |= {("adam", rate): MIDDLE for rate in (0.1, 0.2, 0.4)}
-    found |= {("sgd", 0.2): HIGH, ("sgd", 0.4): [*HIGH[:2], NAN], ("adam", 0.4): HIGH}
-    found |= {("lion", 0.1): HIGH, ("lion", 0.2): [NAN] * 3, ("ftrl", 0.1): MIDDLE}
-    assert sentences(found)[1:] == [
+def test_the_summary_has_confidence_intervals_of_paired_differences():
+    # Hours of sleep that ten patients gained with two drugs (Student, 1908).
+    # R's manual gives their interval: t.test(..., paired = TRUE) says -2.46 to -0.70.
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    loss = objective.Judge("val_loss", "min")
+    lines = sentences({("sgd", 0.1): first, ("adam", 0.1): second}, loss)
+    expected = (
+        "sgd minus adam: -1.58, with a 95 % confidence interval from -2.46 to -0.7 "
+        "(paired t-test over 10 seeds)."
+    )
+    assert expected in lines
+    # Only seeds that both have count.
+    lines = sentences({("sgd", 0.1): first, ("adam", 0.1): second[:4]}, loss)
+    assert not any("confidence" in line for line in lines)
+
+
+def test_the_summary_suggests_learning_rates_to_try():
+    results = {("sgd", rate): MIDDLE for rate in (0.1, 0.2, 0.4)}
+    results |= {("adam", rate): MIDDLE for rate in (0.1, 0.2, 0.4)}
+    results |= {("sgd", 0.2): HIGH, ("sgd", 0.4): [*HIGH[:2], NAN], ("adam", 0.4): HIGH}
+    results |= {("lion", 0.1): HIGH, ("lion", 0.2): [NAN] * 3, ("ftrl", 0.1): MIDDLE}
+    assert sentences(results)[1:] == [
         "Best at the highest rate tried, so try higher: adam.",
         "Best at the lowest rate tried, so try lower: lion.",
         "At one learning rate only, so try others: ftrl.",
         "Diverged, with one seed or more: sgd at 0.4; lion at 0.2.",
     ]
-    (said, diverged) = sentences({("sgd", 0.1): [NAN] * 3})
-    assert said.endswith("better: nothing, all diverged. Try lower learning rates.")
+    (lines, diverged) = sentences({("sgd", 0.1): [NAN] * 3})
+    assert lines.endswith("no results, because all diverged. Try lower learning rates.")
     assert diverged.endswith("sgd at 0.1.")
 
 
-# What is seen.
+# Progress and figures.
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_shown_in_a_terminal_and_in_a_file(
-    terminal, capsys, monkeypatch, tmp_path, undrawn
+    terminal, capsys, monkeypatch, tmp_path, no_figures
 ):
     compare(out=tmp_path)
     capsys.readouterr()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     comparison = compare(out=tmp_path, seeds=2, epochs=1, optimizers=["sgd", "adam"])
-    said = capsys.readouterr().err
+    shown = capsys.readouterr().err
     if terminal:
-        assert "run 4 of 4: sequential, adam at 0.1, seed 1: 100%" in said
-        assert "| 1/4 [" in said  # Of the epochs one was there.
+        assert "run 4 of 4: sequential, adam at 0.1, seed 1: 100%" in shown
+        assert "| 1/4 [" in shown  # An earlier call trained one epoch.
         return
-    first, *_, last = lines = said.splitlines()
+    first, *_, last = lines = shown.splitlines()
     assert len(lines) == 3
     assert first.startswith("run 2 of 4: sequential, adam at 0.1, seed 0: loss ")
     losses = comparison.rows["loss"]
@@ -497,7 +517,7 @@ def test_time_left_is_estimated_from_finished_runs(monkeypatch, capsys):
     monkeypatch.setattr(progress, "time", clock)
     subject = comparing.subject_of(make_model, {"x": X})
     plan = list(runs.plan(subject, [("sgd", "sgd", None)], [0.1], seeds=5, epochs=2))
-    shown = progress.Progress(plan, plan[1:])  # One was there.
+    shown = progress.Progress(plan, plan[1:])  # One run is finished.
     rows = pd.DataFrame([{"judged_by": "min loss", "loss": 1.0}])
     for run in plan[1:3]:
         shown.begin(run)
@@ -509,18 +529,18 @@ def test_time_left_is_estimated_from_finished_runs(monkeypatch, capsys):
     assert second.endswith(", seed 2: loss 1, 02:00 left")
 
 
-def test_plot_leaves_settings_alone():
+def test_plot_does_not_change_the_settings_of_matplotlib():
     before = dict(mpl.rcParams)
     comparison = compare(learning_rates=[0.1, 0.2])
-    found = comparison.plot()
-    assert list(found) == ["best", "by_rate", "by_optimizer", "rates"]
+    plots = comparison.plot()
+    assert list(plots) == ["best", "by_rate", "by_optimizer", "rates"]
     assert dict(mpl.rcParams) == before
     assert str(comparison) == f"{comparison.table}\n\n{comparison.summary}"
-    for figure in found.values():
+    for figure in plots.values():
         mpl.pyplot.close(figure)
 
 
-def test_each_optimizer_has_a_style_that_stays():
+def test_each_optimizer_keeps_a_style_of_its_own():
     names = ["sgd", "adam", *keras_normopt.optimizers.ALIASES]
     alone = {name: styles.of([name])[name] for name in names}
     together = styles.of(names)
@@ -530,15 +550,15 @@ def test_each_optimizer_has_a_style_that_stays():
     first = ["sgd", "normalized_sgd", "adam", "normalized_adam", "rmsprop"]
     assert len({styles.of(first)[name]["color"] for name in first}) == len(first)
     labels = ["NormalizedSGD", "normalized_sgd (l2), rate 0.1", "mine", "SGD"]
-    found = styles.of(labels)
-    assert found["NormalizedSGD"] == alone["normalized_sgd"]
-    assert found["SGD"] == alone["sgd"]
-    assert len({style["color"] for style in found.values()}) == len(labels)
+    by_label = styles.of(labels)
+    assert by_label["NormalizedSGD"] == alone["normalized_sgd"]
+    assert by_label["SGD"] == alone["sgd"]
+    assert len({style["color"] for style in by_label.values()}) == len(labels)
     (label,) = styles.of(labels[1:2]).values()
     assert label == alone["normalized_sgd"]
 
 
-# From a shell.
+# The command line.
 
 
 MODULE = """
@@ -562,7 +582,7 @@ number = 3
 
 @pytest.fixture
 def module(tmp_path, monkeypatch, request):
-    """A module of the user's, in the working directory."""
+    """Returns the name of a user's module in the working directory."""
     name = f"module_{abs(hash(request.node.name))}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
@@ -570,7 +590,7 @@ def module(tmp_path, monkeypatch, request):
     sys.modules.pop(name, None)
 
 
-def test_the_command_trains_a_task_of_ones_own(module, tmp_path, capsys, undrawn):
+def test_the_command_trains_a_task_of_the_user(module, tmp_path, capsys, no_figures):
     arguments = f"--task {module}:my_task --optimizers sgd,normalized_sgd:0.1 --seeds 2"
     arguments += " --norms l2,max --learning-rates 0.01,0.02"
     assert main(arguments.split()) == 0
@@ -578,13 +598,13 @@ def test_the_command_trains_a_task_of_ones_own(module, tmp_path, capsys, undrawn
     rows = pd.read_csv(out / "results.csv", keep_default_na=False)
     assert rows["batch_size"].unique().tolist() == [4]
     last = rows[rows["epoch"] == 2]
-    found = last[["optimizer", "norm", "initial_learning_rate", "seed"]]
+    actual = last[["optimizer", "norm", "initial_learning_rate", "seed"]]
     pairs = [("sgd", "", 0.01), ("sgd", "", 0.02)]
     pairs += [("normalized_sgd", norm, 0.1) for norm in ("l2", "max")]
     expected = [[*pair, seed] for seed in range(2) for pair in pairs]
-    assert found.to_numpy().tolist() == expected
+    assert actual.to_numpy().tolist() == expected
     assert "No ranking: 2 seeds are too few" in capsys.readouterr().out
-    # Python goes on with what the shell trained.
+    # A call in Python resumes the runs of the command.
     make, fit_arguments = sys.modules[module].my_task()
     before = (out / "results.csv").read_bytes()
     asked = {"optimizers": ["sgd"], "learning_rates": [0.01], "seeds": 2}
@@ -594,19 +614,19 @@ def test_the_command_trains_a_task_of_ones_own(module, tmp_path, capsys, undrawn
 
 
 @pytest.mark.parametrize(
-    ("task", "said"),
+    ("task", "message"),
     [
-        ("MODULE", "must be MODULE:FUNCTION, as my_module:my_task for my_module.py he"),
+        ("MODULE", "must be MODULE:FUNCTION. For example, my_module:my_task is the f"),
         ("no_such:my_task", "but there is no module no_such in "),
         ("MODULE:no_such", "has no attribute 'no_such'."),
-        ("MODULE:wrong", "arguments of `fit`, with 'x' among them. Received: <funct"),
-        ("MODULE:number", "must be a function of no arguments that returns (make_mod"),
-        ("MODULE:my_task --fraction 0.5", "--fraction cannot be combined with --task;"),
+        ("MODULE:wrong", "arguments of `fit`, including 'x'. Received: <funct"),
+        ("MODULE:number", "must be a function without arguments that returns a tuple"),
+        ("MODULE:my_task --fraction 0.5", "--fraction cannot be combined with --task."),
         ("MODULE:my_task --out MODULE.py", "Cannot write to the directory of results"),
     ],
 )
-def test_what_is_no_task_is_named(task, said, module, capsys):
+def test_the_command_explains_why_a_task_is_wrong(task, message, module, capsys):
     with pytest.raises(SystemExit):
         main(["--task", *task.replace("MODULE", module).split()])
-    told = " ".join(capsys.readouterr().err.split())
-    assert said in told.partition("error: ")[2]
+    output = " ".join(capsys.readouterr().err.split())
+    assert message in output.partition("error: ")[2]

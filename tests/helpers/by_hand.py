@@ -1,5 +1,7 @@
-"""A loop to compare `fit` with: gradients from NumPy, in closed form, normalized by
-the oracle and handed to a plain optimizer.
+"""A training loop to compare `fit` with.
+
+NumPy computes gradients in closed form, the oracle normalizes them, and a plain
+optimizer applies them.
 """
 
 import keras
@@ -16,7 +18,7 @@ EPOCHS, BATCH = 3, 4
 
 
 def gradients(x, y, kernel, bias):
-    """Of the mean squared error of one linear layer."""
+    """Returns the gradients of the mean squared error of one linear layer."""
     error = 2 * (x.astype("float64") @ kernel + bias - y) / y.size
     return [x.T @ error, error.sum(axis=0)]
 
@@ -42,21 +44,21 @@ def train(plain, norm="l2", size=BATCH, change=lambda grads, weights: grads):
 
 
 def descend(epochs, step, average=1):
-    """Takes from the weights, in float64, what a function makes of each gradient.
+    """Subtracts a function of each gradient from the weights, in float64.
 
     Args:
-        epochs: How many.
-        step: Function of the number of a weight and its gradient.
-        average: Over how many batches a gradient is the mean.
+        epochs: Number of epochs.
+        step: Function of the index of a weight and of its gradient.
+        average: Number of batches whose gradients are averaged.
     """
-    weights, seen = [w.astype("float64") for w in START], []
+    weights, pending = [w.astype("float64") for w in START], []
     for _ in range(epochs):
         for x, y in batches():
-            seen.append(gradients(x, y, *weights))
-            if len(seen) == average:
-                means = [np.mean(g, axis=0) for g in zip(*seen, strict=True)]
+            pending.append(gradients(x, y, *weights))
+            if len(pending) == average:
+                means = [np.mean(g, axis=0) for g in zip(*pending, strict=True)]
                 weights = [w - step(i, means[i]) for i, w in enumerate(weights)]
-                seen = []
+                pending = []
     return weights
 
 
@@ -78,7 +80,7 @@ def assert_same(actual, expected, rtol=2e-5, atol=2e-6):
 
 
 def running_mean(rule, kept):
-    """The running mean of the norms so far, infinite until it is one to clip by."""
+    """Returns the running mean of earlier norms, or infinity during warm-up."""
     if len(kept) < rule.warmup:
         return np.inf
     mean = np.mean(kept[: rule.warmup])

@@ -1,4 +1,4 @@
-"""The ready-made classes whose bases have an update to normalize."""
+"""The ready-made classes whose updates can be normalized."""
 
 import inspect
 
@@ -10,7 +10,7 @@ import keras_normopt
 BACKEND = keras.backend.backend()
 REFUSED = ("NormalizedFtrl", "NormalizedScheduleFreeAdamW")
 MUON = pytest.mark.skipif(
-    BACKEND == "tensorflow", reason="there stock Muon fails on float64"
+    BACKEND == "tensorflow", reason="stock Muon fails with float64 on TensorFlow"
 )
 CLASSES = [
     pytest.param(cls, marks=[MUON] * (cls.__name__ == "NormalizedMuon"))
@@ -20,7 +20,7 @@ CLASSES = [
 
 
 def without_decay(cls, **arguments):
-    """What is not part of the update, set to nothing."""
+    """Returns arguments that turn off weight decay, which is no part of the update."""
     for name in ("weight_decay", "adam_weight_decay"):
         if name in inspect.signature(cls).parameters:
             arguments[name] = 0.0

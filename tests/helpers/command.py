@@ -1,4 +1,4 @@
-"""Runs `python -m keras_normopt.experiments`, and reads what it writes and prints."""
+"""Runs `python -m keras_normopt.experiments` and reads its files and its output."""
 
 import csv
 import json
@@ -11,13 +11,13 @@ RUN = (
     "task,dataset,fraction,network,backend,optimizer,norm,scope,momentum,schedule,"
     "initial_learning_rate,epochs,batch_size,seed,fingerprint,epoch"
 )
-# Between these are the metrics of the task.
+# The columns between RUN and END are the metrics of the task.
 END = "learning_rate,seconds,judged_by,versions"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def command(out, arguments):
-    """Runs the command, and returns the rows of results.csv, words and numbers."""
+    """Runs the command and returns the rows of results.csv, as texts and numbers."""
     assert main([*arguments.split(), "--out", str(out)]) == 0
     return read(out)
 
@@ -38,7 +38,7 @@ def _value(text):
 
 
 def refused(capsys, arguments):
-    """Runs the command in vain, and returns what the error says."""
+    """Runs the command, which must fail, and returns its error message."""
     with pytest.raises(SystemExit) as error:
         main(arguments if isinstance(arguments, list) else arguments.split())
     assert error.value.code == 2
@@ -46,10 +46,10 @@ def refused(capsys, arguments):
 
 
 def printed(capsys):
-    """The lines of the table that was printed, without its head, and the pictures."""
+    """Returns the printed lines of the table, without its head, and the figures."""
     _, *lines = capsys.readouterr().out.splitlines()
-    pictures = [line for line in lines if line.endswith(".png")]
-    return lines[: lines.index("")], pictures
+    figures = [line for line in lines if line.endswith(".png")]
+    return lines[: lines.index("")], figures
 
 
 def summary(out):

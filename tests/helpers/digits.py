@@ -1,4 +1,4 @@
-"""The digits of scikit-learn, as a classifier takes them."""
+"""The digits of scikit-learn, scaled for a classifier."""
 
 from sklearn.datasets import load_digits
 

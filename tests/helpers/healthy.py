@@ -1,4 +1,4 @@
-"""Models that train well: from Keras's guides, `keras.applications` and KerasHub.
+"""Models that train well, from Keras's guides, `keras.applications` and KerasHub.
 
 Each function returns a compiled model, inputs and targets. Weights are random. Inputs
 have the shape and the range of the original data.
@@ -220,7 +220,7 @@ def addition_rnn():
 
 
 def normalization_layer():
-    """Prices of houses: large columns, which a layer scales, and scaled targets."""
+    """House prices: a layer scales large inputs, and the targets are scaled, too."""
     x = _rng.normal(1500, 400, size=(N, 5)).astype("float32")
     scale = layers.Normalization()
     scale.adapt(x)
@@ -233,7 +233,7 @@ def normalization_layer():
 
 
 def wide_and_deep():
-    """Two inputs and two outputs, with a loss each."""
+    """A network with two inputs, and two outputs with one loss each."""
     left, right = keras.Input((10,), name="left"), keras.Input((5,), name="right")
     x = layers.Dense(32, "relu")(layers.Dense(32, "relu")(left))
     x = layers.Concatenate()([x, right])
@@ -299,7 +299,7 @@ def _hub(function):
         import keras_hub
 
         task, optimizer, x, y = function(keras_hub)
-        # `fit` of a task asks for a preprocessor's packages, even without one.
+        # `fit` of a task needs packages for preprocessing, even without a preprocessor.
         model = keras.Model(task.input, task.output)
         model.compile(optimizer, _sparse())
         return model, x, y

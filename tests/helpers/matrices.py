@@ -1,4 +1,4 @@
-"""Finds the matrix of each variable of a layer."""
+"""Finds the axes of each variable of a layer."""
 
 import numpy as np
 from keras import layers, ops
@@ -7,12 +7,12 @@ from keras_normopt._blocks import axes
 
 
 def find(layer, *, given=None):
-    """Returns a dict from names to variables and axes, and the guessed variables."""
+    """Returns variables and axes by name, and the names of variables with guesses."""
     variables = list({id(v): v for v in layer.trainable_variables}.values())
     paths = [v.path for v in variables]
-    found, guessed = axes.find(variables, paths, given)
+    variable_axes, guessed = axes.find(variables, paths, given)
     names = [v.name for v in variables]
-    pairs = zip(variables, found, strict=True)
+    pairs = zip(variables, variable_axes, strict=True)
     return dict(zip(names, pairs, strict=True)), [names[i] for i in guessed]
 
 

@@ -1,7 +1,7 @@
-"""What a norm is, in NumPy alone and as its definition reads: no Keras, no rescaling.
+"""Norms in NumPy as they are defined, without Keras and without rescaling.
 
-Entries are taken to `numpy.longdouble`, whose exponent reaches far enough that no
-intermediate result overflows or vanishes where float64's might.
+The oracle computes in `numpy.longdouble`. Its range of exponents is so wide that no
+intermediate result overflows or underflows, as it might in float64.
 """
 
 import numpy as np
@@ -64,7 +64,7 @@ def norm(name, gradient):
 
 
 def normalize(name, gradient, epsilon=0.0):
-    """g / max(norm(g), epsilon), and zero for a gradient that is all zero."""
+    """Returns g / max(norm(g), epsilon). A zero gradient stays zero."""
     gradient = np.asarray(gradient, np.longdouble)
     if not gradient.size:
         return gradient
@@ -73,7 +73,7 @@ def normalize(name, gradient, epsilon=0.0):
 
 
 def normalize_units(name, gradient):
-    """Each slice along the last axis by itself; what has one axis is one unit."""
+    """Normalizes each slice along the last axis. A vector or a scalar is one unit."""
     if gradient.ndim < 2:
         return normalize(name, gradient)
     units = [normalize(name, unit) for unit in np.moveaxis(gradient, -1, 0)]
@@ -81,13 +81,13 @@ def normalize_units(name, gradient):
 
 
 def is_near_std_fallback(gradient, eps=EPS["float32"]):
-    """Whether rounding may decide on which side of its threshold `std` falls."""
+    """Returns whether rounding may decide if `std` falls back to `avg_l2`."""
     g = np.asarray(gradient, np.longdouble)
     deviation = np.sqrt(np.mean((g - np.mean(g)) ** 2))
     return avg_l2(g) / 4 < deviation / np.sqrt(eps) < avg_l2(g) * 4
 
 
-# As published for five steps: Emerging-Optimizers calls them "quintic".
+# Published for five steps. Emerging-Optimizers calls these coefficients "quintic".
 QUINTIC = [
     (4.0848, -6.8946, 2.9270),
     (3.9505, -6.3029, 2.6377),

@@ -1,4 +1,4 @@
-"""Runs the programs that the pages of the documentation show."""
+"""Runs the programs in the pages of the documentation."""
 
 import functools
 import importlib.util
@@ -18,9 +18,9 @@ def installed(package):
 
 @functools.cache
 def evaluate(page):
-    """Runs the code of a page, and returns the names that it defined."""
+    """Runs the code of a page and returns the names that it defines."""
     document = Document.parse(str(page), PythonCodeBlockParser(), SkipParser())
-    document.namespace["installed"] = installed  # For the conditions of skips.
+    document.namespace["installed"] = installed  # Skip conditions call it.
     skipped = 0
     for example in document.examples():
         try:

@@ -10,7 +10,7 @@ from keras import ops
 
 BACKEND = keras.backend.backend()
 RATE = 2.0**-5
-TINY = 1e-30  # For epsilons, which everyone adds at another place.
+TINY = 1e-30  # For epsilons, which each library adds at a different place.
 SHAPES = {
     "scale": (),
     "bias": (5,),
@@ -25,14 +25,14 @@ OF_STEPS = [1.0, 100.0, 1e-8, 0.02, 10.0, 0.3]
 
 
 class Pair(NamedTuple):
-    """What is equal.
+    """Two optimizers that must make equal steps.
 
     Attributes:
-        peer: Function of the peer's library that returns what their trainer takes.
+        peer: Function of the peer's library that returns its optimizer.
         ours: Function that returns our optimizer.
-        names: The variables, if not all.
-        zeros: The variables whose weights start at 0.
-        shapes: The shapes of all variables, by name.
+        names: Names of the variables to train. `None` means all.
+        zeros: Names of the variables whose weights start at 0.
+        shapes: Shapes of all variables, by name.
     """
 
     peer: Any
@@ -43,16 +43,16 @@ class Pair(NamedTuple):
 
 
 def draw(pair):
-    """The weights, and the gradients of each step, by name."""
+    """Returns the weights, and the gradients of each step, by name."""
     rng = np.random.default_rng(0)
     names = pair.shapes if pair.names is None else pair.names
 
     def normal(sizes, factor):
-        every = {
+        arrays = {
             n: factor * sizes.get(n, 1.0) * rng.normal(size=s)
             for n, s in pair.shapes.items()
         }
-        return {n: every[n] for n in names}
+        return {n: arrays[n] for n in names}
 
     weights = normal(OF_WEIGHTS, 1.0)
     weights = {n: w * (n not in pair.zeros) for n, w in weights.items()}
@@ -60,7 +60,7 @@ def draw(pair):
 
 
 def train(optimizer, weights, steps, change=lambda gradients, weights: gradients):
-    """How far a Keras optimizer moves weights, by gradients that NumPy may change."""
+    """Returns how far an optimizer moves weights. `change` may replace gradients."""
     variables = {n: keras.Variable(w, "float64", name=n) for n, w in weights.items()}
     for gradients in steps:
         now = {n: ops.convert_to_numpy(v) for n, v in variables.items()}
@@ -71,7 +71,7 @@ def train(optimizer, weights, steps, change=lambda gradients, weights: gradients
 
 
 def base_of(optimizer):
-    """The plain optimizer of Keras with the same arguments."""
+    """Returns the plain optimizer of Keras with the same arguments."""
     ancestors = [cls.__name__ for cls in type(optimizer).__mro__]
     base = getattr(
         keras.optimizers, next(n for n in ancestors if hasattr(keras.optimizers, n))
@@ -84,9 +84,9 @@ def base_of(optimizer):
 
 def assert_same(actual, expected):
     assert actual.keys() == expected.keys()
-    for name, moved in expected.items():
-        atol = 1e-6 * np.abs(moved).max()
-        np.testing.assert_allclose(actual[name], moved, rtol=1e-5, atol=atol)
+    for name, step in expected.items():
+        atol = 1e-6 * np.abs(step).max()
+        np.testing.assert_allclose(actual[name], step, rtol=1e-5, atol=atol)
 
 
 def check(pair, expected):
@@ -95,7 +95,7 @@ def check(pair, expected):
     moved = train(ours, weights, steps)
     assert_same(moved, expected)
     plain = train(base_of(ours), weights, steps)
-    with pytest.raises(AssertionError):  # Or this comparison could not fail.
+    with pytest.raises(AssertionError):  # Shows that the comparison can fail.
         assert_same(plain, expected)
 
 
@@ -121,7 +121,7 @@ def train_optax(transform, weights, steps):
 
 
 def train_torch(make, weights, steps, unit_first=False):
-    """PyTorch's kernels are (out, in, spatial…), but not its embeddings."""
+    """Trains with PyTorch. Kernels, but not embeddings, are (out, in, spatial…)."""
     import torch
 
     def moved(name, array, source, target):

@@ -1,4 +1,4 @@
-"""Runs scripts in processes of their own, with this environment."""
+"""Runs scripts in separate processes with the current environment."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ def start(*command, **environment):
 
 
 def finish(*processes, returncode=0):
-    """Waits for all, and returns what they printed."""
+    """Waits for all processes and returns their output."""
     printed = []
     try:
         for process in processes:

@@ -1,6 +1,7 @@
-"""Models that train badly, each for one reason, and what makes them train well.
+"""Models that train badly, each for one reason, and cures that make them train well.
 
-Each function returns a compiled model, inputs and targets. Its arguments are the cure.
+Each function returns a compiled model, inputs and targets. Its arguments set the fault
+or the cure.
 """
 
 import keras
@@ -39,7 +40,7 @@ def dense(depth=2, activation="relu", optimizer="adam", dtype=None, between=()):
 
 
 def recurrent(layer, gain=1.0, optimizer="adam", activation="tanh"):
-    """Digits, pixel by pixel: 64 steps of time."""
+    """A recurrent network that reads the 64 pixels of a digit one after the other."""
     kernel = initializers.Orthogonal(gain=gain, seed=0)
     hidden = [
         layers.Reshape((64, 1)),
@@ -50,7 +51,7 @@ def recurrent(layer, gain=1.0, optimizer="adam", activation="tanh"):
 
 
 def regression(inputs=1.0, targets=1.0, optimizer="adam"):
-    """A dense network on the digits that predicts how bright an image is."""
+    """A dense network that predicts the brightness of a digit."""
     y = DIGITS.mean(axis=1, keepdims=True)
     y = (y - y.mean()) / y.std()
     hidden = [layers.Dense(32, "relu"), layers.Dense(32, "relu")]

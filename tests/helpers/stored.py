@@ -1,10 +1,10 @@
-"""What a file holds of an optimizer."""
+"""The arrays that an optimizer saves."""
 
 import numpy as np
 
 
 def stored(optimizer):
-    """The arrays that an optimizer saves: the base's, in order, and then others."""
+    """Returns the saved arrays: first those of the base, in order, then the others."""
     store = {}
     optimizer.save_own_variables(store)
     return [np.asarray(value) for value in store.values()]

@@ -1,11 +1,11 @@
-"""A few variables whose paths name layers, their gradients, and the steps they take."""
+"""Variables of several layers, with gradients and functions that make steps."""
 
 import keras
 import numpy as np
 from keras import ops
 
 BACKEND = keras.backend.backend()
-# By path. Two have none to share with others, and one has the name of a layer.
+# By path. `offset` and `a` belong to no layer, and `a` has the name of a layer.
 SHAPES = {
     "a/kernel": (3, 4),
     "a/bias": (4,),
@@ -21,7 +21,7 @@ SCOPES = ["variable", "unit", "layer", "global"]
 def make_gradients(scale=1.0, seed=0):
     rng = np.random.default_rng(seed)
     return {
-        # Of another magnitude each, so that it shows which ones are taken together.
+        # Each has its own magnitude, so that tests notice which ones share a norm.
         path: scale * 10.0**i * rng.normal(size=shape)
         for i, (path, shape) in enumerate(SHAPES.items())
     }
@@ -42,7 +42,7 @@ def as_numpy(variable):
 
 
 def steps_of(optimizer, gradients, dtype="float32", compiled=False):
-    """The steps that a new optimizer makes, by path."""
+    """Returns the step of a new optimizer, by path."""
     variables = make_variables(dtype)
     assert [v.path for v in variables] == list(SHAPES)
     tensors = [ops.convert_to_tensor(g, dtype) for g in gradients.values()]
@@ -72,7 +72,7 @@ def steps_of(optimizer, gradients, dtype="float32", compiled=False):
 
 
 def gradient_steps(optimizer, steps, weights=None):
-    """What SGD at a rate of 1 takes off the weights, the same before each step."""
+    """Returns what SGD at rate 1 subtracts from the same weights in each step."""
     variables = make_variables()
     weights = weights or {path: np.zeros(shape) for path, shape in SHAPES.items()}
     result = []
@@ -87,6 +87,6 @@ def gradient_steps(optimizer, steps, weights=None):
             ],
             variables,
         )
-        moved = [b - as_numpy(v) for v, b in zip(variables, before, strict=True)]
-        result.append(dict(zip(SHAPES, moved, strict=True)))
+        step = [b - as_numpy(v) for v, b in zip(variables, before, strict=True)]
+        result.append(dict(zip(SHAPES, step, strict=True)))
     return result

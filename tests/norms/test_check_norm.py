@@ -1,4 +1,4 @@
-"""`check_norm` passes every norm of ours and catches faults that were planted."""
+"""`check_norm` accepts the built-in norms and finds planted faults."""
 
 import sys
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.newest_keras
 
 
 @pytest.mark.parametrize("name", oracle.NORMS)
-def test_our_own_norms_pass(name):
-    # For few gradients: test_properties asks the same of many.
+def test_built_in_norms_pass_check_norm(name):
+    # Few gradients are enough: test_properties tests the same with many.
     check_norm(getattr(norms, name), max_examples=10)
 
 
@@ -26,7 +26,7 @@ def l4(gradient):
     return largest * ops.sum((gradient / safe) ** 4) ** 0.25
 
 
-def test_a_right_norm_of_a_user_passes():
+def test_a_correct_custom_norm_passes_check_norm():
     check_norm(l4)
 
 
@@ -46,7 +46,7 @@ def overflowing(gradient):
     return ops.sqrt(ops.sum(ops.square(gradient)))
 
 
-def blind(gradient):
+def positive_part(gradient):
     return ops.max(ops.maximum(gradient, ops.zeros_like(gradient)))
 
 
@@ -73,39 +73,45 @@ def concrete(gradient):
 @pytest.mark.parametrize(
     ("function", "point", "counterexample"),
     [
-        (squared, "homogeneous", "of 1. it is 1.0, and of 2.0 times that it is 4.0"),
-        (per_entry, "scalar", r"of \[0.\] it is a tensor of shape \(1,\)"),
-        (total, "non negative", "of -1. it is -1.0"),
-        (overflowing, "finite", r"of 1.8\d*e\+19 it is inf"),
-        (blind, "zero only at zero", "of -1. it is 0.0"),
-        (floored, "zero only at zero", "of 0. it is 0.001"),
-        (constant, "scalar", r"of 0. it is a tensor of shape \(\) and dtype int"),
+        (
+            squared,
+            "homogeneous",
+            "for 1. it returns 1.0, and for 2.0 times this gradient it returns 4.0",
+        ),
+        (per_entry, "scalar", r"for \[0.\] it returns a tensor of shape \(1,\)"),
+        (total, "non-negative", "for -1. it returns -1.0"),
+        (overflowing, "finite", r"for 1.8\d*e\+19 it returns inf"),
+        (positive_part, "zero only at zero", "for -1. it returns 0.0"),
+        (floored, "zero only at zero", "for 0. it returns 0.001"),
+        (constant, "scalar", r"for 0. it returns a tensor of shape \(\) and dtype int"),
         (Counting(), "repeatable", "and then"),
         (concrete, "traceable", "it raises"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_planted_fault_is_named_with_a_counterexample(
+def test_check_norm_names_a_fault_with_a_counterexample(
     function, point, counterexample
 ):
-    with pytest.raises(AssertionError, match=f"not {point}: .*{counterexample}"):
+    with pytest.raises(
+        AssertionError, match=f"must be {point}, but .*{counterexample}"
+    ):
         check_norm(function, max_examples=20)
 
 
-def test_every_fault_is_listed():
-    with pytest.raises(AssertionError, match="is no norm to normalize by:") as caught:
+def test_check_norm_lists_every_fault():
+    with pytest.raises(AssertionError, match="breaks the rules for norms:") as caught:
         check_norm(total, max_examples=20)
-    points = ["non negative", "homogeneous"]
-    assert [p for p in points if f"\n- not {p}: " in str(caught.value)] == points
+    points = ["non-negative", "homogeneous"]
+    assert [p for p in points if f"\n- It must be {p}, " in str(caught.value)] == points
 
 
 @pytest.mark.parametrize("given", [None, "l2", 5])
-def test_what_is_no_function_is_refused(given):
+def test_check_norm_refuses_anything_but_a_function(given):
     with pytest.raises(TypeError, match="`function` must be a callable"):
         check_norm(given)
 
 
-def test_neither_state_nor_files_are_left(tmp_path, monkeypatch):
+def test_check_norm_writes_no_files_and_restores_global_state(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_norm(norms.l1, max_examples=5)
     assert not list(tmp_path.iterdir())
@@ -113,7 +119,7 @@ def test_neither_state_nor_files_are_left(tmp_path, monkeypatch):
     assert np.random.get_state()[1][0] == np.random.RandomState(0).get_state()[1][0]
 
 
-def test_without_hypothesis_the_error_says_what_to_install(monkeypatch):
+def test_without_hypothesis_check_norm_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     with pytest.raises(ImportError, match="pip install hypothesis"):
         check_norm(l4)

@@ -1,4 +1,4 @@
-"""Norms of a user's own: what they may return, and what an error says of them."""
+"""Custom norms: what they may return, and which errors they cause."""
 
 import keras
 import numpy as np
@@ -39,7 +39,7 @@ WRONG = {
 
 @pytest.mark.parametrize("cls", ["NormalizedSGD", "ClippedSGD"])
 @pytest.mark.parametrize("name", WRONG)
-def test_a_norm_that_is_no_number_of_at_least_0_is_refused(name, cls):
+def test_a_norm_that_returns_a_negative_or_non_finite_number_is_refused(name, cls):
     def theirs(gradient):
         return WRONG[name](gradient)
 
@@ -49,7 +49,7 @@ def test_a_norm_that_is_no_number_of_at_least_0_is_refused(name, cls):
 
 
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
-def test_fit_raises_it_before_weights_change(apply_to):
+def test_fit_refuses_a_wrong_norm_before_weights_change(apply_to):
     optimizer = keras_normopt.NormalizedSGD(norm=ops.sum, apply_to=apply_to)
     model = by_hand.make_model(optimizer)
     with pytest.raises(ValueError, match=r"norm=sum returned -.*check_norm"):
@@ -82,7 +82,7 @@ def test_a_step_without_a_complete_build_raises_an_error(apply_to):
     np.testing.assert_array_equal(ops.convert_to_numpy(variable), 1.0)
 
 
-def test_a_function_that_returns_the_gradient_must_return_numbers(custom_norms):
+def test_a_function_that_returns_a_gradient_must_not_return_nan(custom_norms):
     def theirs(gradient):
         return gradient / ops.sqrt(ops.sum(gradient))
 
@@ -96,25 +96,25 @@ def test_a_function_that_returns_the_gradient_must_return_numbers(custom_norms):
 
 
 @pytest.mark.parametrize("scope", ["variable", "unit", "layer", "global"])
-def test_a_function_is_tried_on_what_a_step_calls_it_with(scope):
-    seen = []
+def test_build_tries_a_custom_norm_on_the_ranks_and_dtypes_of_a_step(scope):
+    calls = []
 
     def theirs(gradient):
-        seen.append((tuple(gradient.shape), gradient.dtype))
+        calls.append((tuple(gradient.shape), gradient.dtype))
         return ops.max(ops.abs(gradient))
 
     shapes = [(3, 4), (4,), (2, 3)]
     optimizer = build(theirs, shapes, scope=scope)
-    tried = set(seen)
+    tried = set(calls)
     ranks = [len(shape) for shape, _ in tried]
-    assert len(seen) == 2 * len(set(ranks)) == 2 * len(ranks)
-    seen.clear()
+    assert len(calls) == 2 * len(set(ranks)) == 2 * len(ranks)
+    calls.clear()
     gradients = [ops.ones(shape) for shape in shapes]
     optimizer.apply(gradients, optimizer._trainable_variables)
-    assert tried <= set(seen)
+    assert tried <= set(calls)
 
 
-def test_a_function_need_only_take_the_shapes_of_the_model():
+def test_a_custom_norm_may_reject_shapes_that_the_model_lacks():
     def theirs(gradient):
         if tuple(gradient.shape) not in [(3, 4), (4,)]:
             raise NotImplementedError
@@ -126,14 +126,14 @@ def test_a_function_need_only_take_the_shapes_of_the_model():
     by_hand.assert_same(model.get_weights(), expected)
 
 
-def test_large_gradients_are_not_tried():
+def test_build_tries_no_large_gradients():
     shape = (_user_norms._LARGEST + 1,)
     assert build(ops.sum, [shape]).built
     with pytest.raises(ValueError, match="norm=sum returned"):
         build(ops.sum, [shape, (2,)])
 
 
-def test_built_in_norms_are_not_tried(monkeypatch):
+def test_build_tries_no_built_in_norms(monkeypatch):
     monkeypatch.setattr(_user_norms.UserNorm, "check", None)
     for norm in (*norms.__all__, norms.l2, None):
         build(norm)
@@ -155,9 +155,10 @@ def by_branch(gradient):
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="PyTorch compiles no step by itself")
-@pytest.mark.parametrize("size", [3, _user_norms._LARGEST])  # Tried first, or not.
+# The optimizer tries a function only on the smaller gradient.
+@pytest.mark.parametrize("size", [3, _user_norms._LARGEST])
 @pytest.mark.parametrize("norm", [by_numpy, by_float, by_branch])
-def test_a_function_that_needs_values_is_refused_in_compiled_steps(norm, size):
+def test_a_norm_that_needs_concrete_values_is_refused_in_compiled_steps(norm, size):
     inputs, dense = keras.Input((size,)), keras.layers.Dense(2, use_bias=False)
     model = keras.Model(inputs, dense(inputs))
     model.compile(keras_normopt.NormalizedSGD(norm=norm), "mse")
@@ -167,8 +168,8 @@ def test_a_function_that_needs_values_is_refused_in_compiled_steps(norm, size):
 
 
 @pytest.mark.parametrize("norm", [by_numpy, by_float])
-def test_a_function_that_needs_values_of_units_is_refused(norm):
-    # Each unit is an index of a vectorized map, which has no values on any backend.
+def test_a_norm_that_needs_concrete_values_is_refused_for_units(norm):
+    # A vectorized map computes all units, so no backend has concrete values.
     optimizer = build(norm, scope="unit")
     weights = optimizer._trainable_variables
     with pytest.raises(TypeError, match=f"norm={norm.__name__} needs the values"):
@@ -176,13 +177,13 @@ def test_a_function_that_needs_values_of_units_is_refused(norm):
 
 
 @pytest.mark.parametrize("norm", [by_numpy, by_float, by_branch])
-def test_a_function_that_needs_values_works_eagerly(norm):
+def test_a_norm_that_needs_concrete_values_works_eagerly(norm):
     model = by_hand.make_model(keras_normopt.NormalizedSGD(norm=norm), run_eagerly=True)
     assert np.isfinite(by_hand.fit(model, epochs=1).history["loss"]).all()
 
 
 @pytest.mark.parametrize("size", [3, _user_norms._LARGEST])
-def test_errors_of_a_function_are_its_own(size):
+def test_errors_of_a_custom_norm_reach_the_user(size):
     class TheirError(Exception):
         pass
 

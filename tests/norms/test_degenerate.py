@@ -1,4 +1,4 @@
-"""Gradients that carry no direction, hardly one, or no number at all."""
+"""Gradients that are zero, constant, empty, extreme or not finite."""
 
 import functools
 import itertools
@@ -44,27 +44,30 @@ DEGENERATE = {
 
 @every_base
 @every_norm
-def test_a_step_on_degenerate_gradients_is_finite_and_the_oracle_s(base, norm):
+def test_steps_on_degenerate_gradients_are_finite_and_equal_the_oracle(base, norm):
     gradients = [g.astype("float32") for g in DEGENERATE.values()]
-    results = step(make(base, norm), *gradients)
+    actual_steps = step(make(base, norm), *gradients)
     plain = getattr(keras.optimizers, base)(0.1)
-    # Numbers below the smallest normal one are zeros to some compilers and not to
-    # others: then they may give a step or none.
+    # Some compilers round subnormal numbers to zero. So a subnormal gradient may give a
+    # step or none.
     normalized = [oracle.normalize(norm, g, 1e-30) for g in gradients]
-    expected = step(plain, *[np.asarray(g, "float32") for g in normalized])
-    for name, result, wanted in zip(DEGENERATE, results, expected, strict=True):
-        assert np.isfinite(result).all(), name
+    expected_steps = step(plain, *[np.asarray(g, "float32") for g in normalized])
+    for name, actual, expected in zip(
+        DEGENERATE, actual_steps, expected_steps, strict=True
+    ):
+        assert np.isfinite(actual).all(), name
         if name != "subnormal":
-            np.testing.assert_allclose(result, wanted, rtol=2e-5, err_msg=name)
+            np.testing.assert_allclose(actual, expected, rtol=2e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(
     ("norm", "run_eagerly"),
-    # Eagerly `fit` makes the step of the test above, which takes every norm.
+    # The test above makes eager steps with every norm.
     [*itertools.product(oracle.NORMS, [False]), ("l2", True), ("std", True)],
 )
-def test_fit_moves_only_weights_that_have_a_gradient(norm, run_eagerly):
-    # A layer that the loss does not depend on, a dead unit, and the bias of Dense(1).
+def test_fit_changes_only_weights_with_a_nonzero_gradient(norm, run_eagerly):
+    # The loss does not depend on one layer, and another layer has only dead units.
+    # So only the bias of the last layer has a gradient.
     inputs = keras.Input((4,))
     dead = keras.layers.Dense(
         3, "relu", bias_initializer=keras.initializers.Constant(-9)
@@ -74,21 +77,21 @@ def test_fit_moves_only_weights_that_have_a_gradient(norm, run_eagerly):
     model.compile(make("SGD", norm), "mse", run_eagerly=run_eagerly)
     before = model.get_weights()
     model.fit(np.ones((8, 4)), np.ones((8, 1)), batch_size=8, verbose=0)
-    moved = [
+    changes = [
         np.abs(new - old).max()
         for new, old in zip(model.get_weights(), before, strict=True)
     ]
     names = [w.path.split("/", 1)[0] + "/" + w.name for w in model.weights]
-    last_bias = [n for n, m in zip(names, moved, strict=True) if m]
-    assert len(last_bias) == 1
-    np.testing.assert_allclose(max(moved), 0.1, rtol=1e-5)
+    changed_names = [n for n, m in zip(names, changes, strict=True) if m]
+    assert len(changed_names) == 1
+    np.testing.assert_allclose(max(changes), 0.1, rtol=1e-5)
 
 
-# Numbers that are none.
+# NaN and infinity.
 
 
 def fit_with(bad, optimizer, *callbacks, **compile_arguments):
-    """Fits a model on four batches of which the second holds a bad number."""
+    """Fits a model on four batches. The second has a bad number, or is left out."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(16, 3)).astype("float32")
     y = rng.normal(size=(16, 2)).astype("float32")
@@ -121,15 +124,15 @@ def weights_of_plain(bad, base):
     ("base", "norm"),
     [("SGD", norm) for norm in oracle.NORMS] + [("Adam", "l2"), ("RMSprop", "l2")],
 )
-def test_the_user_sees_a_number_that_is_none(bad, base, norm):
+def test_nan_and_infinity_reach_the_weights_and_stop_training(bad, base, norm):
     counter = CountBatches()
     stop = keras.callbacks.TerminateOnNaN()
     model = fit_with(bad, make(base, norm), counter, stop)
     assert counter.seen == 2
     plain = weights_of_plain(bad, base)
-    for ours, theirs in zip(model.get_weights(), plain, strict=True):
-        assert not np.isfinite(theirs).all()
-        assert not np.isfinite(ours[~np.isfinite(theirs)]).any()
+    for actual, expected in zip(model.get_weights(), plain, strict=True):
+        assert not np.isfinite(expected).all()
+        assert not np.isfinite(actual[~np.isfinite(expected)]).any()
 
 
 def state(model):
@@ -140,7 +143,7 @@ def state(model):
 @pytest.mark.parametrize(
     ("base", "run_eagerly"), [*itertools.product(BASES, [False]), ("Adam", True)]
 )
-def test_a_loss_scale_optimizer_skips_the_step(base, run_eagerly):
+def test_a_loss_scale_optimizer_skips_steps_that_are_not_finite(base, run_eagerly):
     def train(bad):
         optimizer = keras.optimizers.LossScaleOptimizer(make(base, "l2"), 1.0)
         return fit_with(bad, optimizer, run_eagerly=run_eagerly)
@@ -148,13 +151,12 @@ def test_a_loss_scale_optimizer_skips_the_step(base, run_eagerly):
     without = state(train(None))
     for bad in (np.nan, np.inf):
         skipped = train(bad)
-        for ours, expected in zip(state(skipped), without, strict=True):
-            np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
+        for actual, expected in zip(state(skipped), without, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
         assert int(ops.convert_to_numpy(skipped.optimizer.iterations)) == 3
 
 
-# Complex gradients have norms, but casts to real dtypes would drop their imaginary
-# parts without a word.
+# Complex gradients. Casts to real dtypes would silently drop the imaginary parts.
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_complex_variables_are_refused(kind, arguments):
 
 
 @pytest.mark.parametrize("arguments", [{"exclude": "phase"}, {"norm": None}], ids=str)
-def test_complex_variables_may_be_left_alone(arguments):
+def test_complex_variables_are_accepted_if_they_are_not_normalized(arguments):
     optimizer = keras_normopt.NormalizedSGD(1.0, **arguments)
     variables = [
         keras.Variable(np.array([1 + 1j]), dtype="complex64", name="phase"),
@@ -182,5 +184,5 @@ def test_complex_variables_may_be_left_alone(arguments):
     ]
     gradients = [np.array([3 + 4j], "complex64"), np.array([3.0, 4.0], "float32")]
     optimizer.apply([ops.convert_to_tensor(g) for g in gradients], variables)
-    [moved] = ops.convert_to_numpy(variables[0])
-    assert moved == -2 - 3j
+    [weight] = ops.convert_to_numpy(variables[0])
+    assert weight == -2 - 3j

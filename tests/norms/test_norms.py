@@ -1,4 +1,4 @@
-"""Each norm on examples that can be checked by hand, and against the NumPy oracle."""
+"""Compares each norm with examples by hand and with the NumPy oracle."""
 
 import functools
 
@@ -51,7 +51,7 @@ def test_every_norm_is_public():
 
 @pytest.mark.parametrize("name", oracle.NORMS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32"])
-def test_computes_in_and_returns_float32(name, dtype):
+def test_norms_compute_and_return_float32(name, dtype):
     gradient = ops.cast(ops.reshape(ops.arange(-3, 5), (2, 4)), dtype)
     norm = getattr(norms, name)(gradient)
     assert norm.shape == ()
@@ -62,7 +62,7 @@ def test_computes_in_and_returns_float32(name, dtype):
 
 
 @pytest.mark.parametrize("name", oracle.NORMS)
-def test_norms_keep_the_digits_of_float64(name, float64):
+def test_norms_keep_the_precision_of_float64(name, float64):
     values = np.linspace(-1, 3, 12).reshape(3, 4)
     norm = getattr(norms, name)(ops.convert_to_tensor(values, "float64"))
     assert keras.backend.standardize_dtype(norm.dtype) == "float64"
@@ -84,7 +84,7 @@ def test_the_norm_of_an_empty_gradient_is_zero(name, shape):
     assert float(getattr(norms, name)(np.zeros(shape, "float32"))) == 0
 
 
-@functools.cache  # Or it would be compiled anew for each magnitude.
+@functools.cache  # Without a cache, each magnitude would compile again.
 def compiled_to_normalize(name, compiler):
     norm = getattr(norms, name)
     return COMPILERS[compiler](lambda g: normalize([g], norm, 0.0)[0])
@@ -107,20 +107,20 @@ def compiled_to_normalize(name, compiler):
         ("float64", 1e-300, 500),
     ],
 )
-def test_extreme_magnitudes_neither_overflow_nor_vanish(
+def test_extreme_magnitudes_neither_overflow_nor_underflow(
     name, dtype, value, size, compiler, float64
 ):
     signs = np.where(np.arange(size) % 3, 1, -1)
     gradient = ops.cast(ops.convert_to_tensor(value * signs, "float64"), dtype)
-    given = ops.convert_to_numpy(ops.cast(gradient, "float64"))
+    exact = ops.convert_to_numpy(ops.cast(gradient, "float64"))
     limits = np.finfo("float64" if dtype == "float64" else "float32")
-    if not limits.tiny <= oracle.norm(name, given) <= limits.max:
-        pytest.skip("the exact norm is out of the range of the dtype computed in")
+    if not limits.tiny <= oracle.norm(name, exact) <= limits.max:
+        pytest.skip("the exact norm is outside the range of the dtype")
     result = compiled_to_normalize(name, compiler)(gradient)
     assert result.dtype == gradient.dtype
     np.testing.assert_allclose(
         ops.convert_to_numpy(ops.cast(result, "float64")),
-        oracle.normalize(name, given).astype("float64"),
+        oracle.normalize(name, exact).astype("float64"),
         rtol={"float16": 1e-3, "bfloat16": 8e-3, "float32": 3e-6, "float64": 1e-14}[
             dtype
         ],
@@ -130,12 +130,12 @@ def test_extreme_magnitudes_neither_overflow_nor_vanish(
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
 @pytest.mark.parametrize("value", [0.1, -3.0, 1e-20])
 def test_std_of_a_constant_is_the_root_mean_square(value, size):
-    # In float32 the deviation of many times .1 is 1.5e-8, not 0.
+    # In float32, the standard deviation of many values of 0.1 is 1.5e-8, not 0.
     gradient = np.full(size, value, "float32")
     np.testing.assert_allclose(float(norms.std(gradient)), abs(value), rtol=1e-6)
 
 
-def test_std_falls_back_below_its_threshold_only():
+def test_std_falls_back_only_below_its_threshold():
     root_eps = np.sqrt(np.finfo("float32").eps)  # 3.5e-4
     above = np.array([1 - 2 * root_eps, 1 + 2 * root_eps], "float32")
     below = np.array([1 - root_eps / 2, 1 + root_eps / 2], "float32")
@@ -153,7 +153,7 @@ def test_normalizing_does_not_hide_non_finite_entries(name, bad):
 
 @pytest.mark.parametrize("name", oracle.NORMS)
 @pytest.mark.parametrize("epsilon", [0.0, 1e-30, 1e-7])
-def test_zero_stays_exactly_zero(name, epsilon):
+def test_a_zero_gradient_stays_exactly_zero(name, epsilon):
     gradients = [np.zeros((2, 3), "float32"), np.ones(2, "float32")]
     zero, one = normalize(gradients, getattr(norms, name), epsilon)
     np.testing.assert_array_equal(ops.convert_to_numpy(zero), 0)
@@ -163,7 +163,7 @@ def test_zero_stays_exactly_zero(name, epsilon):
 
 
 @pytest.mark.parametrize("name", oracle.NORMS)
-def test_epsilon_is_a_floor(name):
+def test_epsilon_is_the_smallest_divisor(name):
     small = np.array([3e-9, -4e-9], "float32")
     (result,) = normalize([small], getattr(norms, name), 1e-7)
     np.testing.assert_allclose(ops.convert_to_numpy(result), small / 1e-7, rtol=1e-6)
@@ -182,7 +182,7 @@ def test_each_gradient_of_a_step_keeps_its_dtype(float64):
         )
 
 
-def test_a_norm_that_builds_on_a_built_in_one():
+def test_a_custom_norm_may_call_a_built_in_norm():
     @functools.wraps(norms.l2)
     def doubled(gradient):
         return 2 * norms.l2(gradient)
@@ -191,7 +191,7 @@ def test_a_norm_that_builds_on_a_built_in_one():
     np.testing.assert_allclose(ops.convert_to_numpy(result), [0.3, 0.4], rtol=1e-6)
 
 
-def test_a_norm_that_is_no_scalar_is_an_error():
+def test_a_norm_that_returns_no_scalar_is_an_error():
     def per_row(gradient):
         return ops.norm(gradient, axis=-1)
 
@@ -199,14 +199,13 @@ def test_a_norm_that_is_no_scalar_is_an_error():
         normalize([np.ones((2, 2), "float32")], per_row, 0.0)
 
 
-def test_only_what_is_out_of_range_is_computed_once_more(monkeypatch):
+def test_only_norms_out_of_range_are_computed_at_another_scale(monkeypatch):
     def scaled(self, scales):
         raise ArithmeticError("computed at another scale")
 
     monkeypatch.setattr(Reductions, "scaled", scaled)
     ones = np.ones(3, "float32")
-    normalize(
-        [ones, np.zeros(4, "float32")], norms.l2
-    )  # Zeros are known for their norm.
+    # Zeros need no second scale.
+    normalize([ones, np.zeros(4, "float32")], norms.l2)
     with pytest.raises(ArithmeticError, match="another scale"):
         normalize([ones, 1e-30 * ones], norms.l2)

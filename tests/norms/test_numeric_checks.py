@@ -1,6 +1,6 @@
-"""Checks for NaN and infinities find none in steps on healthy gradients.
+"""The checks of each backend find no NaN or infinity in steps on healthy gradients.
 
-Those of TensorFlow and JAX look at every intermediate result.
+The checks of TensorFlow and JAX look at every intermediate result.
 """
 
 import keras
@@ -26,7 +26,7 @@ Y = X.sum(axis=1, keepdims=True)
 
 @pytest.fixture
 def checks():
-    """Turns on what the backend has to find numbers that are not finite."""
+    """Turns on the checks of the backend for numbers that are not finite."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 
@@ -46,10 +46,10 @@ def checks():
 
 
 def make_model(optimizer, eagerly):
-    # Its bias and the weights behind it start at 0, and units may have no gradient.
+    # Biases start at 0, and units of ReLU may have no gradient.
     layers = [keras.layers.Dense(4, "relu"), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((3,)), *layers])
-    # TensorFlow's checks are no part of what XLA can compile.
+    # XLA cannot compile the checks of TensorFlow.
     model.compile(
         optimizer,
         "mse",
@@ -78,7 +78,7 @@ OPTIMIZERS = {
 }
 
 
-# Compiled, those that branch or divide: TensorFlow takes seconds to trace its checks.
+# These branch or divide. TensorFlow takes seconds to trace the checks of each one.
 COMPILED = ["running norm", "weight norm"]
 
 
@@ -86,14 +86,14 @@ COMPILED = ["running norm", "weight norm"]
     ("name", "eagerly"),
     [(name, True) for name in OPTIMIZERS] + [(name, False) for name in COMPILED],
 )
-def test_healthy_steps_pass(checks, name, eagerly):
+def test_steps_on_healthy_gradients_pass_the_checks(checks, name, eagerly):
     model = make_model(OPTIMIZERS[name](), eagerly)
     model.fit(X, Y, batch_size=4, verbose=0)
     assert all(np.isfinite(w).all() for w in model.get_weights())
 
 
-def test_the_checks_are_on(checks):
-    """Or the tests above could not fail."""
+def test_the_checks_find_gradients_that_are_not_finite(checks):
+    """If the checks were off, the tests above could not fail."""
     if BACKEND == "torch":
         pytest.skip("PyTorch checks derivatives, of which steps have none")
     model = make_model("sgd", eagerly=True)

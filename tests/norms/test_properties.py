@@ -1,7 +1,7 @@
-"""Invariants that make a norm a norm, and a normalized gradient normalized.
+"""Properties of norms and of normalized gradients, on random gradients.
 
-They are asked wherever the exact norm is a normal number of the dtype computed in. The
-examples reach from the smallest normal number of each dtype to its largest.
+The tests skip a gradient if its exact norm is not a normal number of the dtype that
+computes it. Entries range from the smallest normal number of each dtype to the largest.
 """
 
 import functools
@@ -22,7 +22,7 @@ from keras_normopt import norms
 
 pytestmark = pytest.mark.newest_keras
 
-# Few shapes, since compilers start over for each; all ranks from 0 to 5.
+# All ranks from 0 to 5, but few shapes, because each shape compiles again.
 SHAPES = [
     (),
     (1,),
@@ -45,7 +45,7 @@ every_norm = pytest.mark.parametrize("name", sorted(oracle.NORMS))
 
 
 def numbers(dtype):
-    """Finite numbers of a dtype, 0 or at least the smallest normal one in size."""
+    """Returns a strategy for 0 and for normal numbers of a dtype."""
     limits = LIMITS[dtype]
     size = st.floats(math.log2(float(limits.tiny)), math.log2(float(limits.max)) - 1e-3)
     sign = st.sampled_from([-1.0, 1.0])
@@ -57,9 +57,9 @@ def numbers(dtype):
 
 @st.composite
 def gradients(draw, dtypes=DTYPES):
-    """A gradient as a float64 array of numbers of the dtype, and the dtype.
+    """Draws a gradient, as a float64 array of numbers of a dtype, and the dtype.
 
-    Either with entries of all sizes, or with all of one size, anywhere in the range.
+    The entries have different magnitudes or about the same one.
     """
     dtype = draw(st.sampled_from(dtypes))
     shape = draw(st.sampled_from(SHAPES))
@@ -87,7 +87,7 @@ def has_normal_norm(name, values):
 
 
 def tensor(values, dtype):
-    # By way of float32, exactly: NumPy itself knows no bfloat16.
+    # NumPy has no bfloat16. The way through float32 is exact.
     return ops.cast(ops.convert_to_tensor(values.astype(np.float32)), dtype)
 
 
@@ -102,31 +102,31 @@ def measured(name, values):
 
 
 def tolerance(dtype, exact):
-    """Rounding of the entries, which is relative to the largest of them, and sums."""
+    """Returns the rounding error of sums, and of entries relative to the largest."""
     eps = float(LIMITS[dtype].eps) + 16 * np.finfo(np.float32).eps
     return 2 * eps * max(1.0, np.max(np.abs(exact), initial=0.0))
 
 
 @every_norm
 @given(gradient=gradients())
-def test_drawn_gradients_are_normalized_as_the_oracle_does(name, gradient):
+def test_random_gradients_are_normalized_like_the_oracle(name, gradient):
     values, dtype = gradient
     assume(has_normal_norm(name, values))
     exact = oracle.normalize(name, values)
-    loss = 1.0
+    error_factor = 1.0
     if name == "std":
-        # The deviation of entries that are large beside it is known the less exactly.
-        loss = max(1.0, float(np.max(np.abs(exact))))
+        # `std` is less exact if the entries are large compared with it.
+        error_factor = max(1.0, float(np.max(np.abs(exact))))
     result = normalized(name, values, dtype)
     atol = float(LIMITS[dtype].tiny)
-    rtol = float(LIMITS[dtype].eps) + 32 * loss * np.finfo(np.float32).eps
+    rtol = float(LIMITS[dtype].eps) + 32 * error_factor * np.finfo(np.float32).eps
     assume(np.max(np.abs(exact)) <= float(LIMITS[dtype].max))
     np.testing.assert_allclose(result, exact.astype(np.float64), rtol=rtol, atol=atol)
 
 
 @every_norm
 @given(gradient=gradients())
-def test_has_norm_one(name, gradient):
+def test_a_normalized_gradient_has_norm_1(name, gradient):
     values, dtype = gradient
     assume(has_normal_norm(name, values))
     result = normalized(name, values, dtype)
@@ -139,7 +139,7 @@ def test_has_norm_one(name, gradient):
 
 @every_norm
 @given(gradient=gradients())
-def test_keeps_the_direction(name, gradient):
+def test_normalization_keeps_the_direction(name, gradient):
     values, dtype = gradient
     assume(has_normal_norm(name, values))
     result = normalized(name, values, dtype)
@@ -153,7 +153,7 @@ def test_keeps_the_direction(name, gradient):
 
 @every_norm
 @given(gradient=gradients(), exponent=st.integers(-60, 60), negative=st.booleans())
-def test_is_scale_invariant(name, gradient, exponent, negative):
+def test_normalization_is_scale_invariant(name, gradient, exponent, negative):
     values, dtype = gradient
     factor = -(2.0**exponent) if negative else 2.0**exponent
     limits = LIMITS[dtype]
@@ -172,7 +172,7 @@ def test_is_scale_invariant(name, gradient, exponent, negative):
 
 @every_norm
 @given(gradient=gradients())
-def test_is_idempotent(name, gradient):
+def test_normalization_is_idempotent(name, gradient):
     values, dtype = gradient
     assume(has_normal_norm(name, values))
     once = normalized(name, values, dtype)
@@ -184,7 +184,7 @@ def test_is_idempotent(name, gradient):
 
 @every_norm
 @given(gradient=gradients(["float32"]), seed=st.integers(0, 2**32 - 1))
-def test_order_and_shape_do_not_matter(name, gradient, seed):
+def test_order_and_shape_of_entries_do_not_change_a_norm(name, gradient, seed):
     values, _ = gradient
     assume(has_normal_norm(name, values))
     shuffled = np.random.default_rng(seed).permutation(values.ravel())
@@ -200,14 +200,14 @@ def test_order_and_shape_do_not_matter(name, gradient, seed):
 
 @every_norm
 @given(shape=st.sampled_from(SHAPES), dtype=st.sampled_from(DTYPES))
-def test_zero_to_zero(name, shape, dtype):
+def test_zero_gradients_have_norm_0_and_stay_zero(name, shape, dtype):
     np.testing.assert_array_equal(normalized(name, np.zeros(shape), dtype), 0)
     assert measured(name, np.zeros(shape)) == 0
 
 
 @every_norm
 @given(gradient=gradients(["float32"]))
-def test_is_positive_but_for_zero(name, gradient):
+def test_norms_of_nonzero_gradients_are_positive(name, gradient):
     values, _ = gradient
     assume(has_normal_norm(name, values))
     assert measured(name, values) > 0
@@ -215,11 +215,11 @@ def test_is_positive_but_for_zero(name, gradient):
 
 @every_norm
 @given(gradient=gradients(["float32"]), exponent=st.integers(-100, 100))
-def test_is_homogeneous(name, gradient, exponent):
+def test_norms_are_homogeneous(name, gradient, exponent):
     values, _ = gradient
     with np.errstate(over="ignore", under="ignore"):
         scaled = (values * 2.0**exponent).astype(np.float32).astype(np.float64)
-    # Scaling by a power of two is exact, as long as nothing leaves the normal numbers.
+    # Scaling by a power of two is exact if all entries stay normal numbers.
     assume(np.array_equal(scaled / 2.0**exponent, values))
     assume(not np.any((scaled != 0) & (np.abs(scaled) < np.finfo(np.float32).tiny)))
     assume(has_normal_norm(name, values))

@@ -1,6 +1,6 @@
-"""Whatever is given, there is a working optimizer or an error that names what is wrong.
+"""Tests that any argument gives a working optimizer or an error that names it.
 
-Configs count as given by strangers: files of theirs are loaded.
+Configs may come from files of strangers, so they must run no code.
 """
 
 import json
@@ -39,8 +39,8 @@ anything = st.recursive(
 )
 norms = st.one_of(st.sampled_from([*_registry.names(), "L2", "l2 ", "print"]), anything)
 epsilons = st.one_of(st.floats(0, 1e30), numbers, anything)
-# Functions, and what a function of the user's own may return.
-returned = st.one_of(
+# What a norm function of the user may return.
+returned_values = st.one_of(
     st.floats(0.125, 8, width=32),
     st.sampled_from([np.float32(2), np.float64(2), np.ones((2, 2)), np.ones(3)]),
     anything,
@@ -58,7 +58,7 @@ def assert_names(error, *names):
     assert len(str(error)) < 1000
 
 
-def assert_works_as_asked(optimizer, norm, epsilon):
+def assert_works(optimizer, norm, epsilon):
     expected = -GRADIENT
     if norm is not None:
         name = "max" if norm == "linf" else norm
@@ -69,17 +69,17 @@ def assert_works_as_asked(optimizer, norm, epsilon):
 
 
 @given(norm=norms, epsilon=epsilons)
-def test_the_constructor_works_as_asked_or_names_the_argument(norm, epsilon):
+def test_the_constructor_works_or_names_the_wrong_argument(norm, epsilon):
     try:
         optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, norm_epsilon=epsilon)
     except (ValueError, TypeError) as error:
         assert_names(error, "norm=", "norm_epsilon=")
     else:
-        assert_works_as_asked(optimizer, norm, epsilon)
+        assert_works(optimizer, norm, epsilon)
 
 
 @given(norm=norms, epsilon=epsilons)
-def test_from_config_works_as_asked_or_names_the_argument(norm, epsilon):
+def test_from_config_works_or_names_the_wrong_argument(norm, epsilon):
     config = keras_normopt.NormalizedSGD(1.0).get_config()
     config |= {"norm": norm, "norm_epsilon": epsilon}
     try:
@@ -87,11 +87,11 @@ def test_from_config_works_as_asked_or_names_the_argument(norm, epsilon):
     except (ValueError, TypeError) as error:
         assert_names(error, "norm=", "norm_epsilon=")
     else:
-        assert_works_as_asked(optimizer, norm, epsilon)
+        assert_works(optimizer, norm, epsilon)
 
 
-@given(result=returned)
-def test_what_a_function_returns_works_or_is_named(result):
+@given(result=returned_values)
+def test_the_result_of_a_norm_function_works_or_is_named(result):
     def theirs(gradient):
         return result
 
@@ -118,10 +118,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`?exclude")  # It matches nothing, or everything.
+@pytest.mark.filterwarnings("ignore:`?exclude")  # Matches none or all.
 @pytest.mark.filterwarnings("ignore:.step_size.. the pattern")
 @pytest.mark.filterwarnings("ignore:NormalizedSGD was saved with an empty pattern")
-@pytest.mark.filterwarnings("ignore:Possible (nested )?set:FutureWarning")  # Python's.
+@pytest.mark.filterwarnings("ignore:Possible (nested )?set:FutureWarning")
 @pytest.mark.parametrize("from_config", [False, True])
 @pytest.mark.parametrize("option", OPTIONS)
 @given(data=st.data())
@@ -205,7 +205,7 @@ def test_a_hostile_file_runs_no_code(tmp_path):
     model.compile(keras_normopt.NormalizedSGD(), "mse")
     file = tmp_path / "model.keras"
     for value in HOSTILE["norm"]:
-        model.optimizer._norm = value  # Past the check, as in a file made by hand.
+        model.optimizer._norm = value  # No check, as in a file written by hand.
         model.save(file)
         with pytest.raises((ValueError, TypeError), match="norm="):
             keras.models.load_model(file)
@@ -215,7 +215,7 @@ def test_a_hostile_file_runs_no_code(tmp_path):
 # Threads.
 
 
-def test_registering_norms_while_another_thread_trains(custom_norms):
+def test_norms_can_be_registered_while_another_thread_trains(custom_norms):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
     model.set_weights([np.zeros((2, 2))])
     model.compile(keras_normopt.NormalizedSGD(0.5), "mse")
@@ -244,11 +244,11 @@ def test_registering_norms_while_another_thread_trains(custom_norms):
     done.set()
     thread.join()
     assert not failures
-    # All entries are equal, so every step moves each by .5 / 2.
+    # All entries are equal, so every step moves each entry by 0.5 / 2.
     np.testing.assert_allclose(model.get_weights()[0], 20 * 0.25, rtol=1e-4)
 
 
-def test_one_of_two_threads_gets_a_name(custom_norms):
+def test_only_one_of_several_threads_can_register_a_name(custom_norms):
     barrier = threading.Barrier(8)
     outcomes = []
 

@@ -1,4 +1,4 @@
-"""Clipping by any norm: the same machinery, another divisor."""
+"""Tests clipping by every norm."""
 
 import pickle
 
@@ -16,8 +16,8 @@ CLASSES = keras_normopt.optimizers.CLIPPED
 
 
 def clip(norm, gradients, max_norm):
-    long = np.concatenate([np.ravel(g) for g in gradients])
-    factor = min(1.0, max_norm / float(oracle.norm(norm, long)))
+    flat = np.concatenate([np.ravel(g) for g in gradients])
+    factor = min(1.0, max_norm / float(oracle.norm(norm, flat)))
     return [g * factor for g in gradients]
 
 
@@ -30,9 +30,7 @@ def step(optimizer, gradient):
 @pytest.mark.parametrize("size", [0.9, 1.0, 1.1, 1e-28, 1e30])
 @pytest.mark.parametrize("max_norm", [1.0, 1e-6, 3e7])
 @pytest.mark.parametrize("norm", oracle.NORMS)
-def test_a_gradient_is_shortened_to_the_maximum_only_if_it_is_longer(
-    norm, max_norm, size
-):
+def test_only_gradients_above_the_threshold_are_shortened_to_it(norm, max_norm, size):
     gradient = np.random.default_rng(0).normal(size=(3, 4))
     gradient = oracle.normalize(norm, gradient) * size * max_norm
     gradient = gradient.astype("float32")
@@ -40,11 +38,11 @@ def test_a_gradient_is_shortened_to_the_maximum_only_if_it_is_longer(
     expected = clip(norm, [gradient.astype("float64")], max_norm)[0]
     moved = step(optimizer, gradient)
     np.testing.assert_allclose(moved, expected, rtol=1e-5)
-    if size < 1:  # Nothing at all is done to it.
+    if size < 1:  # Below the threshold.
         np.testing.assert_array_equal(moved, gradient)
 
 
-# Each norm and each base: a base sees clipped gradients, whatever the norm was.
+# Every base gets clipped gradients, so one norm for each base is enough.
 @pytest.mark.parametrize(
     ("base", "norm"),
     [("SGD", "l2"), ("Adam", "std"), ("AdamW", "max"), ("RMSprop", "l2")],
@@ -59,15 +57,15 @@ def test_fit_clips_before_the_base_steps(base, norm):
     by_hand.assert_same(model.get_weights(), expected)
 
 
-def test_global_scope_is_keras_s_global_clipnorm():
+def test_global_scope_equals_global_clipnorm_of_keras():
     gradients = make_gradients()
     ours = steps_of(keras_normopt.ClippedSGD(1.0, scope="global"), gradients)
-    theirs = steps_of(keras.optimizers.SGD(1.0, global_clipnorm=1.0), gradients)
+    expected = steps_of(keras.optimizers.SGD(1.0, global_clipnorm=1.0), gradients)
     for path in gradients:
-        np.testing.assert_allclose(ours[path], theirs[path], rtol=1e-5, atol=1e-12)
+        np.testing.assert_allclose(ours[path], expected[path], rtol=1e-5, atol=1e-12)
 
 
-def test_layers_are_clipped_together_and_excluded_ones_are_not():
+def test_a_layer_is_clipped_as_one_block_and_excluded_layers_are_not():
     gradients = make_gradients()
     optimizer = keras_normopt.ClippedSGD(1.0, scope="layer", exclude="^a/")
     steps = steps_of(optimizer, gradients)
@@ -120,7 +118,7 @@ def test_any_other_base_can_be_clipped():
     assert (type(loaded), loaded.max_norm) == (cls, 2.0)
 
 
-def test_clipping_and_normalizing_are_refused_on_top_of_one_another():
+def test_a_class_cannot_be_clipped_and_normalized():
     with pytest.raises(ValueError, match="is normalized already"):
         keras_normopt.clipped(keras_normopt.NormalizedSGD)
     with pytest.raises(ValueError, match="is clipped already"):
@@ -151,7 +149,7 @@ def test_the_interface_of_2018_makes_clipped_optimizers():
     assert not isinstance(optimizer, keras_normopt.NormalizedOptimizer)
     assert (optimizer.norm, optimizer.max_norm) == ("max", 0.5)
     assert float(optimizer.learning_rate) == 0.125
-    for ours, theirs in zip(stored(optimizer), stored(adam), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for ours, expected in zip(stored(optimizer), stored(adam), strict=True):
+        np.testing.assert_array_equal(ours, expected)
     default = keras_normopt.ClippedOptimizer("sgd")
     assert (default.norm, default.max_norm) == ("l2", 1.0)

@@ -1,4 +1,4 @@
-"""The class factory: what it makes, and which bases and arguments it refuses."""
+"""Tests the class factory, and the bases and arguments that it refuses."""
 
 import copy
 import inspect
@@ -21,12 +21,13 @@ from keras_normopt._optimizer.types import NormLike, Scope
 
 BACKEND = keras.backend.backend()
 needs_multi_optimizer = pytest.mark.skipif(
-    not hasattr(keras.optimizers, "MultiOptimizer"), reason="Keras is too old for it"
+    not hasattr(keras.optimizers, "MultiOptimizer"),
+    reason="this Keras has no MultiOptimizer",
 )
 
 
 class MySGD(keras.optimizers.SGD):
-    """Plain gradient descent, of a third party.
+    """Plain gradient descent from another library.
 
     Args:
         warmth: Float. How warm it is.
@@ -46,10 +47,10 @@ def step(optimizer, gradient=(3.0, 4.0)):
     return -ops.convert_to_numpy(variable)
 
 
-def test_importing_loads_nothing_that_only_some_need():
+def test_the_import_loads_no_optional_package():
     code = """
 import sys, keras
-before = set(sys.modules)  # Keras itself looks for some.
+before = set(sys.modules)  # Keras itself imports some.
 import keras_normopt
 optional = {"jax", "tensorflow", "torch", "matplotlib", "hypothesis", "sklearn"}
 print(sorted((sys.modules.keys() - before) & optional))
@@ -58,7 +59,7 @@ print(sorted((sys.modules.keys() - before) & optional))
     assert printed.splitlines()[-1] == "[]"
 
 
-def test_a_base_of_other_people_keeps_its_arguments_and_documentation():
+def test_a_third_party_base_keeps_its_arguments_and_documentation():
     cls = normalized(MySGD)
     assert cls.__name__ == "NormalizedMySGD"
     assert issubclass(cls, MySGD)
@@ -84,18 +85,18 @@ def test_a_base_of_other_people_keeps_its_arguments_and_documentation():
     assert pickle.loads(pickle.dumps(cls)) is cls
 
 
-def test_one_class_per_base():
+def test_each_base_has_one_class():
     assert normalized(MySGD) is normalized(MySGD)
     for cls in keras_normopt.optimizers.NORMALIZED.values():
         base = getattr(keras.optimizers, cls.__name__.removeprefix("Normalized"))
         assert normalized(base) is cls
-        # On PyTorch an instance is of another class than the one that was called.
+        # On PyTorch, an instance has another class than the one that was called.
         assert normalized(type(base())) is cls
         assert issubclass(cls, type(base()))
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="foreach is PyTorch's")
-def test_foreach_is_kept(monkeypatch):
+def test_our_classes_use_foreach_like_their_bases(monkeypatch):
     import torch
 
     calls = []
@@ -108,7 +109,7 @@ def test_foreach_is_kept(monkeypatch):
 
 
 def package_of(name, module, register_as=None):
-    """A third party's optimizer class of a given name, in a module of its own."""
+    """Returns an optimizer class with the given name, in another module."""
     cls = type(name, (keras.optimizers.SGD,), {"__module__": module})
     sys.modules.setdefault(module, types.ModuleType(module))
     setattr(sys.modules[module], name, cls)
@@ -118,7 +119,7 @@ def package_of(name, module, register_as=None):
 
 
 @pytest.mark.parametrize("register_as", [None, "Custom", "theirs"])
-def test_bases_of_one_name_do_not_collide(register_as):
+def test_bases_with_the_same_name_do_not_collide(register_as):
     first = normalized(package_of("Twin", "first_party", register_as and "Custom"))
     second = normalized(package_of("Twin", "second_party", register_as))
     assert first is not second
@@ -130,7 +131,7 @@ def test_bases_of_one_name_do_not_collide(register_as):
         assert type(pickle.loads(pickle.dumps(cls()))) is cls
 
 
-def test_a_registered_base_lends_its_package():
+def test_a_class_is_registered_in_the_package_of_its_base():
     cls = normalized(package_of("Lender", "third_party", "their_package"))
     name = keras.saving.get_registered_name(cls)
     assert name == "their_package>NormalizedLender"
@@ -139,15 +140,15 @@ def test_a_registered_base_lends_its_package():
 @pytest.mark.parametrize(
     ("optimizer_class", "error", "message"),
     [
-        (keras.optimizers.SGD(), TypeError, "That is an instance: pass its class"),
+        (keras.optimizers.SGD(), TypeError, "This is an instance. Pass its class"),
         ("adam", TypeError, "Received: optimizer_class='adam'. Pass a class"),
         (None, TypeError, "Received: optimizer_class=None. Pass a class"),
         (dict, TypeError, "Pass a Keras optimizer class"),
-        (keras.optimizers.Optimizer, ValueError, "The abstract class itself"),
+        (keras.optimizers.Optimizer, ValueError, "This abstract class"),
         (
             keras.optimizers.LossScaleOptimizer,
             ValueError,
-            "LossScaleOptimizer goes around an optimizer",
+            "LossScaleOptimizer wraps another optimizer",
         ),
         (keras_normopt.NormalizedSGD, ValueError, "is normalized already"),
         (
@@ -157,29 +158,30 @@ def test_a_registered_base_lends_its_package():
         ),
     ],
 )
-def test_refuses_other_classes(optimizer_class, error, message):
+def test_normalized_refuses_other_classes(optimizer_class, error, message):
     with pytest.raises(error, match=message) as raised:
         normalized(optimizer_class)
     assert "`optimizer_class`" in str(raised.value)
 
 
 @needs_multi_optimizer
-def test_refuses_multi_optimizer():
-    message = "`optimizer_class`.*MultiOptimizer goes around an optimizer"
+def test_normalized_refuses_multi_optimizer():
+    message = "`optimizer_class`.*MultiOptimizer wraps another optimizer"
     with pytest.raises(ValueError, match=message):
         normalized(keras.optimizers.MultiOptimizer)
 
 
 @pytest.mark.parametrize(
-    "road", ["apply", "apply_gradients", "stateless_apply", "_backend_apply_gradients"]
+    "method",
+    ["apply", "apply_gradients", "stateless_apply", "_backend_apply_gradients"],
 )
-def test_refuses_a_base_that_might_bypass_normalization(road):
-    base = type("Detour", (keras.optimizers.SGD,), {road: lambda self, *args: None})
-    with pytest.raises(ValueError, match=f"must not override `{road}`.*Detour over"):
+def test_normalized_refuses_a_base_that_might_bypass_it(method):
+    base = type("Detour", (keras.optimizers.SGD,), {method: lambda self, *args: None})
+    with pytest.raises(ValueError, match=f"must not override `{method}`.*Detour over"):
         normalized(base)
 
 
-def test_refuses_a_base_that_has_our_arguments():
+def test_normalized_refuses_a_base_that_has_our_arguments():
     class Taken(keras.optimizers.SGD):
         def __init__(self, norm="mine", **kwargs):
             super().__init__(**kwargs)
@@ -188,9 +190,9 @@ def test_refuses_a_base_that_has_our_arguments():
         def __init__(self, scope, norm="mine", **kwargs):
             super().__init__(**kwargs)
 
-    with pytest.raises(ValueError, match=r"leave the argument `norm` to"):
+    with pytest.raises(ValueError, match=r"must not have the argument `norm`,"):
         normalized(Taken)
-    with pytest.raises(ValueError, match=r"leave the arguments `norm` and `scope` to"):
+    with pytest.raises(ValueError, match=r"not have the arguments `norm` and `scope`,"):
         normalized(TakenTwice)
 
 
@@ -288,7 +290,7 @@ def test_each_unknown_keyword_has_a_hint():
     assert "momentum" not in str(raised.value)
 
 
-def test_other_errors_of_the_base_are_as_they_were():
+def test_other_errors_of_the_base_stay_the_same():
     with pytest.raises(ValueError, match="`momentum` must be a float between"):
         keras_normopt.NormalizedSGD(momentum=2)
     with pytest.raises(ValueError, match=r"^Unknown norm"):
@@ -304,15 +306,15 @@ def test_each_class_is_found_by_its_names(alias):
     assert cls.__name__ in keras_normopt.__all__
 
 
-def test_every_keras_optimizer_is_ready_made():
+def test_every_keras_optimizer_has_a_normalized_class():
     outer = {"Optimizer", "LossScaleOptimizer", "MultiOptimizer"}
-    theirs = {
+    bases = {
         name
         for name, value in vars(keras.optimizers).items()
         if isinstance(value, type) and issubclass(value, keras.optimizers.Optimizer)
     }
     ours = {c.__name__ for c in keras_normopt.optimizers.NORMALIZED.values()}
-    assert {f"Normalized{name}" for name in theirs - outer} == ours
+    assert {f"Normalized{name}" for name in bases - outer} == ours
 
 
 @pytest.mark.parametrize("cls", keras_normopt.optimizers.NORMALIZED.values())

@@ -1,4 +1,4 @@
-"""Every way into an optimizer makes the same normalized step, once, or none at all."""
+"""Tests that each way to call an optimizer makes one normalized step or no step."""
 
 import threading
 
@@ -14,7 +14,7 @@ not_tensorflow = pytest.mark.skipif(
     BACKEND == "tensorflow", reason="Keras has no stateless_apply on TensorFlow"
 )
 
-# One linear layer, so that the gradient and the step can be written down.
+# The model is one linear layer, so formulas give its gradient and its step.
 X = np.array([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5], [2.0, 2.0]], "float32")
 Y = np.array([[30.0], [-20.0], [500.0], [7.0]], "float32")
 W = np.array([[0.5], [-0.25]], "float32")
@@ -43,7 +43,7 @@ def assert_stepped(variable, start=W, step=STEP):
 @pytest.mark.parametrize("mode", ["compiled", "eager", "jit"])
 def test_fit_makes_one_normalized_step(mode):
     if mode == "jit" and BACKEND == "torch":
-        pytest.skip("half a minute, and test_pipeline has it")
+        pytest.skip("takes half a minute; test_pipeline tests it")
     model = make_model(
         run_eagerly=mode == "eager", jit_compile={"jit": True, "eager": False}.get(mode)
     )
@@ -76,7 +76,7 @@ def test_apply_gradients_takes_any_iterable(kind):
     assert_stepped(other, step=0)
 
 
-def test_apply_with_and_without_variables():
+def test_apply_works_with_and_without_variables():
     variable = keras.Variable(W)
     optimizer = keras_normopt.NormalizedSGD(learning_rate=0.1)
     optimizer.apply(tensors(GRADIENT), [variable])
@@ -84,7 +84,7 @@ def test_apply_with_and_without_variables():
     assert_stepped(variable, step=2 * STEP)
 
 
-def test_apply_needs_variables_once():
+def test_apply_without_variables_needs_a_built_optimizer():
     with pytest.raises(ValueError, match="must already be built"):
         keras_normopt.NormalizedSGD().apply(tensors(GRADIENT))
 
@@ -93,7 +93,7 @@ def test_apply_needs_variables_once():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_stateless_apply_makes_normalized_steps(compiled):
     if compiled and BACKEND == "torch":
-        pytest.skip("PyTorch's compiler is asked in test_pipeline")
+        pytest.skip("test_pipeline tests PyTorch's compiler")
     variable = keras.Variable(W)
     optimizer = keras_normopt.NormalizedSGD(learning_rate=0.1)
     optimizer.build([variable])
@@ -102,7 +102,7 @@ def test_stateless_apply_makes_normalized_steps(compiled):
         import jax
 
         apply = jax.jit(apply)
-    # Copies, since on PyTorch Keras's foreach classes update tensors in place.
+    # Copies, because Keras's foreach classes on PyTorch update tensors in place.
     state = [ops.copy(v) for v in optimizer.variables]
     (result,), state = apply(state, tensors(GRADIENT), [ops.copy(variable)])
     assert_stepped(result)
@@ -111,7 +111,7 @@ def test_stateless_apply_makes_normalized_steps(compiled):
     assert_stepped(result, step=2 * STEP)
 
 
-def test_missing_gradients_are_left_out():
+def test_variables_without_gradients_do_not_move():
     variables = [keras.Variable(W), keras.Variable(W)]
     optimizer = keras_normopt.NormalizedSGD(learning_rate=0.1)
     with pytest.warns(UserWarning, match="Gradients do not exist for variables"):
@@ -133,22 +133,23 @@ def test_a_second_step_compiles_nothing():
 
     optimizer = keras_normopt.NormalizedAdam(norm=counting_norm)
     model = make_model(optimizer=optimizer, jit_compile=BACKEND != "torch")
-    optimizer.build(model.trainable_variables)  # Which tries the function.
+    optimizer.build(model.trainable_variables)  # It calls the function.
     traced.clear()
     model.fit(X, Y, batch_size=4, epochs=1, verbose=0)
     after_one = len(traced)
     model.fit(X, Y, batch_size=4, epochs=3, verbose=0)
-    # Run by Python once per trace; on PyTorch, which is eager here, once per step.
+    # Python calls the function once per trace. PyTorch is eager here, so Python calls
+    # it once per step.
     assert len(traced) == (4 * after_one if BACKEND == "torch" else after_one)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="counts what JAX compiles")
-def test_a_second_step_compiles_nothing_eagerly(caplog):
+def test_a_second_eager_step_compiles_nothing(caplog):
     import jax
 
     variable = keras.Variable(W)
     optimizer = keras_normopt.NormalizedAdam()
-    for scale in (1.0, 1e-25):  # The second one needs the rescaling.
+    for scale in (1.0, 1e-25):  # 1e-25 needs rescaling.
         optimizer.apply(tensors(scale * GRADIENT), [variable])
         with jax.log_compiles():
             optimizer.apply(tensors(scale * GRADIENT), [variable])
@@ -181,7 +182,7 @@ def test_an_item_that_is_no_pair_is_refused(bad):
 def test_more_gradients_than_variables_are_refused():
     variable = keras.Variable(W)
     optimizer = keras_normopt.NormalizedSGD()
-    with pytest.raises(ValueError, match=r"gradients: 2, variables: 1$"):
+    with pytest.raises(ValueError, match=r"2 gradients for 1 variables$"):
         optimizer.apply(tensors(GRADIENT, GRADIENT), [variable])
     np.testing.assert_array_equal(ops.convert_to_numpy(variable), W)
 
@@ -190,7 +191,7 @@ def test_more_gradients_than_variables_are_refused():
     BACKEND != "tensorflow", reason="only TensorFlow has unknown shapes"
 )
 @pytest.mark.parametrize("shape", [None, [None, 1], [2, None], [2, 1]])
-def test_an_unknown_shape_is_let_through(shape):
+def test_an_unknown_shape_is_accepted(shape):
     import tensorflow as tf
 
     variable = keras.Variable(W)
@@ -205,10 +206,10 @@ def test_an_unknown_shape_is_let_through(shape):
     assert_stepped(variable)
 
 
-# The guard: a Keras that no longer calls the place where gradients are normalized.
+# The guard against a Keras that no longer calls the method that normalizes.
 
 
-def rename_the_hook(monkeypatch):
+def bypass_the_hook(monkeypatch):
     """Makes Keras update variables without the method that we override."""
 
     def update_directly(self, grads, trainable_variables, *args):
@@ -221,7 +222,7 @@ def rename_the_hook(monkeypatch):
 
 
 def make_guarded_model(**compile_arguments):
-    # Ftrl has no foreach class on PyTorch, so `update_step` is there on every backend.
+    # Ftrl has no foreach class on PyTorch, so every backend calls its `update_step`.
     return make_model(optimizer=keras_normopt.NormalizedFtrl(0.1), **compile_arguments)
 
 
@@ -234,15 +235,15 @@ ERROR = "NormalizedFtrl could not normalize its gradients: Keras"
 def test_the_guard_stops_training(monkeypatch, run_eagerly, method, steps):
     model = make_guarded_model(run_eagerly=run_eagerly)
     model.optimizer.gradient_accumulation_steps = steps
-    model.optimizer._iterations.assign(1)  # So that this step is due to update.
-    rename_the_hook(monkeypatch)
+    model.optimizer._iterations.assign(1)  # The next step updates.
+    bypass_the_hook(monkeypatch)
     arguments = {"verbose": 0} if method == "fit" else {}
     with pytest.raises(RuntimeError, match=ERROR):
         getattr(model, method)(X, Y, **arguments)
 
 
 def test_the_guard_stops_apply_gradients_and_apply(monkeypatch):
-    rename_the_hook(monkeypatch)
+    bypass_the_hook(monkeypatch)
     optimizer, variable = keras_normopt.NormalizedFtrl(0.1), keras.Variable(W)
     with pytest.raises(RuntimeError, match=ERROR):
         optimizer.apply_gradients(zip(tensors(GRADIENT), [variable], strict=True))
@@ -255,7 +256,7 @@ def test_the_guard_stops_stateless_apply(monkeypatch):
     optimizer, variable = keras_normopt.NormalizedFtrl(0.1), keras.Variable(W)
     optimizer.build([variable])
     state = [v.value for v in optimizer.variables], tensors(GRADIENT), [variable.value]
-    # Such as a Keras whose `stateless_apply` takes another road than `apply`.
+    # The patch stands for a Keras whose `stateless_apply` does not call `apply`.
     for owner in keras.optimizers.Optimizer.__mro__:
         if "stateless_apply" in vars(owner):
             monkeypatch.setattr(owner, "stateless_apply", lambda *args: None)
@@ -264,7 +265,7 @@ def test_the_guard_stops_stateless_apply(monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [None, 2])
-def test_the_guard_holds_beside_a_right_step_in_another_thread(monkeypatch, steps):
+def test_the_guard_ignores_the_steps_of_other_threads(monkeypatch, steps):
     optimizer = keras_normopt.NormalizedFtrl(0.1, gradient_accumulation_steps=steps)
     variable = keras.Variable(W)
     optimizer.build([variable])
@@ -281,7 +282,7 @@ def test_the_guard_holds_beside_a_right_step_in_another_thread(monkeypatch, step
                 owner, "_backend_apply_gradients", update_while_another_thread_trains
             )
     if steps:
-        optimizer._iterations.assign(1)  # The step that is due to update.
+        optimizer._iterations.assign(1)  # The next step updates.
     with pytest.raises(RuntimeError, match=ERROR):
         optimizer.apply(tensors(GRADIENT), [variable])
 
@@ -297,7 +298,7 @@ def test_a_base_that_updates_all_variables_together_gets_the_normalized_gradient
     assert_stepped(variable)
 
 
-def test_a_keras_without_the_place_is_refused(monkeypatch):
+def test_a_keras_without_the_hook_is_refused(monkeypatch):
     from keras_normopt._optimizer import factory
 
     monkeypatch.setattr(factory, "HOOK", "_renamed_by_keras")
@@ -305,7 +306,7 @@ def test_a_keras_without_the_place_is_refused(monkeypatch):
         keras_normopt.normalized(type("Fresh", (keras.optimizers.SGD,), {}))
 
 
-# Where no normalization is due the guard keeps quiet.
+# Steps without normalization raise no error.
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
@@ -316,7 +317,7 @@ def test_accumulated_gradients_are_normalized_together(run_eagerly):
     assert_stepped(model.weights[0])
 
 
-def test_the_mean_of_unit_vectors_is_not_what_is_wanted():
+def test_accumulated_gradients_are_normalized_only_after_averaging():
     variable = keras.Variable([0.0, 0.0])
     optimizer = keras_normopt.NormalizedSGD(1.0, gradient_accumulation_steps=2)
     optimizer.apply(tensors([3.0, 0.0]), [variable])
@@ -325,7 +326,7 @@ def test_the_mean_of_unit_vectors_is_not_what_is_wanted():
     np.testing.assert_allclose(variable, [-0.6, -0.8], rtol=1e-6)
 
 
-def test_no_gradients_are_no_step():
+def test_a_call_without_gradients_makes_no_step():
     variable = keras.Variable(W)
     optimizer = keras_normopt.NormalizedSGD()
     optimizer.apply_gradients([])
@@ -338,7 +339,7 @@ def test_no_gradients_are_no_step():
 
 
 @pytest.mark.parametrize("steps", [None, 2])
-def test_variables_that_their_gradient_overwrites(steps):
+def test_variables_that_are_overwritten_get_the_raw_gradient(steps):
     scale = keras.Variable(1.0)
     scale.overwrite_with_gradient = True
     optimizer = keras_normopt.NormalizedSGD(0.1, gradient_accumulation_steps=steps)
@@ -382,6 +383,6 @@ def test_replicas_make_one_normalized_step_together(strategy):
 def test_the_guard_stops_replicas(strategy, monkeypatch):
     with strategy.scope():
         model = make_guarded_model(jit_compile=False)
-    rename_the_hook(monkeypatch)
+    bypass_the_hook(monkeypatch)
     with pytest.raises(RuntimeError, match=ERROR):
         model.fit(X, Y, batch_size=4, epochs=1, verbose=0)

@@ -1,4 +1,4 @@
-"""Numbers that are changed during training act on the next step, compiled or not."""
+"""Tests that numbers changed during training affect the next step."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ def make_model(optimizer, **arguments):
 
 
 class Lengths(keras.callbacks.Callback):
-    """Notes how far the kernel moves in each batch, and changes a number after one."""
+    """Records how far the kernel moves in each batch, then sets an argument."""
 
     def __init__(self, name, value):
         super().__init__()
@@ -47,24 +47,26 @@ class Lengths(keras.callbacks.Callback):
             0.25,
             0.25,
         ),
-        # A gradient of about 3,000 is below this floor.
+        # The gradient is about 3,000, far below this epsilon.
         (lambda: keras_normopt.NormalizedSGD(1.0), "norm_epsilon", 1e9, 0.0),
     ],
     ids=["max_norm", "max_norm of updates", "norm_epsilon"],
 )
-def test_a_callback_changes_a_number(make, name, value, expected, wrapped):
+def test_a_number_set_by_a_callback_affects_the_next_step(
+    make, name, value, expected, wrapped
+):
     optimizer = make()
     if wrapped:
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=1.0)
     model = make_model(optimizer)
     callback = Lengths(name, value)
     model.fit(X, Y, batch_size=1, verbose=0, callbacks=[callback])
-    first, *others = callback.lengths
+    first, *rest = callback.lengths
     assert first == pytest.approx(1.0, rel=1e-5)
-    assert others == pytest.approx([expected] * 3, rel=1e-3, abs=1e-5)
+    assert rest == pytest.approx([expected] * 3, rel=1e-3, abs=1e-5)
 
 
-def test_a_change_between_two_fits():
+def test_a_number_set_between_two_fits_affects_the_second_fit():
     model = make_model(keras_normopt.ClippedSGD(1.0))
     model.fit(X, Y, verbose=0)
     before = model.get_weights()[0]
@@ -85,7 +87,7 @@ def test_a_changed_number_is_saved_in_the_config(tmp_path):
     loaded.fit(X, Y, verbose=0)
     clipped = loaded.optimizer.norm_tracker.clipped
     assert set(clipped.values()) == {1.0}
-    # The base's variables and what is tracked, and not the number a second time.
+    # The base's variables and tracked norms. Only the config holds the number.
     adam = keras.optimizers.Adam()
     adam.build(model.trainable_variables)
     assert len(stored(model.optimizer)) == len(stored(adam)) + 5
@@ -105,33 +107,39 @@ def test_a_changed_number_is_saved_in_the_config(tmp_path):
         ),
     ],
 )
-def test_what_is_no_number_is_fixed_once_the_optimizer_is_built(make, name, values):
+def test_arguments_that_are_no_numbers_are_fixed_once_the_optimizer_is_built(
+    make, name, values
+):
     optimizer = make()
     optimizer.build([keras.Variable(np.zeros(2))])
     old = getattr(optimizer, name)
     setattr(optimizer, name, old)
     for value in values:
-        with pytest.raises(ValueError, match=f"`{name}` .*fixed once.*Make a new"):
+        with pytest.raises(
+            ValueError, match=f"`{name}` .*cannot change after.*Make a new"
+        ):
             setattr(optimizer, name, value)
         assert getattr(optimizer, name) is old
 
 
 @pytest.mark.parametrize(
-    ("of", "name"),
+    ("rule", "name"),
     [
         (WeightNorm(), "coefficient"),
         (RunningNorm(), "factor"),
         (GradientCorrelation(), "rate"),
     ],
 )
-def test_arguments_of_objects_are_fixed(of, name):
-    """As compiled steps would not see them change."""
-    with pytest.raises(AttributeError, match=f"`{name}` of .* is fixed.*{name}=2.0"):
-        setattr(of, name, 2.0)
-    assert of.get_config()[name] != 2.0
+def test_arguments_of_rules_are_fixed(rule, name):
+    """Compiled steps would not see a change."""
+    with pytest.raises(
+        AttributeError, match=f"`{name}` of .* cannot change.*{name}=2.0"
+    ):
+        setattr(rule, name, 2.0)
+    assert rule.get_config()[name] != 2.0
 
 
-def test_a_number_changed_by_a_callback_acts_on_replicas(strategy):
+def test_a_number_set_by_a_callback_affects_replicas(strategy):
     with strategy.scope():
         model = make_model(keras_normopt.ClippedSGD(1.0), jit_compile=False)
     callback = Lengths("max_norm", 0.25)

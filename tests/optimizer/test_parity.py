@@ -1,4 +1,4 @@
-"""A normalized optimizer fed g equals its base fed g / norm(g) from the oracle."""
+"""Tests that a normalized optimizer equals its base on normalized gradients."""
 
 import inspect
 import itertools
@@ -15,8 +15,8 @@ from helpers.stored import stored
 CLASSES = list(keras_normopt.optimizers.NORMALIZED.values())
 STEPS = 4
 
-# Magnitudes differ from step to step, and moments remember them. One magnitude alone
-# would cancel out in many rules.
+# Moments remember the magnitudes of the steps. A single magnitude for all steps would
+# cancel out in many update rules.
 SCALES = [1e3, 1.0, 1e-9, 1e-4]
 
 
@@ -52,7 +52,7 @@ def assert_same(results, expected, **tolerance):
         np.testing.assert_allclose(result, value, **tolerance)
 
 
-# A base sees normalized gradients, whatever the norm was.
+# Every base gets normalized gradients, so one norm for each base is enough.
 @pytest.mark.parametrize(
     ("cls", "norm"),
     [
@@ -61,24 +61,24 @@ def assert_same(results, expected, **tolerance):
     ],
 )
 @pytest.mark.every_base
-def test_equals_base_on_normalized_gradients(cls, norm):
+def test_each_optimizer_equals_its_base_on_normalized_gradients(cls, norm):
     normalized_by_hand = [
         [oracle.normalize(norm, g).astype("float32") for g in step]
         for step in gradients()
     ]
     results = train(cls(norm=norm), gradients())
     expected = train(base_of(cls)(), normalized_by_hand)
-    # Muon's five iterations of a fifth-degree polynomial magnify the rounding.
+    # Muon's five iterations of a polynomial of degree 5 amplify rounding errors.
     rtol = 1e-3 if cls.__name__ == "NormalizedMuon" else 2e-5
     assert_same(results, expected, rtol=rtol, atol=1e-6)
-    untrained = train(base_of(cls)(), gradients())
-    with pytest.raises(AssertionError):  # Or this comparison could not fail.
-        assert_same(results, untrained, rtol=rtol, atol=1e-6)
+    unnormalized = train(base_of(cls)(), gradients())
+    with pytest.raises(AssertionError):  # So the comparison can fail.
+        assert_same(results, unnormalized, rtol=rtol, atol=1e-6)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.every_base
-def test_norm_none_is_exactly_the_base(cls):
+def test_norm_none_equals_the_base_exactly(cls):
     assert_same(
         train(cls(norm=None), gradients()),
         train(base_of(cls)(), gradients()),
@@ -106,7 +106,7 @@ def test_arguments_are_those_of_the_base_and_ours(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_saves_the_variables_of_the_base_and_no_others(cls):
+def test_each_optimizer_saves_only_the_variables_of_its_base(cls):
     variable = keras.Variable(np.ones((2, 2)))
     optimizer, base = cls(), base_of(cls)()
     optimizer.build([variable])
@@ -121,7 +121,7 @@ def test_one_step_of_sgd_by_hand():
     np.testing.assert_allclose(variable, [1 - 0.06, 1 + 0.08], rtol=1e-6)
 
 
-def test_positional_arguments_are_the_base_s():
+def test_positional_arguments_are_those_of_the_base():
     optimizer = keras_normopt.NormalizedSGD(0.5, 0.9, True, norm="max")
     assert (float(optimizer.learning_rate), optimizer.momentum) == (0.5, 0.9)
     assert optimizer.nesterov is True

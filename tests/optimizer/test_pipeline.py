@@ -1,4 +1,4 @@
-"""Beside everything else that `fit` does with an optimizer."""
+"""Tests normalization together with the other features of `fit`."""
 
 import functools
 import itertools
@@ -29,14 +29,14 @@ ARGUMENTS = {
         "learning_rate": keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
     },
 }
-# A factor by which `fit` scales the loss, and the optimizer its gradients back.
+# `fit` multiplies the loss by this factor, and the optimizer divides gradients by it.
 SCALED = ARGUMENTS | {"loss scale": {"loss_scale_factor": 1024.0}}
 
 
 BASES, NORMS = ["SGD", "Adam", "RMSprop"], ["l2", "std", "max"]
 
 
-# Keras heeds the arguments before or after the step of a base, whichever it is.
+# Keras applies these arguments before or after the step of any base.
 @pytest.mark.parametrize(
     ("name", "base", "norm"),
     [
@@ -57,7 +57,7 @@ def test_arguments_of_the_base_act_on_the_normalized_gradient(name, base, norm):
 
 
 @pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
-def test_accumulation_is_one_large_batch(base):
+def test_accumulated_batches_equal_one_large_batch(base):
     cls = getattr(keras_normopt, f"Normalized{base}")
     model = make_model(cls(0.1, gradient_accumulation_steps=3))
     fit(model)
@@ -92,7 +92,7 @@ def test_a_frozen_layer_keeps_its_weights():
     assert_same(model.get_weights(), [np.eye(3), np.zeros(3), *expected])
 
 
-def test_unfreezing_a_layer_and_compiling_again():
+def test_an_unfrozen_layer_moves_once_the_model_is_compiled_again():
     layer = keras.layers.Dense(4, trainable=False)
     extra = keras.layers.Dense(4)
     model = keras.Sequential([keras.Input((3,)), layer, extra])
@@ -105,7 +105,7 @@ def test_unfreezing_a_layer_and_compiling_again():
         layer.trainable = True
 
 
-# PyTorch warns of what its compiler cannot compile in Keras, and of itself.
+# PyTorch's compiler warns of code in Keras and in PyTorch.
 @pytest.mark.filterwarnings("ignore:::torch")
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_fit_is_the_same_with_and_without_a_compiler(jit_compile):
@@ -116,19 +116,19 @@ def test_fit_is_the_same_with_and_without_a_compiler(jit_compile):
     fit(model)
     seen = []
 
-    def note(grads, weights):
+    def record(grads, weights):
         seen.append(np.concatenate([g.ravel() for g in grads]))
         return grads
 
     by_units = functools.partial(oracle.normalize_units, "l2")
-    expected = by_hand.train(keras.optimizers.Adam(0.1), by_units, change=note)
+    expected = by_hand.train(keras.optimizers.Adam(0.1), by_units, change=record)
     assert_same(model.get_weights(), expected)
     total = optimizer.gradient_norms["total"]
     assert total == pytest.approx(np.linalg.norm(seen[-1]), rel=1e-4)
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="Keras has it on the others only")
-def test_several_steps_in_one_execution_are_normalized_each():
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras does not support it on PyTorch")
+def test_each_of_several_steps_per_execution_is_normalized():
     model = make_model(keras_normopt.NormalizedAdam(0.1), steps_per_execution=3)
     fit(model)
     assert_same(model.get_weights(), by_hand.train(keras.optimizers.Adam(0.1)))
@@ -148,15 +148,15 @@ def test_a_normalized_and_a_plain_optimizer_share_a_model():
     for _ in range(EPOCHS):
         for x, y in batches():
             weights = [ops.convert_to_numpy(v) for v in (kernel, bias)]
-            of_kernel, of_bias = by_hand.gradients(x, y, *weights)
-            of_kernel = oracle.normalize("l2", of_kernel).astype("float32")
-            adam.apply([ops.convert_to_tensor(of_kernel)], [kernel])
-            sgd.apply([ops.convert_to_tensor(of_bias, "float32")], [bias])
+            kernel_gradient, bias_gradient = by_hand.gradients(x, y, *weights)
+            kernel_gradient = oracle.normalize("l2", kernel_gradient).astype("float32")
+            adam.apply([ops.convert_to_tensor(kernel_gradient)], [kernel])
+            sgd.apply([ops.convert_to_tensor(bias_gradient, "float32")], [bias])
     expected = [ops.convert_to_numpy(v) for v in (kernel, bias)]
     assert_same(model.get_weights(), expected)
 
 
-# Callbacks that steer the learning rate: under SGD and l2 it is the length of a step.
+# Callbacks that change the learning rate. With SGD and l2, it is the step length.
 
 
 class StepLengths(keras.callbacks.Callback):
@@ -182,7 +182,7 @@ def test_steps_follow_a_learning_rate_scheduler():
 
 
 def test_steps_shorten_when_the_loss_stops_falling():
-    # With steps of .4 training circles around the minimum, which is a plateau.
+    # With steps of 0.4, training circles around the minimum at a constant loss.
     plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2)
     history = fit_in_single_steps(plateau, epochs=30)
     rates = history["learning_rate"]
@@ -203,17 +203,17 @@ def policy(request):
 
 
 @pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
-def test_mixed_precision_trains_as_float32_does(policy, base):
+def test_mixed_precision_trains_like_float32(policy, base):
     cls = getattr(keras_normopt, f"Normalized{base}")
     model = make_model(cls(0.05))
-    # Keras scales the loss by itself where float16 needs it.
+    # Keras itself scales the loss if float16 needs it.
     is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert is_scaled == (policy == "mixed_float16")
     fit(model)
     expected = by_hand.train(getattr(keras.optimizers, base)(0.05))
-    # The layer computes with 11 or 8 significant bits, and so steps may differ by that.
-    size = 0.01 if policy == "mixed_float16" else 0.06
-    assert_same(model.get_weights(), expected, rtol=0, atol=size)
+    # The layer computes with 11 or 8 significant bits, so steps differ from float32.
+    atol = 0.01 if policy == "mixed_float16" else 0.06
+    assert_same(model.get_weights(), expected, rtol=0, atol=atol)
     assert all(str(w.dtype) == "float32" for w in model.get_weights())
 
 
@@ -227,10 +227,10 @@ def test_a_step_in_mixed_precision_is_as_long_as_the_rate(policy):
 @pytest.mark.parametrize(
     ("dtype", "value"), [("float16", 300.0), ("bfloat16", 1e30), ("float64", 1e-200)]
 )
-def test_gradients_whose_squares_leave_their_dtype_are_normalized(
+def test_gradients_whose_squares_overflow_or_underflow_are_normalized(
     dtype, value, float64
 ):
-    # The squares of these are beyond the range of their dtype.
+    # The squares of these values are outside the range of the dtype.
     gradient = np.full((40, 50), value)
     variable = keras.Variable(np.zeros((40, 50)), dtype=dtype)
     optimizer = keras_normopt.NormalizedSGD(0.5, norm_epsilon=0)
@@ -252,24 +252,24 @@ def test_float8_scales_are_not_normalized():
     model.fit(x, y, batch_size=48, shuffle=False, verbose=0)
     moved = ops.convert_to_numpy(hidden.kernel) - kernel
     np.testing.assert_allclose(np.linalg.norm(moved), 0.01, rtol=1e-4)
-    # What the forward pass has seen, and no normalized gradient.
+    # The history holds inputs of the forward pass, and no normalized gradient.
     seen = ops.convert_to_numpy(hidden.inputs_amax_history)
     np.testing.assert_allclose(seen.max(), np.abs(x).max(), rtol=1e-6)
 
 
-# Clipping that does nothing.
+# Clipping without effect.
 
 
 @pytest.mark.parametrize("name", ["clipnorm", "global_clipnorm"])
 @pytest.mark.parametrize("norm", ["l2", "std", keras_normopt.norms.l1])
-def test_warns_once_of_clipping_in_vain(name, norm):
+def test_clipping_without_effect_warns_once(name, norm):
     optimizer = keras_normopt.NormalizedSGD(0.1, norm=norm, **{name: 1.0})
     model = make_model(optimizer)
     with pytest.warns(UserWarning, match=rf"{name}=1.0 has no effect on Norm"):
         fit(model)
     weights = model.get_weights()
     fit(model)  # Warnings are errors here.
-    # No effect it has.
+    # The clipping has no effect.
     name = norm if isinstance(norm, str) else "l1"
     assert_same(weights, by_hand.train(keras.optimizers.SGD(0.1), name))
 
@@ -279,22 +279,22 @@ def test_warns_once_of_clipping_in_vain(name, norm):
     [
         {"clipvalue": 1.0},
         {"clipnorm": 1.0, "norm": None},
-        {"clipnorm": -1.0},  # Keras takes it for no clipping.
-        # A function of the user's own may well depend on the magnitude.
+        {"clipnorm": -1.0},  # Keras does not clip then.
+        # A function of the user may depend on the magnitude.
         {"clipnorm": 1.0, "norm": lambda gradient: 2 + ops.max(gradient)},
     ],
 )
-def test_does_not_warn_of_clipping_that_acts(arguments):
+def test_clipping_with_an_effect_does_not_warn(arguments):
     model = make_model(keras_normopt.NormalizedSGD(0.1, **arguments))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(model)
-    said = [str(warning.message) for warning in caught]
-    assert not any("has no effect" in message for message in said)
+    messages = [str(warning.message) for warning in caught]
+    assert not any("has no effect" in message for message in messages)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_clipnorm_evens_out_the_variables_of_a_block(scope):
+def test_clipnorm_clips_each_variable_before_a_block_is_normalized(scope):
     with keras.name_scope("dense"):
         both = [keras.Variable(np.zeros(2), name=name) for name in ("kernel", "bias")]
     gradients = [ops.array([30.0, 40.0]), ops.array([0.3, 0.4])]

@@ -1,4 +1,4 @@
-"""Learning rates of any sign and size, constant and scheduled, with every option."""
+"""Tests learning rates of any sign and size, constant and scheduled."""
 
 import keras
 import numpy as np
@@ -17,15 +17,15 @@ RATES = [-1e-20, 0.0, 1e20]
 
 
 def steps_of(optimizer, number, gradient=GRADIENT):
-    """The updates that are added to a weight of 0, one array for each step."""
-    taken = []
+    """Returns the updates that are added to zero weights, one array for each step."""
+    updates = []
     variable = keras.Variable(np.zeros_like(gradient))
     for _ in range(number):
-        # From 0 each time, since beside weights of 1 a step of 1e-20 is nothing.
+        # Each step starts at 0. In float32, 1 + 1e-20 is 1.
         variable.assign(np.zeros_like(gradient))
         optimizer.apply([ops.convert_to_tensor(gradient)], [variable])
-        taken.append(ops.convert_to_numpy(variable).astype("float64"))
-    return taken
+        updates.append(ops.convert_to_numpy(variable).astype("float64"))
+    return updates
 
 
 def sizes(steps):
@@ -33,7 +33,7 @@ def sizes(steps):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_a_negative_rate_turns_the_step_of_every_base_around(cls):
+def test_a_negative_rate_reverses_the_step_of_every_base(cls):
     arguments = without_decay(cls)
     up = steps_of(cls(0.1, apply_to="update", **arguments), 2)
     down = steps_of(cls(-0.1, apply_to="update", **arguments), 2)
@@ -55,8 +55,7 @@ def test_a_negative_rate_turns_the_step_of_every_base_around(cls):
     ],
     ids=["default", "unit", "max", "std", "own norm", "centralize", "no floor"],
 )
-def test_a_step_is_as_long_as_the_rate(arguments, rate):
-    """Of SGD with momentum, as a multiple of its step at a rate of 1."""
+def test_normalized_steps_are_multiples_of_the_rate(arguments, rate):
     arguments = {"momentum": 0.9, "apply_to": "update"} | arguments
     expected = steps_of(NormalizedSGD(1.0, **arguments), 2)
     actual = steps_of(NormalizedSGD(rate, **arguments), 2)
@@ -80,7 +79,7 @@ def test_clipped_steps_are_multiples_of_the_rate(max_norm, rate):
     assert [clipped] == (list(one.norm_tracker.clipped.values()) if rate else [0.0])
 
 
-def test_the_right_values_of_a_negative_rate():
+def test_steps_with_a_negative_rate_go_along_the_gradient():
     def step(optimizer):
         variable = keras.Variable([1.0, 1.0])
         optimizer.apply([ops.convert_to_tensor([3.0, 4.0])], [variable])
@@ -97,7 +96,7 @@ def test_the_right_values_of_a_negative_rate():
         assert list(optimizer.norm_tracker.clipped.values()) == [1.0]
 
 
-def test_a_function_that_returns_the_update_sees_no_rate(custom_norms):
+def test_a_function_that_returns_the_update_does_not_depend_on_the_rate(custom_norms):
     register = keras_normopt.NormalizedOptimizer.set_normalization_function
     register("positive", lambda g: ops.where(g > 0, ops.ones_like(g), 0.5 * g))
     arguments = {"norm": "positive", "momentum": 0.9, "apply_to": "update"}
@@ -117,7 +116,7 @@ def test_step_sizes_multiply_any_rate(step_size, rate):
         np.testing.assert_allclose(actual, rate * np.array(expected), rtol=1e-5)
 
 
-# Each ends after ten steps, at the latest, and most at 0.
+# Each schedule ends after at most ten steps. Most schedules end at 0.
 SCHEDULES = {
     "CosineDecay": [
         schedules.CosineDecay(0.01, 5),
@@ -137,15 +136,15 @@ SCHEDULES = {
 
 
 def test_no_schedule_of_keras_is_missing():
-    every = {n for n in dir(schedules) if isinstance(getattr(schedules, n), type)}
-    assert set(SCHEDULES) == every - {"LearningRateSchedule"}
+    names = {n for n in dir(schedules) if isinstance(getattr(schedules, n), type)}
+    assert set(SCHEDULES) == names - {"LearningRateSchedule"}
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_steps_follow_a_schedule_to_ten_steps_past_its_end(name):
+def test_steps_follow_a_schedule_beyond_its_end(name):
     for schedule in SCHEDULES[name]:
         rates = [float(ops.convert_to_numpy(schedule(i))) for i in range(20)]
-        # Compilers take the smallest numbers for 0.
+        # Compilers may replace the smallest numbers by 0.
         expected = [abs(rate) if abs(rate) > 1e-35 else 0.0 for rate in rates]
         optimizers = [
             NormalizedSGD(schedule, momentum=0.9, nesterov=True, apply_to="update"),
@@ -153,7 +152,7 @@ def test_steps_follow_a_schedule_to_ten_steps_past_its_end(name):
         ]
         for optimizer in optimizers:
             actual = sizes(steps_of(optimizer, 20))
-            if isinstance(optimizer, ClippedSGD):  # As long as the rate, at most.
+            if isinstance(optimizer, ClippedSGD):  # At most the rate.
                 bounds = [min(a, e) for a, e in zip(actual, expected, strict=True)]
                 assert actual == pytest.approx(bounds, rel=1e-4, abs=1e-35)
             else:
@@ -161,7 +160,7 @@ def test_steps_follow_a_schedule_to_ten_steps_past_its_end(name):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_fit_past_the_end_of_its_schedule_moves_nothing(compiled):
+def test_a_fit_beyond_the_end_of_its_schedule_changes_no_weight(compiled):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     optimizer = NormalizedSGD(
         schedules.CosineDecay(0.01, 4), momentum=0.9, apply_to="update"

@@ -1,4 +1,4 @@
-"""Configs, files and state: nothing is lost, and training goes on where it stopped."""
+"""Tests that configs and files keep all state, so that training can resume."""
 
 import importlib
 import json
@@ -54,7 +54,7 @@ def assert_same_state(one, other):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
 
-def run_in_a_fresh_process(code, *arguments):
+def run_in_a_new_process(code, *arguments):
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         capture_output=True,
@@ -132,12 +132,12 @@ def test_a_learning_rate_schedule_is_saved():
         np.testing.assert_allclose(variable, [expected, 0.0], rtol=1e-6)
 
 
-# Slots for each variable, a variable beside them, slots of other shapes, none.
+# Slots of each variable, one more variable, slots of other shapes, no slots.
 KINDS = ["NormalizedAdam", "NormalizedNadam", "NormalizedAdafactor", "NormalizedSGD"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_slots_go_on_from_a_file(kind, tmp_path):
+def test_training_resumes_from_a_file(kind, tmp_path):
     cls = getattr(keras_normopt, kind)
     model = make_model(cls())
     fit(model, 2)
@@ -150,10 +150,10 @@ def test_slots_go_on_from_a_file(kind, tmp_path):
     assert_same_state(loaded, model)
 
 
-def test_going_on_in_a_fresh_process(tmp_path, monkeypatch):
-    """With an optimizer of ours, and with one of a third party's, which is pickled too.
+def test_training_resumes_in_a_new_process(tmp_path, monkeypatch):
+    """The process loads an optimizer of ours, and one with a third-party base.
 
-    In one process, as it takes seconds until a backend is imported.
+    One process loads both, because the import of a backend takes seconds.
     """
     source = """
         import keras
@@ -171,7 +171,7 @@ def test_going_on_in_a_fresh_process(tmp_path, monkeypatch):
     fit(model, 2)
     model.save(tmp_path / "ours.keras")
     np.savez(tmp_path / "data.npz", x=X, y=Y)
-    run_in_a_fresh_process(
+    run_in_a_new_process(
         """
         import pathlib
         import pickle
@@ -219,9 +219,9 @@ def test_going_on_in_a_fresh_process(tmp_path, monkeypatch):
 )
 def test_pickles_with_earlier_module_names_load(module, name):
     home = getattr(keras_normopt, module, keras_normopt)
-    found = pickle.loads(f"ckeras_normopt.{module}\n{name}\n.".encode())
-    assert found is getattr(home, name)
-    assert pickle.loads(pickle.dumps(found)) is found
+    loaded = pickle.loads(f"ckeras_normopt.{module}\n{name}\n.".encode())
+    assert loaded is getattr(home, name)
+    assert pickle.loads(pickle.dumps(loaded)) is loaded
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_state_moves_between_base_and_normalized(cls, tmp_path):
         model.save_weights(tmp_path / "half.weights.h5")
         half = state(model)
 
-        # Keras's own file of weights holds the optimizer's variables as well.
+        # Keras's file of weights also holds the variables of the optimizer.
         other = make_model(second())
         other.optimizer.build(other.trainable_variables)
         other.load_weights(tmp_path / "half.weights.h5")
@@ -281,7 +281,7 @@ def test_a_cloned_model_compiles_from_config():
     assert clone.optimizer.get_config() == model.optimizer.get_config()
 
 
-def test_resuming_after_being_killed_in_an_epoch(tmp_path):
+def test_training_resumes_after_a_kill_during_an_epoch(tmp_path):
     script, backup = SCRIPTS / "kill_in_epoch.py", tmp_path / "backup"
     resumed = tmp_path / "resumed.npz"
     finish(start(script, backup, resumed, 2), returncode=-signal.SIGKILL)
@@ -291,5 +291,5 @@ def test_resuming_after_being_killed_in_an_epoch(tmp_path):
     expected = training.state(training.fit(("Adam", "l2"), epochs=4))
     assert len(expected) > 4
     with np.load(resumed) as actual:
-        for value, wanted in zip(actual.values(), expected, strict=True):
-            np.testing.assert_allclose(value, wanted, rtol=1e-6, atol=1e-7)
+        for value, expected_value in zip(actual.values(), expected, strict=True):
+            np.testing.assert_allclose(value, expected_value, rtol=1e-6, atol=1e-7)

@@ -1,7 +1,7 @@
-"""Steps that are skipped, and thresholds from schedules.
+"""Tests skipped steps and thresholds from schedules.
 
-Skipped steps leave no trace: a stock optimizer that sees only the other gradients ends
-with the same weights, slots, moving averages and number of iterations.
+A skipped step changes nothing. A stock optimizer that gets only the other gradients
+ends with the same weights, slots, moving averages and number of iterations.
 """
 
 import json
@@ -21,7 +21,7 @@ from keras_normopt.callbacks import GradientNorms
 BACKEND = keras.backend.backend()
 COMPILED = {"jax": "jit", "tensorflow": "xla", "torch": "compiled"}[BACKEND]
 every_mode = pytest.mark.parametrize("mode", ["eager", COMPILED])
-pytestmark = [  # Of Keras and of PyTorch's compiler, of caches that it does not know.
+pytestmark = [  # PyTorch's compiler warns of caches in Keras and in itself.
     pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
 ]
@@ -44,7 +44,7 @@ def make_variables():
 
 
 def make_gradients(scales, places=(1, 0)):
-    """Gradients for each scale. One that is not finite is the value of one entry."""
+    """Returns gradients of each scale. NaN and infinity replace only one entry."""
     rng = np.random.default_rng(0)
     steps = []
     for i, scale in enumerate(scales):
@@ -57,7 +57,7 @@ def make_gradients(scales, places=(1, 0)):
     return steps
 
 
-def made(steps):
+def not_skipped(steps):
     return [step for step, scale in zip(steps, SCALES, strict=True) if scale == 1]
 
 
@@ -86,17 +86,17 @@ def stepper(optimizer, variables, mode):
         apply = tf.function(apply, jit_compile=mode == "xla")
     elif mode == "compiled":
         if keras.version() == "3.12.0":
-            pytest.skip("this Keras cannot compile its own steps whole")
+            pytest.skip("PyTorch cannot compile the steps of this Keras as one graph")
         import torch._dynamo
 
         torch._dynamo.reset()
-        # One graph, so that nothing waits for the device.
+        # A step that is one graph never waits for the device.
         apply = torch.compile(apply, backend="eager", fullgraph=True)
     return lambda gradients: apply(*[ops.convert_to_tensor(g) for g in gradients])
 
 
 def train(optimizer, steps, mode="eager"):
-    """Returns the weights, what the base saves, and then what we save."""
+    """Returns the weights, the variables that the base saves, and then our own."""
     variables = make_variables()
     step = stepper(optimizer, variables, mode)
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -109,7 +109,7 @@ def train(optimizer, steps, mode="eager"):
 
 
 def assert_same(actual, expected, **tolerance):
-    """Asserts equality with an optimizer that may have fewer variables."""
+    """Asserts that the arrays are equal. `expected` may have fewer of them."""
     assert len(actual) >= len(expected)
     for one, other in zip(actual, expected, strict=False):
         np.testing.assert_allclose(one, other, **{"rtol": 0, "atol": 0} | tolerance)
@@ -120,7 +120,7 @@ CLOSE = {"rtol": 2e-6, "atol": 1e-7}
 
 def assert_equal_to_stock(ours, stock, mode="eager", **arguments):
     steps = make_gradients(SCALES, **arguments)
-    actual, expected = train(ours, steps, mode), train(stock, made(steps))
+    actual, expected = train(ours, steps, mode), train(stock, not_skipped(steps))
     assert_same(actual, expected, **{} if mode == "eager" else CLOSE)
     assert ours.skipped_steps == SKIPS
 
@@ -131,7 +131,7 @@ ARGUMENTS = {"SGD": {"momentum": 0.9, "learning_rate": RATE, "weight_decay": 0.1
 ARGUMENTS["Adam"] = AVERAGE
 BASES = keras_normopt.optimizers.NORMALIZED.values()
 BASES = [cls.__name__.removeprefix("Normalized") for cls in BASES]
-# Keras branches on PyTorch to overwrite weights by their averages.
+# PyTorch cannot compile the branch in which Keras overwrites weights by averages.
 OF_COMPILED = ["AdamW"] if BACKEND == "torch" else [*ARGUMENTS]
 
 
@@ -139,7 +139,7 @@ OF_COMPILED = ["AdamW"] if BACKEND == "torch" else [*ARGUMENTS]
     ("mode", "name"),
     [("eager", name) for name in BASES] + [(COMPILED, name) for name in OF_COMPILED],
 )
-def test_a_skipped_step_leaves_no_trace(mode, name):
+def test_a_skipped_step_changes_nothing(mode, name):
     is_oldest = keras.version() == "3.12.0"
     if BACKEND == "tensorflow" and is_oldest and name == "Muon":
         pytest.skip("the base itself fails")
@@ -166,18 +166,18 @@ NORMS = [{"norm": norm} for norm in ("l1", "max", "min_max", "std", "avg_l1_l2")
 
 
 @pytest.mark.parametrize("arguments", [*NORMS, {"max_norm": WeightNorm(20.0)}], ids=str)
-def test_every_norm_and_threshold_skips_alike(arguments):
+def test_every_norm_and_threshold_skips_the_same_steps(arguments):
     ours = ClippedSGD(0.1, 0.9, **SKIP | arguments)
     assert_equal_to_stock(ours, keras.optimizers.SGD(0.1, 0.9))
 
 
-def test_excluded_variables_stay_as_well():
+def test_a_skipped_step_keeps_excluded_variables():
     ours = ClippedSGD(0.1, 0.9, weight_decay=0.1, exclude="bias", **SKIP)
     steps = make_gradients(SCALES, places=(0, 0))
     for scale, gradients in zip(SCALES, steps, strict=True):
-        gradients[1] *= {1: 1e3, SPIKE: 1e-4}.get(scale, 1)  # It does not count.
+        gradients[1] *= {1: 1e3, SPIKE: 1e-4}.get(scale, 1)  # Excluded, so ignored.
     stock = keras.optimizers.SGD(0.1, 0.9, weight_decay=0.1)
-    assert_same(train(ours, steps), train(stock, made(steps)))
+    assert_same(train(ours, steps), train(stock, not_skipped(steps)))
 
 
 def test_nan_in_an_excluded_variable_skips_the_step():
@@ -189,14 +189,16 @@ def test_nan_in_an_excluded_variable_skips_the_step():
     assert ours.skipped_steps == 1
 
 
-def test_a_skipped_step_leaves_no_trace_beside_patterns_of_rates():
+def test_a_skipped_step_changes_nothing_with_step_size_patterns():
     factors = {"kernel": 0.5, "bias": 0.25}
     ours = ClippedSGD(0.5, 0.5, weight_decay=0.5, step_size=factors, **SKIP)
     steps = make_gradients(SCALES)
     actual = train(ours, steps)
     for i, factor in enumerate(factors.values()):
         stock = keras.optimizers.SGD(0.5 * factor, 0.5, weight_decay=0.5)
-        np.testing.assert_allclose(actual[i], train(stock, made(steps))[i], **CLOSE)
+        np.testing.assert_allclose(
+            actual[i], train(stock, not_skipped(steps))[i], **CLOSE
+        )
 
 
 def test_a_skipped_step_does_not_change_adaptive_rates():
@@ -208,13 +210,13 @@ def test_a_skipped_step_does_not_change_adaptive_rates():
 def test_a_loss_scale_is_divided_out_before_a_step_is_skipped():
     inner, steps = ClippedAdam(0.1, **SKIP), make_gradients(SCALES)
     outer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0)
-    # Keras steps statelessly on JAX, and eagerly on PyTorch.
+    # Keras supports only stateless steps on JAX, and only eager steps on PyTorch.
     actual = train(outer, steps, "eager" if BACKEND == "torch" else COMPILED)
-    assert_same(actual, train(keras.optimizers.Adam(0.1), made(steps)), **CLOSE)
-    assert inner.skipped_steps == 2  # The one around skips what is not finite.
+    assert_same(actual, train(keras.optimizers.Adam(0.1), not_skipped(steps)), **CLOSE)
+    assert inner.skipped_steps == 2  # `outer` skips non-finite steps.
 
 
-def test_constraints_do_not_wait():
+def test_constraints_apply_in_a_skipped_step():
     variable = keras.Variable(np.ones(2, "float32"))
     variable.constraint = keras.constraints.MaxNorm(0.5)
     step = stepper(ClippedSGD(1.0, **SKIP), [variable], "eager")
@@ -222,7 +224,7 @@ def test_constraints_do_not_wait():
     assert np.linalg.norm(variable.numpy()) == pytest.approx(0.5, rel=1e-5)
 
 
-# By hand.
+# Compared with hand-computed values.
 
 
 def feed(optimizer, sizes, mode="eager"):
@@ -248,7 +250,7 @@ def test_a_finite_step_is_clipped_after_max_skips(mode):
         *[(1, 1, 1), (NAN, 0, 1), (3, 3, 2)],  # The warm-up ends.
         *[(INF, 0, 2), (4, 4, 3)],  # Not above the threshold.
         *[(50, 0, 3), (50, 0, 3), (50, 6, 4.5), (50, 9, 6.75), (50, 13.5, 10.125)],
-        (2.25, 2.25, 6.1875),  # Below it again: two more may be skipped.
+        (2.25, 2.25, 6.1875),  # Below the threshold, so two more may be skipped.
         *[(50, 0, 6.1875), (NAN, 0, 6.1875), (NAN, 0, 6.1875), (50, 12.375, 9.28125)],
     ]
     sizes, steps, means = zip(*rows, strict=True)
@@ -304,7 +306,7 @@ SCHEDULED = {
 @every_mode
 def test_thresholds_follow_a_schedule(mode, name):
     if mode == "compiled" and name not in ("gradients", "skips"):
-        pytest.skip("a second for each, and Keras branches on the number of batches")
+        pytest.skip("takes a second each, and Keras branches on the number of batches")
     schedule, arguments, sizes, expected = SCHEDULED[name]
     moved, _ = feed(ClippedSGD(1.0, max_norm=schedule, **arguments), sizes, mode)
     np.testing.assert_allclose(moved, expected, rtol=1e-6, atol=1e-37)
@@ -316,8 +318,8 @@ X, Y, BATCH = by_hand.X, by_hand.Y, 2  # Six batches.
 BAD_X, BAD_Y = X.copy(), Y.copy()
 BAD_X[3], BAD_Y[6:8] = NAN, 1e6
 GOOD = np.repeat([True, False, True, False, True, True], BATCH)
-OF_FIT = {"learning_rate": schedules.CosineDecay(0.1, 8), "weight_decay": 0.1}
-OF_FIT |= {"use_ema": True, "ema_momentum": 0.5}
+ADAM_ARGUMENTS = {"learning_rate": schedules.CosineDecay(0.1, 8), "weight_decay": 0.1}
+ADAM_ARGUMENTS |= {"use_ema": True, "ema_momentum": 0.5}
 
 
 def fit(model, x, y, epochs=1, **arguments):
@@ -326,16 +328,18 @@ def fit(model, x, y, epochs=1, **arguments):
 
 
 def check_fit(make):
-    optimizer_of = SKIP | {"max_norm": 1e3, "track_norms": "all"} | OF_FIT
-    model = make(lambda: ClippedAdam(**optimizer_of))
+    arguments = SKIP | {"max_norm": 1e3, "track_norms": "all"} | ADAM_ARGUMENTS
+    model = make(lambda: ClippedAdam(**arguments))
     logs = fit(model, BAD_X, BAD_Y, epochs=2, callbacks=[GradientNorms()])
     assert model.optimizer.skipped_steps == 4
     assert logs["skipped/global"] == pytest.approx([2 / 6] * 2)
     assert logs["clipped/global"] == [0, 0]
-    # Only steps that are made count.
+    # Skipped steps do not count.
     assert 0 < min(logs["update_norm/total"]) < 10
     assert np.isfinite(logs["update_ratio/global"]).all()
-    plain = by_hand.make_model(keras.optimizers.Adam(**OF_FIT), run_eagerly=True)
+    plain = by_hand.make_model(
+        keras.optimizers.Adam(**ADAM_ARGUMENTS), run_eagerly=True
+    )
     fit(plain, X[GOOD], Y[GOOD], epochs=2)
     actual = model.get_weights() + stored(model.optimizer)
     expected = plain.get_weights() + stored(plain.optimizer)
@@ -355,9 +359,9 @@ def test_replicas_skip_the_same_steps(strategy):
 
     model = check_fit(make_on_replicas)
     for variable in model.trainable_variables + model.optimizer.variables:
-        one, *others = getattr(variable.value, "values", [variable.value])
-        for other in others:
-            np.testing.assert_array_equal(one, other)
+        first, *rest = getattr(variable.value, "values", [variable.value])
+        for other in rest:
+            np.testing.assert_array_equal(first, other)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's eager steps end early")
@@ -394,8 +398,8 @@ def test_a_skipped_step_never_touches_weights_and_slots():
 @pytest.mark.parametrize(
     "max_norm", [RunningNorm(1.5, warmup=2), Halves(50.0)], ids=["running", "schedule"]
 )
-def test_skipping_goes_on_from_a_file(max_norm, tmp_path):
-    """In the middle of two skips in a row, after which a step is made."""
+def test_skipping_resumes_from_a_file(max_norm, tmp_path):
+    """The model is saved between two skipped steps."""
     arguments = SKIP | {"max_norm": max_norm, "max_skips": 2}
     whole, model = (
         by_hand.make_model(ClippedAdam(0.1, **arguments), run_eagerly=True)
@@ -416,7 +420,7 @@ def test_skipping_goes_on_from_a_file(max_norm, tmp_path):
 
 
 @pytest.mark.parametrize("schedule", [FALLING, Halves(1.0)], ids=["Keras's", "own"])
-def test_a_config_keeps_skipping_and_its_schedule(schedule):
+def test_a_config_keeps_the_skip_arguments_and_the_schedule(schedule):
     optimizer = ClippedAdam(**SKIP | {"max_norm": schedule}, max_skips=3)
     config = json.loads(json.dumps(keras.optimizers.serialize(optimizer)))
     loaded = keras.optimizers.deserialize(config)
@@ -444,22 +448,24 @@ def test_wrong_arguments_of_skipping_are_named(wrong):
         ClippedSGD(**SKIP | wrong)
 
 
-def test_without_the_option_nothing_is_counted():
+def test_skip_is_fixed_and_needs_the_global_scope():
     with pytest.raises(ValueError, match=r"needs `scope=.global.`\. Received: scope"):
         ClippedSGD(skip=True)
     optimizer = ClippedSGD(scope="global")
     with pytest.raises(AttributeError, match=r"ClippedSGD skips no.*`skip=True`"):
         _ = optimizer.skipped_steps
     for name, value in (("skip", True), ("max_skips", 3)):
-        with pytest.raises(AttributeError, match=f"`{name}` of .* is fixed when"):
+        with pytest.raises(AttributeError, match=f"`{name}` of .* cannot change"):
             setattr(optimizer, name, value)
 
 
 def test_a_schedule_is_fixed_once_the_optimizer_is_built():
     for first, value in ((2.0, FALLING), (FALLING, 2.0), (FALLING, Halves(1.0))):
         optimizer = ClippedSGD(max_norm=value)
-        optimizer.max_norm = first  # Before that it may change.
+        optimizer.max_norm = first  # Still allowed.
         optimizer.build([keras.Variable(np.zeros(2))])
-        with pytest.raises(ValueError, match=r"`max_norm` .*fixed once.*Make a new"):
+        with pytest.raises(
+            ValueError, match=r"`max_norm` .*cannot change after.*Make a new"
+        ):
             optimizer.max_norm = value
         assert optimizer.max_norm is first

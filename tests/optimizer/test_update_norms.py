@@ -1,4 +1,4 @@
-"""`track_norms="all"`, against float64 norms of the weights before and after steps."""
+"""Tests `track_norms="all"` against float64 norms of weights before and after steps."""
 
 import itertools
 import re
@@ -22,7 +22,7 @@ KINDS = {
     "update_norm/": "updates",
     "update_ratio/": "ratios",
 }
-# PyTorch compiles for seconds, and so in one test only.
+# PyTorch takes seconds to compile, so only one test compiles there.
 WAYS = ["eager"] if BACKEND == "torch" else ["eager", "compiled"]
 
 
@@ -31,32 +31,34 @@ def make(cls, rate=0.1, track_norms="all", **arguments):
 
 
 def measured(before, after, blocks):
-    """The three values of each block and of all weights: `{kind: {block: value}}`."""
-    found = {kind: {} for kind in KINDS.values()}
+    """Returns `{kind: {block: value}}`, with the three kinds in `KINDS`."""
+    result = {kind: {} for kind in KINDS.values()}
     for name, paths in {**blocks, "total": list(before)}.items():
         old, new = (
             np.concatenate([np.ravel(w[p]) for p in paths]).astype("float64")
             for w in (before, after)
         )
-        size, change = np.linalg.norm(old), np.linalg.norm(new - old)
-        values = size, change, change / size if size else 0.0
-        for kind, value in zip(found, values, strict=True):
-            found[kind][name] = value
-    return found
+        norm, change = np.linalg.norm(old), np.linalg.norm(new - old)
+        values = norm, change, change / norm if norm else 0.0
+        for kind, value in zip(result, values, strict=True):
+            result[kind][name] = value
+    return result
 
 
 def assert_statistics(optimizer, steps, rtol=1e-5):
-    """Compares all statistics with those of a list of results of `measured`."""
+    """Compares all statistics with results of `measured`, one for each step."""
     kept = optimizer.norm_tracker.statistics
     assert list(kept) == ["gradients", *KINDS.values()]
     for kind in KINDS.values():
         table = np.array([list(step[kind].values()) for step in steps])
-        wanted = {"last": table[-1], "mean": table.mean(0), "max": table.max(0)}
-        for statistic, values in wanted.items():
-            found = getattr(kept[kind], statistic)
-            assert list(found) == list(steps[0][kind])
+        expected = {"last": table[-1], "mean": table.mean(0), "max": table.max(0)}
+        for statistic, values in expected.items():
+            actual = getattr(kept[kind], statistic)
+            assert list(actual) == list(steps[0][kind])
             message = f"{kind} {statistic}"
-            np.testing.assert_allclose([*found.values()], values, rtol, err_msg=message)
+            np.testing.assert_allclose(
+                [*actual.values()], values, rtol, err_msg=message
+            )
         assert kept[kind].count == len(steps)
     assert optimizer.update_ratios == kept["ratios"].last
 
@@ -70,7 +72,7 @@ def start(dtype="float32", scale=1.0):
 
 
 def stepper(optimizer, variables, way="eager"):
-    """Returns a function that makes a step, and returns the weights around it."""
+    """Returns a function that makes a step and returns the weights before and after."""
     optimizer.build(variables)
 
     def apply(*gradients):
@@ -141,7 +143,7 @@ COMPILED = [3, 7, 8] if len(WAYS) > 1 else []
     ("case", "way"),
     [(i, "eager") for i in range(len(CASES))] + [(i, "compiled") for i in COMPILED],
 )
-def test_norms_of_each_step_are_those_of_the_weights_before_and_after(case, way):
+def test_tracked_norms_equal_those_of_weights_before_and_after_each_step(case, way):
     cls, arguments = CASES[case]
     blocks = GROUPS[arguments.get("scope", "variable")]
     blocks = EXCLUDED.get(arguments.get("exclude"), blocks)
@@ -154,7 +156,7 @@ def test_norms_of_each_step_are_those_of_the_weights_before_and_after(case, way)
         before, after = step(gradients)
         steps.append(measured(before, after, blocks))
         assert_statistics(optimizer, steps)
-        for path, value in twin(gradients)[1].items():  # Measuring changes no bit.
+        for path, value in twin(gradients)[1].items():  # Tracking changes no bit.
             np.testing.assert_array_equal(value, after[path])
     optimizer.norm_tracker.reset()
     after_reset = measured(*step(make_gradients(seed=3).values()), blocks)
@@ -162,7 +164,7 @@ def test_norms_of_each_step_are_those_of_the_weights_before_and_after(case, way)
 
 
 SKIP = {"scope": "global", "max_norm": 1.0, "skip": True, "weight_decay": 0.5}
-NOT_MADE = {  # The sizes of gradients, the steps that are made, the count of others.
+SKIPPING = {  # Gradient scales, steps that change weights, the tracker's count.
     "accumulated": ("Adam", {"gradient_accumulation_steps": 2}, [1] * 5, [1, 3], 2),
     "skipped": ("SGD", SKIP, [1e30, 1e-7, 1e3, 1e-6, np.nan], [1, 3], 5),
     "loss scale": ("Adam", {"weight_decay": 0.5}, [1, np.inf, 1, np.nan], [0, 2], 2),
@@ -170,21 +172,21 @@ NOT_MADE = {  # The sizes of gradients, the steps that are made, the count of ot
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("why", NOT_MADE)
-def test_steps_that_are_not_made_are_not_measured(why, way):
-    cls, arguments, scales, made, count = NOT_MADE[why]
+@pytest.mark.parametrize("why", SKIPPING)
+def test_only_steps_that_change_weights_are_measured(why, way):
+    cls, arguments, scales, changed, count = SKIPPING[why]
     optimizer, variables = outer, _ = make(f"Clipped{cls}", **arguments), start()
     if why == "loss scale":
         if BACKEND == "jax" and way == "eager":
-            pytest.skip("Keras has this optimizer stateless only")
+            pytest.skip("on JAX, Keras has only a stateless form of this optimizer")
         outer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=4.0)
     step, steps = stepper(outer, variables, way), []
     for i, scale in enumerate(scales):
         before, after = step(make_gradients(scale, i).values())
-        if i in made:
+        if i in changed:
             blocks = GROUPS[arguments.get("scope", "variable")]
             steps.append(measured(before, after, blocks))
-        assert (i in made) == any((before[p] != after[p]).any() for p in SHAPES)
+        assert (i in changed) == any((before[p] != after[p]).any() for p in SHAPES)
         if steps:
             assert_statistics(optimizer, steps)
     assert optimizer.norm_tracker.count == count
@@ -192,7 +194,7 @@ def test_steps_that_are_not_made_are_not_measured(why, way):
 
 @pytest.mark.skipif(
     BACKEND != "torch" or keras.version() == "3.12.0",
-    reason="PyTorch's compiler, with a Keras that it can compile whole",
+    reason="PyTorch's compiler compiles newer versions of Keras as one graph",
 )
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -207,11 +209,11 @@ def test_pytorch_compiles_a_measured_step_as_one_graph():
     step = torch.compile(
         lambda g: optimizer.apply([g], [variable]), backend=counter, fullgraph=True
     )
-    for size in (0.1, 8.0, 0.5):
+    for value in (0.1, 8.0, 0.5):
         before = as_numpy(variable)
         with torch.no_grad():
-            step(torch.full((2,), size))
-        if size < 1:
+            step(torch.full((2,), value))
+        if value < 1:
             pair = {"a": before}, {"a": as_numpy(variable)}
             steps.append(measured(*pair, {"global": ["a"]}))
         assert_statistics(optimizer, steps)
@@ -219,7 +221,7 @@ def test_pytorch_compiles_a_measured_step_as_one_graph():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_norms_of_updates_count_what_rounding_leaves(dtype, float64):
+def test_update_norms_are_those_of_rounded_weights(dtype, float64):
     optimizer, variables = make("NormalizedSGD", 1.0, norm=None), start(dtype)
     variables[0].assign(np.ones((3, 4)))
     gradients = make_gradients(1e-3)
@@ -228,16 +230,16 @@ def test_norms_of_updates_count_what_rounding_leaves(dtype, float64):
     before, after = stepper(optimizer, variables)(gradients.values())
     moves = before["a/kernel"] != after["a/kernel"]
     assert moves.sum() == (12 if dtype == "float64" else 4)
-    # The difference of two numbers may need more digits than each of them has.
+    # The difference of two numbers may need more digits than either number has.
     rtol = {"float16": 1e-3, "bfloat16": 8e-3, "float64": 1e-6}[dtype]
-    wanted = measured(before, after, VARIABLES)
-    assert_statistics(optimizer, [wanted], rtol)
-    exact = pytest.approx(wanted["ratios"]["a/kernel"], rel=1e-6)
+    expected = measured(before, after, VARIABLES)
+    assert_statistics(optimizer, [expected], rtol)
+    exact = pytest.approx(expected["ratios"]["a/kernel"], rel=1e-6)
     assert optimizer.update_ratios["a/kernel"] == exact
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e25])
-def test_weights_of_zero_and_squares_that_leave_the_range_of_float32(scale):
+def test_norms_of_zero_tiny_and_huge_weights_are_exact(scale):
     optimizer = make("NormalizedSGD", scale or 1.0, norm=None)
     step = stepper(optimizer, start(scale=scale))
     assert_statistics(
@@ -247,7 +249,7 @@ def test_weights_of_zero_and_squares_that_leave_the_range_of_float32(scale):
 
 
 @pytest.mark.parametrize("scope", ["variable", "layer"])
-def test_a_variable_without_a_gradient_counts_as_it_moves(scope):
+def test_the_movement_of_a_variable_without_a_gradient_counts(scope):
     optimizer, gradients = make("NormalizedAdam", scope=scope), make_gradients()
     gradients["a/kernel"] = None
     with pytest.warns(UserWarning, match="Gradients do not exist"):
@@ -273,7 +275,7 @@ def test_norms_of_updates_on_two_devices_are_measured():
 
 
 class Recorder(keras.callbacks.Callback):
-    """Notes the weights around each batch, and what the logs of the batch hold."""
+    """Records the weights before and after each batch, and the logs of each batch."""
 
     def on_train_begin(self, logs=None):
         self.weights, self.logs = [self.model.get_weights()], []
@@ -290,12 +292,12 @@ class Recorder(keras.callbacks.Callback):
 
 
 def assert_logged(logs, steps):
-    """Compares logs with the means over some steps, by the order of the weights."""
+    """Compares logs with means over steps. Both have the order of the weights."""
     for prefix, kind in KINDS.items():
-        found = {k: v for k, v in logs.items() if k.startswith(prefix)}
-        assert [*found][-1] == f"{prefix}total"
+        actual = {k: v for k, v in logs.items() if k.startswith(prefix)}
+        assert [*actual][-1] == f"{prefix}total"
         means = np.mean([list(step[kind].values()) for step in steps], axis=0)
-        np.testing.assert_allclose([*found.values()], means, 2e-4, err_msg=prefix)
+        np.testing.assert_allclose([*actual.values()], means, 2e-4, err_msg=prefix)
 
 
 def epochs_of(history):
@@ -355,17 +357,17 @@ def test_updates_of_embeddings_in_mixed_precision_are_measured(dtype):
     assert 0 < len(steps) <= 12
     assert (len(steps) < 12) == is_mixed
     for prefix, kind in KINDS.items():
-        wanted = np.mean([step[kind]["total"] for step in steps])
-        assert history[f"{prefix}total"] == pytest.approx([wanted], rel=1e-4)
+        expected = np.mean([step[kind]["total"] for step in steps])
+        assert history[f"{prefix}total"] == pytest.approx([expected], rel=1e-4)
 
 
 def test_nan_reaches_the_logs():
     y = np.full_like(by_hand.Y, np.nan)
     model = by_hand.make_model(make("NormalizedSGD", norm=None), **EAGER)
     history = model.fit(by_hand.X, y, 4, verbose=0, callbacks=[GradientNorms()]).history
-    found = [v for key, v in history.items() if key.startswith(tuple(KINDS))]
-    assert len(found) == 9
-    assert np.isnan(found).all()
+    actual = [v for key, v in history.items() if key.startswith(tuple(KINDS))]
+    assert len(actual) == 9
+    assert np.isnan(actual).all()
 
 
 # Arguments and files.
@@ -374,18 +376,18 @@ def test_nan_reaches_the_logs():
 @pytest.mark.parametrize("value", ["some", "All", "", None, 1, ["all"]])
 def test_wrong_values_of_track_norms_are_refused(value):
     for cls in ("NormalizedSGD", "ClippedAdam"):
-        # The message should name what may be passed.
+        # The message names the valid values.
         with pytest.raises(ValueError, match=r"track_norms.*['\"]all['\"].*Received:"):
             make(cls, track_norms=value)
 
 
 @pytest.mark.parametrize("track_norms", [True, False])
-def test_no_ratios_without_all(track_norms):
+def test_update_ratios_need_track_norms_all(track_norms):
     with pytest.raises(AttributeError, match='track_norms="all"'):
         _ = make("NormalizedSGD", track_norms=track_norms).update_ratios
 
 
-def test_norms_of_updates_go_on_from_a_file(tmp_path):
+def test_update_norms_resume_from_a_file(tmp_path):
     model = by_hand.make_model(make("NormalizedAdam", weight_decay=0.1), **EAGER)
     by_hand.fit(model, epochs=1)
     model.save(tmp_path / "model.keras")
@@ -409,7 +411,7 @@ def trained(track_norms, **how):
     return model, by_hand.fit(model, callbacks=[GradientNorms()] * bool(track_norms))
 
 
-def test_measuring_changes_no_bit():
+def test_tracking_norms_does_not_change_training():
     (model, _), (plain, _) = (trained(value) for value in ("all", False))
     for one, other in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -424,26 +426,27 @@ def stored(optimizer):
 def test_track_norms_true_logs_and_saves_gradient_norms_only():
     model, history = trained(True, **EAGER)
     *names, total = model.optimizer.gradient_norms
-    wanted = [f"grad_norm{m}/{n}" for m in ("", "_max") for n in (*names, total)]
-    wanted += [f"clipped/{n}" for n in names]
-    assert set(history.history) == {"loss", *wanted}
+    expected = [f"grad_norm{m}/{n}" for m in ("", "_max") for n in (*names, total)]
+    expected += [f"clipped/{n}" for n in names]
+    assert set(history.history) == {"loss", *expected}
     own = {f"gradient_norm_{s}" for s in ("last", "mean", "max", "count")}
-    of_true = stored(model.optimizer)
-    assert {k for k in of_true if not k.isdecimal()} == own | {"clipped_share"}
-    # Whatever the value, files hold the same, but for what the others do not keep.
+    saved = stored(model.optimizer)
+    assert {k for k in saved if not k.isdecimal()} == own | {"clipped_share"}
+    # Every value of `track_norms` loads this file. Variables that are not in the file
+    # keep their values.
     for value in ("all", True, False):
         other = make("ClippedAdam", track_norms=value, weight_decay=0.1)
         other.build(model.trainable_variables)
         new = stored(other)
-        other.load_own_variables(of_true)
-        for key, found in stored(other).items():
-            np.testing.assert_array_equal(found, of_true.get(key, new[key]))
+        other.load_own_variables(saved)
+        for key, actual in stored(other).items():
+            np.testing.assert_array_equal(actual, saved.get(key, new[key]))
     config = model.optimizer.get_config()
     assert config["track_norms"] is True
     assert type(model.optimizer).from_config(config).get_config() == config
 
 
-# What shows them.
+# Display.
 
 
 @pytest.mark.parametrize("everything", [False, True])
@@ -460,14 +463,14 @@ LABELS = {"weight": "weight norm", "update": "update norm"}
 LABELS["ratio"] = "ratio of update to weights"
 
 
-def test_norms_of_updates_and_weights_are_drawn():
+def test_norms_of_updates_and_weights_are_plotted():
     model, history = trained("all", **EAGER)
     names = [model.trainable_variables[0].path, "total"]
     for (statistic, label), prefix in zip(LABELS.items(), KINDS, strict=True):
         ax = keras_normopt.plot_gradient_norms(history, statistic=statistic)
-        found = [a.get_images()[0].get_array() for a in (ax, ax.child_axes[-1])]
-        wanted = [[history.history[prefix + name]] for name in names]
-        np.testing.assert_allclose(found, wanted)
+        actual = [a.get_images()[0].get_array() for a in (ax, ax.child_axes[-1])]
+        expected = [[history.history[prefix + name]] for name in names]
+        np.testing.assert_allclose(actual, expected)
         assert ax.child_axes[0].get_ylabel() == f"mean {label}"
         logs = {"grad_norm/a": [1.0], "grad_norm/total": [1.0]}
         with pytest.raises(ValueError, match="Train with `track_norms='all'`"):
@@ -475,7 +478,7 @@ def test_norms_of_updates_and_weights_are_drawn():
     pyplot.close("all")
 
 
-def test_an_epoch_without_steps_has_a_place_in_the_logs():
+def test_an_epoch_without_steps_logs_nan():
     optimizer = keras_normopt.ClippedSGD(
         0.1, scope="global", max_norm=1e3, skip=True, track_norms="all"
     )

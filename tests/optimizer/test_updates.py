@@ -1,4 +1,4 @@
-"""The update in place of the gradient, against bases whose updates NumPy rescales."""
+"""Tests `apply_to="update"` against base optimizers whose updates NumPy rescales."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def make_weights(seed=1):
 
 
 def steps(number=3):
-    # Of another magnitude each, which moments remember.
+    # Moments remember the magnitudes of steps, so each step has another magnitude.
     return [make_gradients(10.0 ** (-2 * i), seed=i) for i in range(number)]
 
 
@@ -45,9 +45,9 @@ def train(optimizer, weights, gradients):
 
 
 def train_by_hand(base, weights, gradients, rescale):
-    """Each step of a plain optimizer, from the same weights, rescaled by NumPy.
+    """Trains with a plain optimizer and rescales each of its updates in NumPy.
 
-    In float64, where the difference of weights still has digits enough.
+    Weights are float64, so that their differences are exact enough.
     """
     variables = variables_of(weights)
     for g in gradients:
@@ -67,12 +67,12 @@ def assert_same(actual, expected, rtol=1e-6, atol=1e-8):
 
 
 def units(path, array):
-    """One array for each norm of a variable under `scope="unit"`."""
+    """Returns the blocks of a variable under `scope="unit"`."""
     return np.moveaxis(array, -1, 0) if len(SHAPES[path]) > 1 else [array]
 
 
 def by_block(scope, norm, update, change):
-    """Multiplies each block by what a function makes of its norm and its weights."""
+    """Multiplies each block by `change(norm, paths)`, with the norm of the block."""
     groups = {
         "variable": [[path] for path in SHAPES],
         "layer": LAYERS,
@@ -81,8 +81,8 @@ def by_block(scope, norm, update, change):
     if scope != "unit":
         result = {}
         for block in groups[scope]:
-            long = np.concatenate([update[path].ravel() for path in block])
-            factor = change(float(oracle.norm(norm, long)), block)
+            flat = np.concatenate([update[path].ravel() for path in block])
+            factor = change(float(oracle.norm(norm, flat)), block)
             result |= {path: update[path] * factor for path in block}
         return result
     result = {}
@@ -114,13 +114,13 @@ def test_updates_of_every_base_are_divided_by_their_norm(cls):
         gradients,
         lambda u, _: by_block("variable", "l2", u, lambda norm, _: 1 / norm),
     )
-    # Adafactor takes float32 inside, and Muon multiplies rounding.
+    # Adafactor computes in float32, and Muon amplifies rounding errors.
     rough = cls.__name__ in ("NormalizedMuon", "NormalizedAdafactor")
     tolerance = {"rtol": 1e-3, "atol": 1e-5} if rough else {}
     actual = train(ours, weights, gradients)
     assert_same(actual, expected, **tolerance)
     plain = train(base_of(cls)(RATE, **arguments), weights, gradients)
-    with pytest.raises(AssertionError):  # Or this comparison could not fail.
+    with pytest.raises(AssertionError):  # So the comparison can fail.
         assert_same(actual, plain, **tolerance)
 
 
@@ -128,7 +128,7 @@ def test_updates_of_every_base_are_divided_by_their_norm(cls):
 @pytest.mark.parametrize("scope", ["variable", "unit", "layer", "global"])
 @pytest.mark.parametrize("norm", ["l2", "std", "avg_l1", "max"])
 def test_updates_are_normalized_by_every_norm_and_scope(norm, scope):
-    # Not Adam, whose first updates are ±1: their deviation may be 0, or rounding.
+    # This uses SGD. The first updates of Adam are ±1, so their std may be 0.
     ours = keras_normopt.NormalizedSGD(
         RATE, momentum=0.9, norm=norm, scope=scope, apply_to="update"
     )
@@ -144,16 +144,16 @@ def test_updates_are_normalized_by_every_norm_and_scope(norm, scope):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("scope", ["variable", "layer"])
-def test_updates_are_clipped_only_if_they_are_longer(scope):
-    # Of Adam's first update each entry is about 1: some of these clip, some do not.
+def test_updates_are_clipped_only_above_the_threshold(scope):
+    # Entries of Adam's first update are about 1, so only some blocks are clipped.
     ours = keras_normopt.ClippedAdam(
         RATE, norm="avg_l2", max_norm=0.8, scope=scope, apply_to="update"
     )
     weights, gradients = make_weights(), steps()
-    acted = []
+    clipped = []
 
     def change(norm, _):
-        acted.append(norm > 0.8)
+        clipped.append(norm > 0.8)
         return min(1, 0.8 / norm)
 
     expected = train_by_hand(
@@ -163,8 +163,8 @@ def test_updates_are_clipped_only_if_they_are_longer(scope):
         lambda u, _: by_block(scope, "avg_l2", u, change),
     )
     assert_same(train(ours, weights, gradients), expected)
-    assert any(acted)
-    assert not all(acted)
+    assert any(clipped)
+    assert not all(clipped)
 
 
 @pytest.mark.usefixtures("float64")
@@ -185,11 +185,11 @@ def test_a_trust_ratio_multiplies_updates_by_the_norm_of_the_weights(scope, norm
 
         def change(size, block):
             if scope == "unit":
-                of_weights = next(sizes)
+                weight_norm = next(sizes)
             else:
-                long = np.concatenate([before[path].ravel() for path in block])
-                of_weights = np.linalg.norm(long)
-            factor = 0.5 * of_weights or 1.0
+                flat = np.concatenate([before[path].ravel() for path in block])
+                weight_norm = np.linalg.norm(flat)
+            factor = 0.5 * weight_norm or 1.0
             return factor / size if norm else factor
 
         return by_block(scope, "l2", update, change)
@@ -200,8 +200,8 @@ def test_a_trust_ratio_multiplies_updates_by_the_norm_of_the_weights(scope, norm
     assert_same(train(ours, weights, gradients), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_base_that_sizes_its_steps_may_have_a_trust_ratio():
-    # Which a factor on its learning rate would not be.
+def test_a_base_that_scales_its_steps_may_have_a_trust_ratio():
+    # On gradients, a ratio would scale the learning rate, which these bases refuse.
     for name in ("NormalizedLamb", "NormalizedAdafactor"):
         cls = getattr(keras_normopt, name)
         optimizer = cls(RATE, apply_to="update", step_size="weight_norm")
@@ -212,7 +212,7 @@ def test_a_base_that_sizes_its_steps_may_have_a_trust_ratio():
 
 
 @pytest.mark.usefixtures("float64")
-def test_gradient_correlation_is_that_of_gradients():
+def test_gradient_correlation_works_with_updates():
     from keras_normopt.step_sizes import GradientCorrelation
 
     weights, gradients = make_weights(), [make_gradients(seed=0)] * 3
@@ -220,14 +220,14 @@ def test_gradient_correlation_is_that_of_gradients():
     ours = keras_normopt.NormalizedSGD(
         RATE, apply_to="update", step_size=GradientCorrelation(0.5)
     )
-    # Without momentum the two are one.
+    # Without momentum, normalized updates and gradients are the same.
     expected = train(plain, weights, gradients)
     assert_same(train(ours, weights, gradients), expected)
 
 
 @pytest.mark.usefixtures("float64")
-def test_functions_are_called_on_updates_over_the_rate():
-    def shifted(gradient):  # Which is not homogeneous.
+def test_norm_functions_get_updates_divided_by_the_rate():
+    def shifted(gradient):  # Not homogeneous.
         return 1.0 + ops.sum(ops.abs(gradient))
 
     weights, gradients = make_weights(), steps()
@@ -244,7 +244,7 @@ def test_functions_are_called_on_updates_over_the_rate():
 
 
 @pytest.mark.usefixtures("float64")
-def test_functions_that_return_the_update_replace_it(custom_norms):
+def test_norm_functions_may_return_the_new_update(custom_norms):
     register = keras_normopt.NormalizedOptimizer.set_normalization_function
     register("signed_root", lambda g: ops.sign(g) * ops.sqrt(ops.abs(g)))
     weights, gradients = make_weights(), steps()
@@ -262,7 +262,7 @@ def test_functions_that_return_the_update_replace_it(custom_norms):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("cls", CLASSES)
-def test_updates_without_a_norm_are_those_of_the_base(cls):
+def test_without_a_norm_updates_equal_those_of_the_base(cls):
     weights, gradients = make_weights(), steps()
     ours = train(cls(RATE, norm=None, apply_to="update"), weights, gradients)
     expected = train(base_of(cls)(RATE), weights, gradients)
@@ -270,7 +270,7 @@ def test_updates_without_a_norm_are_those_of_the_base(cls):
 
 
 @pytest.mark.usefixtures("float64")
-def test_updates_leave_out_excluded_variables_and_weight_decay():
+def test_excluded_variables_and_weight_decay_are_not_normalized():
     weights, gradients = make_weights(), steps()
     ours = keras_normopt.NormalizedAdamW(
         RATE, weight_decay=0.1, exclude="bias", apply_to="update"
@@ -280,7 +280,7 @@ def test_updates_leave_out_excluded_variables_and_weight_decay():
     for path in SHAPES:
         if "bias" in path:
             np.testing.assert_allclose(moved[path], base[path], rtol=1e-9)
-    # Decay comes before the update, and is not normalized with it.
+    # Weight decay comes before the update and is not normalized.
     decayed = {p: w * (1 - 0.1 * RATE) for p, w in make_weights().items()}
     weights = make_weights()
     moved = train(
@@ -293,8 +293,8 @@ def test_updates_leave_out_excluded_variables_and_weight_decay():
         assert size == pytest.approx(RATE, rel=1e-5)  # The rate is a float32.
 
 
-def test_updates_have_all_digits():
-    # Beside weights of 1000 a step of 1e-6 is nothing, in float32.
+def test_small_updates_of_large_weights_are_exact():
+    # In float32, 1000 + 1e-6 is 1000.
     optimizer = keras_normopt.NormalizedSGD(1e-6, momentum=0.9, apply_to="update")
     variable = keras.Variable(np.full((3, 4), 1000.0))
     seen = []
@@ -323,13 +323,13 @@ def test_updates_in_low_precision_have_the_length_of_the_rate(base, dtype):
     gradient = np.random.default_rng(0).normal(size=(3, 4))
     optimizer.apply([ops.convert_to_tensor(gradient, dtype)], [variable])
     moved = ops.convert_to_numpy(ops.cast(variable, "float32"))
-    digits = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}[dtype]
-    assert np.linalg.norm(moved) == pytest.approx(0.125, rel=digits)
+    tolerance = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}[dtype]
+    assert np.linalg.norm(moved) == pytest.approx(0.125, rel=tolerance)
     assert keras.backend.standardize_dtype(variable.dtype) == dtype
 
 
 @pytest.mark.parametrize("base", ["SGD", "Adam"])
-def test_a_rate_of_zero_makes_a_step_of_zero(base):
+def test_a_rate_of_zero_changes_no_weight(base):
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.0, 0.5])
     cls = getattr(keras_normopt, f"Normalized{base}")
     optimizer = cls(schedule, apply_to="update")
@@ -350,7 +350,7 @@ def test_an_update_of_zero_stays_zero():
 
 
 def momentum_by_hand(epochs, average=1):
-    """SGD with momentum, its update divided by its norm, in NumPy."""
+    """Trains with SGD with momentum and normalized updates, in NumPy."""
     velocity = [0.0, 0.0]
 
     def step(i, gradient):
@@ -362,7 +362,7 @@ def momentum_by_hand(epochs, average=1):
 
 @pytest.mark.parametrize("accumulated", [None, 3])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_fit_normalizes_updates_and_goes_on_from_a_file(wrapped, accumulated, tmp_path):
+def test_fit_normalizes_updates_and_resumes_from_a_file(wrapped, accumulated, tmp_path):
     optimizer = keras_normopt.NormalizedSGD(
         0.1,
         momentum=0.9,
@@ -375,7 +375,7 @@ def test_fit_normalizes_updates_and_goes_on_from_a_file(wrapped, accumulated, tm
     by_hand.fit(model)
     expected = momentum_by_hand(by_hand.EPOCHS, average=accumulated or 1)
     by_hand.assert_same(model.get_weights(), expected)
-    # Saved and loaded, training goes on as if it had not been.
+    # Saving and loading does not change the training that follows.
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     by_hand.fit(loaded)
@@ -419,14 +419,14 @@ def test_updates_of_sparse_gradients_equal_those_of_dense_ones(base):
 
 @pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's classes")
 @pytest.mark.parametrize("cls", CLASSES)
-def test_all_at_once_is_one_by_one(cls, monkeypatch):
+def test_updates_with_foreach_equal_updates_one_by_one(cls, monkeypatch):
     gradients, results = steps(), []
-    for at_once in (True, False):
+    for with_foreach in (True, False):
         optimizer = cls(RATE, apply_to="update")
         names = {c.__name__: c for c in cls.__mro__}
         if "TorchParallelOptimizer" not in names:
-            pytest.skip("goes one by one anyhow")
-        if not at_once:
+            pytest.skip("has no foreach update")
+        if not with_foreach:
             foreach = names["TorchParallelOptimizer"]
             monkeypatch.delattr(foreach, "_backend_update_step")
             monkeypatch.setattr(
@@ -436,22 +436,24 @@ def test_all_at_once_is_one_by_one(cls, monkeypatch):
     assert_same(*results, rtol=1e-6, atol=1e-7)
 
 
-# What cannot be caught is refused.
+# Bases that are refused.
 
 
 @pytest.mark.parametrize("kind", ["Normalized", "Clipped"])
 @pytest.mark.parametrize("base", ["Ftrl", "ScheduleFreeAdamW"])
-def test_bases_that_keep_a_relation_of_their_slots_are_refused(base, kind):
+def test_bases_that_compute_weights_from_slots_are_refused(base, kind):
     if not hasattr(keras.optimizers, base):
         pytest.skip("not in this Keras")
     factory = getattr(keras_normopt, kind.lower())
     cls = factory(getattr(keras.optimizers, base))
-    with pytest.raises(ValueError, match=f"{base} keeps a relation.*apply_to"):
+    with pytest.raises(
+        ValueError, match=f"{base} computes weights from slots.*apply_to"
+    ):
         cls(apply_to="update")
     cls()
 
 
-def test_bases_that_update_all_together_are_refused():
+def test_bases_that_update_all_variables_at_once_are_refused():
     class Together(keras.optimizers.SGD):
         def _backend_update_step(self, grads, trainable_variables, learning_rate):
             pass
@@ -460,23 +462,23 @@ def test_bases_that_update_all_together_are_refused():
         normalized(Together)(apply_to="update")
 
 
-class Anew(keras.optimizers.Optimizer):
+class AssignsNewValue(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         self.assign(variable, variable - gradient)
 
 
-class Twice(keras.optimizers.Optimizer):
+class UpdatesTwice(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         self.assign_sub(variable, gradient)
         self.assign_sub(variable, gradient)
 
 
-class Around(keras.optimizers.Optimizer):
+class AssignsDirectly(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         variable.assign(variable - gradient)
 
 
-class Once(keras.optimizers.Optimizer):
+class UpdatesOnce(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         self.assign_sub(variable, ops.cast(learning_rate, "float32") * gradient)
 
@@ -484,21 +486,21 @@ class Once(keras.optimizers.Optimizer):
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        (Anew, "assigns a weight anew"),
-        (Twice, "updates a weight twice"),
-        (Around, "in another way than by `assign_add` or `assign_sub`"),
+        (AssignsNewValue, "calls `assign` for a weight"),
+        (UpdatesTwice, "updates a weight twice"),
+        (AssignsDirectly, "by `self.assign_add` or `self.assign_sub`"),
     ],
 )
-def test_bases_that_update_in_other_ways_are_refused(base, message):
+def test_bases_that_change_weights_in_other_ways_are_refused(base, message):
     optimizer = normalized(base)(0.1, apply_to="update")
     variable = keras.Variable(np.ones(2), dtype="float32")
     with pytest.raises(RuntimeError, match=message):
         optimizer.apply([ops.ones(2)], [variable])
 
 
-@pytest.mark.parametrize("base", ["Lamb", "Adafactor"])  # Without foreach on PyTorch.
+@pytest.mark.parametrize("base", ["Lamb", "Adafactor"])  # No foreach on PyTorch.
 def test_a_keras_whose_updates_cannot_be_captured_is_refused(base, monkeypatch):
-    # Whatever takes the place of the methods that are private to Keras.
+    # The patch stands for a Keras with other private methods.
     optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1, apply_to="update")
     owner, place = update_capture.UpdateCapture, "_distributed_tf_update_step"
     if BACKEND != "tensorflow":
@@ -510,8 +512,8 @@ def test_a_keras_whose_updates_cannot_be_captured_is_refused(base, monkeypatch):
             optimizer.apply([ops.ones((2, 2))], [variable])
 
 
-def test_updates_of_a_base_of_one_s_own_are_normalized():
-    optimizer = normalized(Once)(0.5, apply_to="update")
+def test_updates_of_a_users_own_base_are_normalized():
+    optimizer = normalized(UpdatesOnce)(0.5, apply_to="update")
     variable = keras.Variable(np.zeros(2))
     optimizer.apply([ops.convert_to_tensor([3.0, 4.0])], [variable])
     moved = ops.convert_to_numpy(variable)

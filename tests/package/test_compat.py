@@ -1,4 +1,4 @@
-"""The 2018 interface, and what its own test cases asked for."""
+"""Tests the interface of 2018, with the cases of its own tests."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ def step(optimizer, gradient=GRADIENT):
     return -ops.convert_to_numpy(variable)
 
 
-def test_the_example_of_the_2018_readme(custom_norms):
+def test_the_example_of_the_2018_readme_makes_normalized_steps(custom_norms):
     sgd = NormalizedOptimizer(
         SGD(0.01, momentum=0.9, nesterov=True), normalization="l2"
     )
@@ -67,7 +67,7 @@ def test_default_norm_is_l2():
     assert NormalizedOptimizer("sgd").norm == "l2"
 
 
-def test_hyperparameters_are_the_same():
+def test_hyperparameters_of_the_original_are_kept():
     original = Adam(
         0.125,
         beta_1=0.8,
@@ -91,14 +91,14 @@ def constant_rate():
 
 
 @pytest.mark.parametrize("rate", [constant_rate, lambda: 0.25], ids=["def", "lambda"])
-def test_a_function_as_learning_rate_is_handed_on(rate):
+def test_a_function_as_learning_rate_is_kept(rate):
     optimizer = NormalizedOptimizer(SGD(rate))
     np.testing.assert_allclose(
         step(optimizer), 0.25 * GRADIENT / np.linalg.norm(GRADIENT), rtol=1e-6
     )
 
 
-def test_a_schedule_that_is_not_registered_is_handed_on():
+def test_a_schedule_that_is_not_registered_is_kept():
     class Mine(keras.optimizers.schedules.LearningRateSchedule):
         def __call__(self, step):
             return 0.25
@@ -110,7 +110,7 @@ def test_a_schedule_that_is_not_registered_is_handed_on():
 
 
 @pytest.mark.parametrize("base", [SGD, Adam, keras.optimizers.Nadam])
-def test_state_in_use_is_carried_over(base):
+def test_the_state_of_a_trained_optimizer_is_kept(base):
     variable = keras.Variable(np.zeros_like(GRADIENT))
     original = base(0.1, use_ema=True, ema_overwrite_frequency=None)
     for _ in range(3):
@@ -123,7 +123,7 @@ def test_state_in_use_is_carried_over(base):
     for new, old in zip(stored(optimizer), expected, strict=True):
         np.testing.assert_array_equal(new, old)
 
-    # What comes next is what the original would do with the normalized gradient.
+    # The next step is the original's step with the normalized gradient.
     optimizer.apply([ops.convert_to_tensor(GRADIENT)])
     result = ops.convert_to_numpy(variable)
     variable.assign(value)
@@ -132,7 +132,7 @@ def test_state_in_use_is_carried_over(base):
     np.testing.assert_allclose(result, ops.convert_to_numpy(variable), rtol=1e-6)
 
 
-def test_variables_excluded_from_weight_decay_stay_so():
+def test_variables_excluded_from_weight_decay_stay_excluded():
     original = SGD(0.1, weight_decay=0.5)
     original.exclude_from_weight_decay(var_names=["bias"])
     optimizer = NormalizedOptimizer(original)
@@ -149,13 +149,16 @@ def test_variables_excluded_from_weight_decay_stay_so():
     [
         (lambda: None, "`optimizer` must be a Keras optimizer, its name or its config"),
         (lambda: "nonesuch", "nonesuch"),
-        (lambda: keras.optimizers.LossScaleOptimizer(SGD()), "LossScaleOptimizer goes"),
+        (
+            lambda: keras.optimizers.LossScaleOptimizer(SGD()),
+            "LossScaleOptimizer wraps",
+        ),
         pytest.param(
             lambda: keras.optimizers.MultiOptimizer(lambda variable: SGD()),
-            "MultiOptimizer goes around an optimizer",
+            "MultiOptimizer wraps another optimizer",
             marks=pytest.mark.skipif(
                 not hasattr(keras.optimizers, "MultiOptimizer"),
-                reason="Keras is too old for it",
+                reason="this Keras has no MultiOptimizer",
             ),
         ),
         (lambda: keras_normopt.NormalizedSGD(), "is normalized already"),
@@ -163,17 +166,17 @@ def test_variables_excluded_from_weight_decay_stay_so():
     ],
     ids=["None", "name", "loss scale", "multi", "normalized", "compat"],
 )
-def test_what_cannot_be_carried_is_refused(optimizer, message):
+def test_the_2018_interface_refuses_other_optimizers(optimizer, message):
     with pytest.raises(ValueError, match=message):
         NormalizedOptimizer(optimizer())
 
 
-def test_a_wrong_name_is_refused():
+def test_the_2018_interface_refuses_an_unknown_norm():
     with pytest.raises(ValueError, match=r"norm='l3'.*'avg_l1'"):
         NormalizedOptimizer(SGD(), normalization="l3")
 
 
-# Functions of one's own, in both historical forms and by `register_norm`.
+# Functions of the user, in both forms of 2018 and with `register_norm`.
 
 
 def total(gradient):
@@ -185,7 +188,7 @@ def divided_by_total(gradient):
 
 
 @pytest.mark.parametrize("function", [total, divided_by_total])
-def test_norms_and_functions_that_normalize_are_taken(function, custom_norms):
+def test_a_function_may_return_a_norm_or_a_normalized_gradient(function, custom_norms):
     NormalizedOptimizer.set_normalization_function("own", function)
     optimizer = NormalizedOptimizer(SGD(0.5), normalization="own")
     np.testing.assert_allclose(
@@ -198,7 +201,7 @@ def test_norms_and_functions_that_normalize_are_taken(function, custom_norms):
 
 @pytest.mark.parametrize("function", [total, divided_by_total])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_both_forms_are_handed_the_widened_gradient(function, dtype, custom_norms):
+def test_both_forms_get_the_gradient_in_float32(function, dtype, custom_norms):
     seen = []
 
     def spy(gradient):
@@ -208,7 +211,7 @@ def test_both_forms_are_handed_the_widened_gradient(function, dtype, custom_norm
     NormalizedOptimizer.set_normalization_function("spy", spy)
     seen.clear()
     variable = keras.Variable(np.zeros(500), dtype=dtype)
-    gradient = ops.cast(300 * ops.ones(500), dtype)  # Their sum overflows float16.
+    gradient = ops.cast(300 * ops.ones(500), dtype)  # The sum overflows float16.
     NormalizedOptimizer(SGD(1.0), "spy").apply([gradient], [variable])
     assert set(seen) == {"float32"}
     result = ops.convert_to_numpy(ops.cast(variable, "float32"))
@@ -216,7 +219,7 @@ def test_both_forms_are_handed_the_widened_gradient(function, dtype, custom_norm
 
 
 @pytest.mark.parametrize("cls", [NormalizedOptimizer, ClippedOptimizer])
-def test_names_are_listed_sorted(cls, custom_norms):
+def test_names_of_norms_are_listed_in_order(cls, custom_norms):
     built_in = sorted([*oracle.NORMS, "linf"])
     assert cls.get_normalization_functions() == built_in
     cls.set_normalization_function("a_first", total)
@@ -237,7 +240,7 @@ def test_names_are_listed_sorted(cls, custom_norms):
     ],
     ids=["number", "row", "vector", "failing"],
 )
-def test_functions_of_neither_form_are_refused(function, error, message, custom_norms):
+def test_functions_of_another_form_are_refused(function, error, message, custom_norms):
     with pytest.raises(error, match=message):
         NormalizedOptimizer.set_normalization_function("own", function)
     assert "own" not in NormalizedOptimizer.get_normalization_functions()
@@ -257,7 +260,7 @@ class TestRegisterNorm:
     def _clean(self, custom_norms):
         pass
 
-    def test_as_function_and_as_decorator(self):
+    def test_register_norm_is_a_function_and_a_decorator(self):
         assert keras_normopt.register_norm("first", total) is total
 
         @keras_normopt.register_norm("second")
@@ -269,7 +272,7 @@ class TestRegisterNorm:
         np.testing.assert_allclose(by_first, 2 * by_second, rtol=1e-6)
 
     @pytest.mark.parametrize("name", [*oracle.NORMS, "linf"])
-    def test_a_built_in_name_is_taken(self, name):
+    def test_a_built_in_name_is_refused(self, name):
         for overwrite in (False, True):
             with pytest.raises(
                 ValueError, match=f"built-in norm. Received: name='{name}"
@@ -301,7 +304,7 @@ class TestRegisterNorm:
         with pytest.raises(ValueError, match="overwrite=True"):
             exec(cell.format(factor=2), names)
 
-    def test_one_definition_with_other_captured_values_is_another_function(self):
+    def test_a_function_with_other_captured_values_is_another_function(self):
         def make(power):
             def norm(gradient):
                 return ops.sum(ops.abs(gradient) ** power) ** (1 / power)
@@ -328,13 +331,13 @@ class TestRegisterNorm:
             keras_normopt.register_norm(name, function)
 
 
-def test_the_original_may_train_on():
+def test_training_the_original_does_not_change_the_copied_state():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(Adam(0.1), loss="mse")
     x, y = np.ones((4, 2)), np.ones((4, 1))
     model.fit(x, y, verbose=0)
     optimizer = NormalizedOptimizer(model.optimizer)
     expected = stored(model.optimizer)
-    model.fit(x, y, verbose=0)  # On JAX this gives away the memory of its variables.
+    model.fit(x, y, verbose=0)  # JAX reuses the buffers of its variables.
     for new, old in zip(stored(optimizer), expected, strict=True):
         np.testing.assert_array_equal(new, old)

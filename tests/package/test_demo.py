@@ -1,4 +1,4 @@
-"""The command `python -m keras_normopt.demo`."""
+"""Tests the command `python -m keras_normopt.demo`."""
 
 import keras
 import pytest
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.once
 def test_the_demo_trains_every_optimizer_and_draws_curves(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(demo, "LAYERS", 4)  # The session `demo` trains all 30.
+    monkeypatch.setattr(demo, "LAYERS", 4)  # The nox session `demo` trains all 30.
     picture = tmp_path / "curves.png"
     demo.main(["--epochs", "1", "--output", str(picture)])
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -21,7 +21,7 @@ def test_the_demo_trains_every_optimizer_and_draws_curves(
         assert f"\n{name} " in printed
 
 
-def test_demo_refuses_no_epochs(capsys):
+def test_the_demo_refuses_zero_epochs(capsys):
     with pytest.raises(SystemExit):
         demo.main(["--epochs", "0"])
     assert "--epochs must be at least 1, not 0" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Whatever README, docstrings and the page on loops show, runs.
+"""Runs the examples of README, docstrings and the page on loops.
 
-The other pages are for test_guide.
+test_guide runs the other pages.
 """
 
 import doctest
@@ -39,24 +39,24 @@ WITH_EXAMPLES = {
 }
 
 
-def test_programs_of_readme_run(tmp_path, monkeypatch, custom_norms):
+def test_the_programs_of_the_readme_run(tmp_path, monkeypatch, custom_norms):
     monkeypatch.chdir(tmp_path)
     evaluate(ROOT / "README.md")
 
 
-# The loops and steps that docs/custom_loops.md shows, against the loop by hand.
+# Steps and loops of docs/custom_loops.md, compared with training by hand.
 
 
 @pytest.fixture(scope="module")
-def shown():
+def page():
     return evaluate(ROOT / "docs/custom_loops.md")
 
 
 @pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
-def test_the_train_step_of_the_page_normalizes(shown, base):
+def test_the_train_step_of_the_page_normalizes(page, base):
     optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1)
     inputs = keras.Input((3,))
-    model = shown["OwnStep"](inputs, keras.layers.Dense(4)(inputs))
+    model = page["OwnStep"](inputs, keras.layers.Dense(4)(inputs))
     model.set_weights(by_hand.START)
     model.compile(optimizer=optimizer, loss="mse")
     losses = by_hand.fit(model).history["loss"]
@@ -66,10 +66,10 @@ def test_the_train_step_of_the_page_normalizes(shown, base):
 
 
 @pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
-def test_the_loop_of_the_page_normalizes(shown, base):
+def test_the_loop_of_the_page_normalizes(page, base):
     optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1)
     model = by_hand.make_model(None)
-    shown["train"](model, optimizer, by_hand.EPOCHS * by_hand.batches())
+    page["train"](model, optimizer, by_hand.EPOCHS * by_hand.batches())
     plain = getattr(keras.optimizers, base)(0.1)
     by_hand.assert_same(model.get_weights(), by_hand.train(plain))
 

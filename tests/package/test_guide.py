@@ -1,7 +1,7 @@
-"""Whatever the pages of the documentation show, runs.
+"""Runs the programs of the documentation pages.
 
-Of the two that differ from backend to backend, the loops are for test_examples, and the
-programs for several devices for test_devices.
+Two pages depend on the backend. test_examples runs the page on loops, and test_devices
+runs the page on devices.
 """
 
 import numpy as np
@@ -12,8 +12,10 @@ from helpers.pages import ROOT, evaluate
 
 pytestmark = [pytest.mark.once, pytest.mark.sdist]
 
-ELSEWHERE = {"custom_loops.md", "devices.md"}
-PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if page.name not in ELSEWHERE]
+TESTED_ELSEWHERE = {"custom_loops.md", "devices.md"}
+PAGES = [
+    page for page in sorted(ROOT.glob("docs/*.md")) if page.name not in TESTED_ELSEWHERE
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -22,15 +24,15 @@ def test_programs_of_each_page_run(page, tmp_path, monkeypatch, custom_norms):
     evaluate(page)
 
 
-def test_what_options_say_of_gradient_correlation(custom_norms):
-    shown = evaluate(ROOT / "docs/options.md")
-    assert shown["fixed"] == pytest.approx(4.44, abs=0.01)
-    assert shown["adaptive"] == pytest.approx(2.22, abs=0.01)
+def test_the_options_page_has_the_right_losses_of_gradient_correlation(custom_norms):
+    names = evaluate(ROOT / "docs/options.md")
+    assert names["fixed"] == pytest.approx(4.44, abs=0.01)
+    assert names["adaptive"] == pytest.approx(2.22, abs=0.01)
 
 
-def test_what_migrating_says_of_a_norm_of_ones_own(custom_norms):
-    shown = evaluate(ROOT / "docs/migrating.md")
+def test_the_migrating_page_keeps_the_meaning_of_a_users_norm(custom_norms):
+    names = evaluate(ROOT / "docs/migrating.md")
     gradient = ops.reshape(ops.arange(6, dtype="float32"), (2, 3))
-    as_in_2018 = ops.convert_to_numpy(shown["root_mean_square"](gradient))
-    new = ops.convert_to_numpy(gradient / shown["rms"](gradient))
+    as_in_2018 = ops.convert_to_numpy(names["root_mean_square"](gradient))
+    new = ops.convert_to_numpy(gradient / names["rms"](gradient))
     np.testing.assert_allclose(as_in_2018, new, rtol=1e-6)

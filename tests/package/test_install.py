@@ -1,4 +1,4 @@
-"""What a user is told who lacks something, and what the project's files say of it."""
+"""Tests the errors for missing packages, and the versions in the project's files."""
 
 import importlib
 import inspect
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.sdist
 
 
 class Without:
-    """An entry of `sys.meta_path` that keeps one module from being found.
+    """An entry of `sys.meta_path` that hides one module.
 
-    `sys.modules[name] = None` would not do: the error then has the name of whatever
-    part of the module is asked for first.
+    `sys.modules[name] = None` would not work. Its error names the part of the module
+    that is imported first.
     """
 
     def __init__(self, name):
@@ -32,7 +32,7 @@ class Without:
 
 
 def last_line_without(name, **environment):
-    """Of what is printed by a process that imports the package."""
+    """Returns the last line of a process that imports our package without a module."""
     code = [
         inspect.getsource(Without),
         "import sys",
@@ -43,11 +43,12 @@ def last_line_without(name, **environment):
     return printed.splitlines()[-1]
 
 
-def test_without_the_backend():
+def test_the_error_names_a_missing_backend():
     assert last_line_without("tensorflow", KERAS_BACKEND="tensorflow") == (
-        "ModuleNotFoundError: Keras is set to the backend tensorflow, which is not "
-        'installed: pip install "keras_normopt[tensorflow]", or set the environment '
-        "variable KERAS_BACKEND to one that is (jax, tensorflow or torch)"
+        "ModuleNotFoundError: Keras uses the backend tensorflow, which is not "
+        'installed. Run `pip install "keras_normopt[tensorflow]"`, or set the '
+        "environment variable KERAS_BACKEND to an installed backend (jax, tensorflow "
+        "or torch)"
     )
 
 
@@ -58,10 +59,10 @@ def test_other_missing_modules_keep_their_error():
 
 @pytest.fixture
 def hide(monkeypatch):
-    """Has a module of ours imported anew, where another module is not installed."""
+    """Lets a test import one of our modules again while another module is missing."""
 
     def hidden(module, name):
-        # Or what was imported before would still be there.
+        # Modules that are imported already would hide the missing one.
         for imported in list(sys.modules):
             if imported.startswith((f"keras_normopt.{module}", name)):
                 monkeypatch.delitem(sys.modules, imported)
@@ -77,7 +78,7 @@ def hide(monkeypatch):
     [("demo", name) for name in ("matplotlib", "sklearn", "tqdm")]
     + [("experiments", name) for name in ("pandas", "seaborn", "tqdm")],
 )
-def test_a_command_without_its_extra(command, name, hide):
+def test_a_command_names_its_missing_extra(command, name, hide):
     hide(command, name)
     module = f"keras_normopt.{command}" + ".__main__" * (command == "experiments")
     with pytest.raises(ModuleNotFoundError) as error:
@@ -87,7 +88,7 @@ def test_a_command_without_its_extra(command, name, hide):
 
 
 @pytest.mark.parametrize("name", ["joblib", "seaborn"])
-def test_compare_needs_its_extra_when_it_is_used(name, hide):
+def test_compare_needs_its_extra_only_when_it_is_used(name, hide):
     hide("experiments", name)
     experiments = importlib.import_module("keras_normopt.experiments")
     hint = f'{name}: pip install "keras_normopt\\[experiments\\]"'
@@ -97,7 +98,7 @@ def test_compare_needs_its_extra_when_it_is_used(name, hide):
         experiments.comparison  # noqa: B018
 
 
-def test_the_experiments_come_with_the_package():
+def test_the_package_imports_experiments_only_when_they_are_used():
     code = [
         inspect.getsource(Without),
         "import sys",
@@ -109,9 +110,9 @@ def test_the_experiments_come_with_the_package():
     ]
     [printed] = finish(start("-c", "\n".join(code)), returncode=1)
     lines = printed.splitlines()
-    [found] = [line for line in lines if line.startswith("True [")]
-    assert "'compare'" in found
-    assert "False" in lines  # Nothing is imported that only the extra has.
+    [listed] = [line for line in lines if line.startswith("True [")]
+    assert "'compare'" in listed
+    assert "False" in lines  # Nothing of the extra is imported.
     assert lines[-1].endswith('need seaborn: pip install "keras_normopt[experiments]"')
 
 
@@ -121,7 +122,7 @@ def test_files_agree_on_the_version():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_the_oldest_that_is_declared_is_the_oldest_that_is_tested():
+def test_the_oldest_declared_keras_is_the_oldest_tested_keras():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [oldest] = re.findall('OLDEST_KERAS = "(.+)"', (ROOT / "noxfile.py").read_text())
     extras = project["optional-dependencies"].values()

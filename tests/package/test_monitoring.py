@@ -1,4 +1,4 @@
-"""The norms that an optimizer keeps, and what shows them."""
+"""Tests the norms that optimizers track, and the callback that logs them."""
 
 import csv
 import re
@@ -25,17 +25,17 @@ def make_model(optimizer, **arguments):
 
 
 def norms_by_hand(norm, plain, rescale=True):
-    """The norms of every gradient of a training by hand, one row per step."""
+    """Returns the norms of all gradients of a training by hand, one row per step."""
     rows = []
 
-    def note(grads, weights):
+    def record(grads, weights):
         rows.append([float(oracle.norm(norm, g)) for g in grads])
         return grads
 
-    def keep(gradient):
+    def identity(gradient):
         return gradient
 
-    by_hand.train(plain, norm if rescale else keep, change=note)
+    by_hand.train(plain, norm if rescale else identity, change=record)
     return np.array(rows).reshape(by_hand.EPOCHS, -1, 2)
 
 
@@ -44,65 +44,65 @@ def total(gradients):
 
 
 def blocks(model):
-    """The names of kernel and bias, with the name of the model before them or not."""
+    """Returns the paths of kernel and bias, which may start with the model's name."""
     return [v.path for v in model.trainable_variables]
 
 
 @pytest.mark.parametrize("norm", [*oracle.NORMS, None])
 @pytest.mark.parametrize("cls", ["NormalizedSGD", "ClippedSGD"])
-def test_norms_kept_are_those_of_the_last_step(cls, norm):
+def test_tracked_norms_are_those_of_the_last_step(cls, norm):
     optimizer = getattr(keras_normopt, cls)(0.1, norm=norm, track_norms=True)
     assert optimizer.gradient_norms == {}
     variables = make_variables()
     for gradients in (make_gradients(seed=1), make_gradients(1e10)):
         tensors = [ops.convert_to_tensor(g, "float32") for g in gradients.values()]
         optimizer.apply(tensors, variables)
-    kept = optimizer.gradient_norms
-    assert list(kept) == [*SHAPES, "total"]
-    assert kept.pop("total") == pytest.approx(total(gradients), rel=1e-5)
-    for path, value in kept.items():
+    tracked = optimizer.gradient_norms
+    assert list(tracked) == [*SHAPES, "total"]
+    assert tracked.pop("total") == pytest.approx(total(gradients), rel=1e-5)
+    for path, value in tracked.items():
         expected = float(oracle.norm(norm or "l2", gradients[path]))
         assert value == pytest.approx(expected, rel=1e-4)
         assert type(value) is float
 
 
 @pytest.mark.parametrize("scope", ["layer", "global", "unit"])
-def test_norms_are_those_of_the_blocks_of_each_scope(scope):
+def test_tracked_norms_are_those_of_the_blocks_of_each_scope(scope):
     optimizer = keras_normopt.NormalizedSGD(0.1, scope=scope, track_norms=True)
     gradients = make_gradients()
     tensors = [ops.convert_to_tensor(g, "float32") for g in gradients.values()]
     optimizer.apply(tensors, make_variables())
-    kept = optimizer.gradient_norms
-    assert kept.pop("total") == pytest.approx(total(gradients), rel=1e-5)
+    tracked = optimizer.gradient_norms
+    assert tracked.pop("total") == pytest.approx(total(gradients), rel=1e-5)
     groups = {
         "layer": {"a": LAYERS[0], "b": LAYERS[1], "offset": ["offset"], "a_2": ["a"]},
         "global": {"global": list(SHAPES)},
         "unit": {path: [path] for path in SHAPES},
     }[scope]
-    assert list(kept) == list(groups)
+    assert list(tracked) == list(groups)
     for name, paths in groups.items():
-        long = np.concatenate([gradients[p].ravel() for p in paths])
-        expected = np.linalg.norm(long)
+        flat = np.concatenate([gradients[p].ravel() for p in paths])
+        expected = np.linalg.norm(flat)
         if scope == "unit" and gradients[name].ndim > 1:
             columns = gradients[name].reshape(-1, gradients[name].shape[-1])
             expected = np.linalg.norm(columns, axis=0).mean()
-        assert kept[name] == pytest.approx(expected, rel=1e-5)
+        assert tracked[name] == pytest.approx(expected, rel=1e-5)
 
 
-def test_missing_gradients_count_as_zero_and_excluded_ones_in_the_total():
+def test_missing_gradients_are_zero_and_excluded_ones_count_in_the_total():
     optimizer = keras_normopt.NormalizedSGD(0.1, exclude="^b/", track_norms=True)
     variables = make_variables()
     tensors = [ops.ones(shape) for shape in SHAPES.values()]
     tensors[0] = None
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         optimizer.apply(tensors, variables)
-    kept = optimizer.gradient_norms
-    # All that there is, excluded or not.
+    tracked = optimizer.gradient_norms
+    # All gradients that exist, excluded or not.
     entries = sum(np.prod(shape) for shape in list(SHAPES.values())[1:])
-    assert kept.pop("total") == pytest.approx(np.sqrt(entries), rel=1e-5)
-    assert set(kept) == {p for p in SHAPES if not p.startswith("b/")}
-    assert kept["a/kernel"] == 0
-    assert kept["a/bias"] == pytest.approx(2)
+    assert tracked.pop("total") == pytest.approx(np.sqrt(entries), rel=1e-5)
+    assert set(tracked) == {p for p in SHAPES if not p.startswith("b/")}
+    assert tracked["a/kernel"] == 0
+    assert tracked["a/bias"] == pytest.approx(2)
 
 
 @pytest.mark.parametrize("cls", ["NormalizedSGD", "ClippedSGD"])
@@ -117,29 +117,29 @@ def test_only_the_total_is_tracked_if_every_variable_is_excluded(cls):
     }
 
 
-def test_without_tracking_there_are_none():
+def test_gradient_norms_need_track_norms():
     with pytest.raises(AttributeError, match="track_norms=True"):
         _ = keras_normopt.NormalizedSGD().gradient_norms
 
 
 class Own(keras.optimizers.SGD):
-    """No optimizer that this package has a class for."""
+    """An optimizer for which this package has no ready-made class."""
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "way_out"),
+    ("optimizer", "advice"),
     [
         (keras.optimizers.Adam, "keras_normopt.NormalizedAdam(..., norm=None, track"),
         (keras_normopt.ClippedSGD, "`ClippedSGD(..., track_norms=True)`"),
         (Own, "`keras_normopt.normalized(Own)(..., norm=None, track_norms=True)`"),
     ],
 )
-def test_an_optimizer_without_norms_is_refused_with_a_way_out(optimizer, way_out):
+def test_an_optimizer_without_norms_is_refused_with_advice(optimizer, advice):
     for wrap in (lambda inner: inner, keras.optimizers.LossScaleOptimizer):
         model = by_hand.make_model(wrap(optimizer()))
         with pytest.raises(ValueError, match=r"GradientNorms needs.*Received") as info:
             by_hand.fit(model, callbacks=[GradientNorms()])
-        assert way_out in str(info.value)
+        assert advice in str(info.value)
         is_inside = wrap is keras.optimizers.LossScaleOptimizer
         name = "LossScaleOptimizer around " * is_inside + optimizer.__name__
         assert f"Received: model.optimizer = {name}." in str(info.value)
@@ -150,7 +150,7 @@ def test_an_optimizer_without_norms_is_refused_with_a_way_out(optimizer, way_out
 def test_a_model_without_an_optimizer_is_refused():
     callback = GradientNorms()
     callback.set_model(keras.Sequential())
-    with pytest.raises(ValueError, match=r"Received: a model without any\. Compile"):
+    with pytest.raises(ValueError, match=r"Received: no optimizer\. Compile"):
         callback.on_train_begin()
 
 
@@ -184,7 +184,7 @@ def test_the_logs_of_fit_hold_norms_of_gradients(cls, mode, frequency):
     history = by_hand.fit(model, callbacks=[callback]).history
     plain = keras.optimizers.Adam(0.1)
     if cls == "ClippedAdam":
-        plain = keras_normopt.ClippedAdam(0.1)  # Whose steps test_clipping holds right.
+        plain = keras_normopt.ClippedAdam(0.1)  # test_clipping tests it.
     expected = norms_by_hand("l2", plain, rescale=cls == "NormalizedAdam")
     for i, name in enumerate(blocks(model)):
         mean, largest = history[f"grad_norm/{name}"], history[f"grad_norm_max/{name}"]
@@ -221,7 +221,7 @@ def test_the_logs_of_batches_hold_the_norms_of_each_step():
         np.testing.assert_allclose(values, row, rtol=1e-4)
 
 
-def test_other_callbacks_see_them(tmp_path):
+def test_csv_logger_writes_gradient_norms(tmp_path):
     model = make_model(keras_normopt.NormalizedSGD(0.1, track_norms=True))
     callbacks = [GradientNorms(), keras.callbacks.CSVLogger(tmp_path / "log.csv")]
     history = by_hand.fit(model, callbacks=callbacks).history
@@ -230,7 +230,7 @@ def test_other_callbacks_see_them(tmp_path):
     assert [float(row[key]) for row in rows] == pytest.approx(history[key], rel=1e-6)
 
 
-# Every pair of the three.
+# Any two values of two parameters occur together.
 @pytest.mark.parametrize(
     ("everything", "whose", "verbose"),
     [
@@ -249,15 +249,15 @@ def test_the_progress_bar_shows_norms_of_blocks_only_on_request(
         callbacks.append(keras.callbacks.ProgbarLogger())
     history = by_hand.fit(model, callbacks=callbacks, verbose=verbose).history
     shown = set(re.findall(r"- (\S+): \d", capsys.readouterr().out))
-    assert len(history) == 9  # Of two blocks and in total, and the loss.
+    assert len(history) == 9  # The loss, two blocks and the total.
     assert shown == (set(history) if everything else {"loss", "grad_norm/total"})
 
 
 def test_a_progress_bar_shows_the_rest_of_the_logs(capsys):
-    def note(epoch, logs):
-        logs["clipped"] = 1.0  # Which is no block's.
+    def add_log(epoch, logs):
+        logs["clipped"] = 1.0  # Belongs to no block.
 
-    late = keras.callbacks.LambdaCallback(on_epoch_end=note)
+    late = keras.callbacks.LambdaCallback(on_epoch_end=add_log)
     model = make_model(keras_normopt.ClippedSGD(0.1, track_norms=True))
     by_hand.fit(model, epochs=1, callbacks=[GradientNorms(), late], verbose=2)
     line = capsys.readouterr().out.splitlines()[-1]
@@ -301,19 +301,19 @@ def test_norms_of_each_optimizer_inside_a_multi_optimizer_are_logged():
     model = make_model(keras.optimizers.MultiOptimizer(by_path))
     logs = by_hand.fit(model, epochs=1, batch_size=12, callbacks=[GradientNorms()])
     of_kernel, of_bias = by_hand.gradients(by_hand.X, by_hand.Y, *by_hand.START)
-    found = {k: v[0] for k, v in logs.history.items() if k.startswith("grad_norm/")}
+    actual = {k: v[0] for k, v in logs.history.items() if k.startswith("grad_norm/")}
     names = ["global", "global_2", "total", "total_2"]
-    assert set(found) == {f"grad_norm/{name}" for name in names}
-    of_blocks = [found["grad_norm/global"], found["grad_norm/global_2"]]
+    assert set(actual) == {f"grad_norm/{name}" for name in names}
+    of_blocks = [actual["grad_norm/global"], actual["grad_norm/global_2"]]
     expected = [np.abs(of_kernel).max(), np.linalg.norm(of_bias)]
     assert sorted(of_blocks) == pytest.approx(sorted(expected), rel=1e-4)
-    # Each of the two knows of its own variables only.
-    totals = [found["grad_norm/total"], found["grad_norm/total_2"]]
+    # Each optimizer sees only its own variables.
+    totals = [actual["grad_norm/total"], actual["grad_norm/total_2"]]
     expected = [np.linalg.norm(of_kernel), np.linalg.norm(of_bias)]
     assert sorted(totals) == pytest.approx(sorted(expected), rel=1e-4)
 
 
-def test_tracking_off_adds_nothing():
+def test_without_tracking_no_variables_are_added():
     model = make_model(keras_normopt.NormalizedSGD(0.1))
     plain = make_model(keras.optimizers.SGD(0.1))
     for m in (model, plain):
@@ -321,21 +321,21 @@ def test_tracking_off_adds_nothing():
     assert len(stored(model.optimizer)) == len(stored(plain.optimizer))
 
 
-def test_numbers_that_are_none_are_seen():
+def test_nan_gradients_give_nan_norms():
     optimizer = keras_normopt.NormalizedSGD(0.1, track_norms=True)
     optimizer.apply([ops.convert_to_tensor([1.0, np.nan])], [keras.Variable([0.0, 0])])
     assert np.isnan(list(optimizer.gradient_norms.values())).all()
     assert np.isnan(list(optimizer.norm_tracker.max.values())).all()
 
 
-# JAX has float64 only if asked for.
+# JAX has float64 only if the user enables it.
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"] + ["float64"] * ON_TORCH)
 @pytest.mark.parametrize("scope", ["variable", "layer", "global"])
 def test_norms_without_normalization_do_not_overflow(dtype, scope):
     variables = make_variables(dtype)
     optimizer = keras_normopt.NormalizedSGD(norm=None, scope=scope, track_norms=True)
     optimizer.build(variables)
-    # Squares of the first ones leave the range of float32.
+    # The squares of some gradients leave the range of float32.
     scales = dict(zip(SHAPES, [1e-30, 1e-25, 0.0, 1e-3, 1e-22, 1e25], strict=True))
     gradients = {
         path: ops.convert_to_tensor(scales[path] * g, dtype)
@@ -358,11 +358,11 @@ def test_norms_without_normalization_do_not_overflow(dtype, scope):
 
 
 def callback(base, name="Own"):
-    # These packages are not installed: what counts is the name, of a base, too.
+    # The check reads only names of classes and their bases, so no package is needed.
     return type(name, (type(base, (keras.callbacks.Callback,), {}),), {})()
 
 
-def fit_behind(*callbacks):
+def fit_with_norms_last(*callbacks):
     model = make_model(keras_normopt.NormalizedSGD(track_norms=True))
     harmless = keras.callbacks.LearningRateScheduler(lambda epoch: 0.1)
     callbacks = [harmless, *callbacks, GradientNorms()]
@@ -370,26 +370,27 @@ def fit_behind(*callbacks):
 
 
 @pytest.mark.parametrize("base", ["WandbMetricsLogger", "MlflowCallback"])
-def test_callbacks_of_other_packages_that_come_before_are_warned_of(base):
-    with pytest.warns(UserWarning, match="^Own stands before GradientNorms"):
-        fit_behind(callback(base))
+def test_callbacks_of_other_packages_before_gradient_norms_cause_a_warning(base):
+    with pytest.warns(UserWarning, match="^GradientNorms comes after Own in"):
+        fit_with_norms_last(callback(base))
 
 
-def test_callbacks_that_read_no_logs_may_come_before():
-    history = fit_behind(callback("Other")).history  # A warning would be an error.
+def test_callbacks_that_read_no_logs_may_come_before_gradient_norms():
+    # A warning would be an error.
+    history = fit_with_norms_last(callback("Other")).history
     assert "grad_norm/total" in history
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [("CA", "A and C stand"), ("CAB", "A, B and C stand")]
+    ("names", "message"), [("CA", "A and C"), ("CAB", "A, B and C")]
 )
-def test_several_callbacks_that_come_before_are_named_in_one_warning(names, message):
-    with pytest.warns(UserWarning, match=f"^{message} before GradientNorms"):
-        fit_behind(*(callback("MlflowCallback", name) for name in names))
+def test_one_warning_names_all_callbacks_before_gradient_norms(names, message):
+    with pytest.warns(UserWarning, match=f"^GradientNorms comes after {message} in"):
+        fit_with_norms_last(*(callback("MlflowCallback", name) for name in names))
 
 
 @pytest.mark.parametrize("name", ["csv", "stopping"])
-def test_a_callback_that_reads_logs_before_they_are_there_is_warned_of(name, tmp_path):
+def test_callbacks_of_keras_that_read_norms_too_early_cause_a_warning(name, tmp_path):
     def reader():
         if name == "csv":
             return keras.callbacks.CSVLogger(tmp_path / "log.csv")
@@ -403,11 +404,11 @@ def test_a_callback_that_reads_logs_before_they_are_there_is_warned_of(name, tmp
     fit(norms, reader(), keras.callbacks.TerminateOnNaN())
     if name == "csv":
         assert "grad_norm/global" in (tmp_path / "log.csv").read_text()
-        with pytest.warns(UserWarning, match="CSVLogger stands before GradientNorms"):
+        with pytest.warns(UserWarning, match="GradientNorms comes after CSVLogger"):
             fit(reader(), norms)
     else:
         with (
-            pytest.warns(UserWarning, match="EarlyStopping stands before Gradient"),
+            pytest.warns(UserWarning, match="GradientNorms comes after EarlyS"),
             pytest.warns(UserWarning, match="Early stopping conditioned on metric"),
         ):
             fit(reader(), norms)

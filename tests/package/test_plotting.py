@@ -1,4 +1,4 @@
-"""The map of gradient norms."""
+"""Tests the plot of gradient norms."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def _closed():
 
 
 def deep(layers, epochs=12):
-    """The history of a network in which gradients vanish on the way back."""
+    """Returns the history of a network with vanishing gradients."""
     names = ["dense", *(f"dense_{i}" for i in range(1, layers))]
     history = {}
     for depth, name in enumerate(names, 1):
@@ -31,10 +31,10 @@ def deep(layers, epochs=12):
 
 
 def labels(axis):
-    """The labels of an axis that will be seen."""
+    """Returns the visible labels of an axis."""
     low, high = sorted(axis.get_view_interval())
-    found = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
-    return [tick for at, tick in found if tick.get_text() and low <= at <= high]
+    ticks = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+    return [tick for at, tick in ticks if tick.get_text() and low <= at <= high]
 
 
 def rows(history, **arguments):
@@ -64,14 +64,14 @@ def test_rows_and_total_are_the_norms_of_each_epoch(statistic):
     assert colour_bar.get_ylabel() == f"{statistic} gradient norm"
 
 
-def test_it_draws_into_given_axes():
+def test_the_plot_uses_given_axes():
     _, ax = pyplot.subplots()
     assert keras_normopt.plot_gradient_norms(deep(3), ax=ax) is ax
 
 
 @pytest.mark.parametrize("layout", [None, "constrained", "tight, afterwards"])
 @pytest.mark.parametrize("layers", [3, 300])
-def test_labels_can_be_read(layers, layout):
+def test_labels_are_large_enough_and_do_not_overlap(layers, layout):
     engine = layout if layout == "constrained" else None
     figure, axes = pyplot.subplots(2, 2, layout=engine)
     for ax in axes.flat:
@@ -80,20 +80,22 @@ def test_labels_can_be_read(layers, layout):
         figure.tight_layout()
     figure.draw_without_rendering()
     for ax in axes.flat:
-        found = labels(ax.yaxis)
-        assert len(found) >= 2
-        assert found[0].get_text() == "dense"
-        boxes = [label.get_window_extent() for label in found]
+        visible = labels(ax.yaxis)
+        assert len(visible) >= 2
+        assert visible[0].get_text() == "dense"
+        boxes = [label.get_window_extent() for label in visible]
         assert all(a.y0 >= b.y1 for a, b in itertools.pairwise(boxes))
-        assert min(label.get_fontsize() for label in found) >= 8
+        assert min(label.get_fontsize() for label in visible) >= 8
         whole = ax.get_tightbbox()
         assert whole.x0 >= 0
         assert whole.x1 <= figure.bbox.x1
-        others = [other.get_window_extent() for other in axes.flat if other is not ax]
-        assert not whole.count_overlaps(others)
+        other_boxes = [
+            other.get_window_extent() for other in axes.flat if other is not ax
+        ]
+        assert not whole.count_overlaps(other_boxes)
 
 
-def test_all_rows_have_names_where_there_is_room():
+def test_all_rows_have_names_if_there_is_room():
     assert rows(deep(12)) == ["dense", *(f"dense_{i}" for i in range(1, 12))]
 
 
@@ -104,7 +106,7 @@ def test_all_rows_have_names_where_there_is_room():
         (["a/kernel", "a/recurrent_kernel"], ["kernel", "recurrent_kernel"]),
         (["net/words/embeddings", "net/d/kernel"], ["words/embeddings", "d/kernel"]),
         (["net/dense/kernel"], ["net/dense/kernel"]),
-        (["net", "net/dense"], ["net", "net/dense"]),  # Layers.
+        (["net", "net/dense"], ["net", "net/dense"]),  # Names of layers.
         (["global"], ["global"]),
         (
             ["encoder_10/self_attention/query/kernel"],
@@ -118,17 +120,17 @@ def test_names_of_rows_are_shortened(names, shown):
 
 def test_patterns_leave_out_rows():
     kernels = ["kernel", "recurrent_kernel", "embeddings", "alphabeta", "upscale"]
-    others = ["bias", "gamma", "beta", "scale", "bias_2"]
-    history = {f"grad_norm/a/{name}": [1.0] for name in kernels + others}
+    vectors = ["bias", "gamma", "beta", "scale", "bias_2"]
+    history = {f"grad_norm/a/{name}": [1.0] for name in kernels + vectors}
     assert rows(history) == kernels
-    assert rows(history, exclude=()) == kernels + others
+    assert rows(history, exclude=()) == kernels + vectors
     assert rows(history, exclude="a/.*e") == ["bias", "gamma", "bias_2"]
     assert rows(history, exclude=["kernel", "b"]) == ["upscale", "gamma", "scale"]
-    with pytest.raises(ValueError, match=r"leaves no block.*exclude='a/'.*'a/kernel'"):
+    with pytest.raises(ValueError, match=r"excludes all bl.*exclude='a/'.*'a/kernel'"):
         keras_normopt.plot_gradient_norms(history, exclude="a/")
 
 
-def test_the_totals_of_several_optimizers():
+def test_the_totals_of_several_optimizers_are_in_the_strip():
     names = ["d_opt/a/kernel", "d_opt/total", "g_opt/b/total", "g_opt/total"]
     history = {f"grad_norm/{name}": [1.0] for name in names}
     ax = keras_normopt.plot_gradient_norms(history)
@@ -138,7 +140,7 @@ def test_the_totals_of_several_optimizers():
     assert totals == ["d_opt/total", "g_opt/total"]
 
 
-def test_zeros_and_what_is_not_finite_have_colours_of_their_own():
+def test_zeros_and_non_finite_values_have_colours_of_their_own():
     history = {"grad_norm/a": [1.0, 0.0, 3.0], "grad_norm/b": [np.nan, np.inf, 2.0]}
     ax = keras_normopt.plot_gradient_norms(history)
     ax.figure.draw_without_rendering()
@@ -163,7 +165,7 @@ def test_a_single_value_can_be_drawn(value):
 
 
 def test_a_history_without_norms_and_unknown_statistics_are_refused():
-    with pytest.raises(ValueError, match=r"no such norms in the history.*'loss'"):
+    with pytest.raises(ValueError, match=r"history has no 'grad_norm/' norms.*'loss'"):
         keras_normopt.plot_gradient_norms({"loss": [1.0]})
     with pytest.raises(ValueError, match=r"one of 'mean', 'max', .*statistic='median'"):
         keras_normopt.plot_gradient_norms(deep(1), statistic="median")

@@ -1,4 +1,4 @@
-"""Searches over hyperparameters choose a normalized optimizer by its name."""
+"""Tests that hyperparameter searches can choose a normalized optimizer by name."""
 
 import keras
 import keras_tuner
@@ -15,7 +15,7 @@ NAMES = ["normalized_adam", "normalized_rmsprop"]
 
 def make_model(name):
     optimizer = keras.optimizers.get(name)
-    optimizer.learning_rate = 0.01  # So that a few epochs are enough.
+    optimizer.learning_rate = 0.01  # Then a few epochs are enough.
     model = keras.Sequential(
         [
             keras.Input((64,)),
@@ -50,7 +50,7 @@ def test_a_grid_search_of_scikit_learn_chooses_an_optimizer():
     assert type(best.model_.optimizer) is ALIASES[chosen]
 
 
-# KerasTuner warns of itself.
+# KerasTuner warns of its own code.
 @pytest.mark.filterwarnings("default")
 def test_keras_tuner_chooses_an_optimizer(tmp_path):
     def build(hyperparameters):

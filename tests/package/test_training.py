@@ -1,4 +1,4 @@
-"""Models learn, under every norm, and beside everything else an optimizer does."""
+"""Tests that models learn, also with constraints, clipping and loss scaling."""
 
 import keras
 import numpy as np
@@ -23,19 +23,18 @@ def accuracy(optimizer, epochs=4, **dense_arguments):
     )
     model.compile(optimizer, "sparse_categorical_crossentropy")
     model.fit(x[:1500], y[:1500], batch_size=32, epochs=epochs, verbose=0)
-    # Not by `evaluate`, which would be compiled as well.
+    # `evaluate` would compile another function.
     predicted = np.argmax(ops.convert_to_numpy(model(x[1500:])), axis=1)
     return model, np.mean(predicted == y[1500:])
 
 
-# That each base makes its step with the normalized gradient, test_parity asks exactly:
-# here a few show that such steps lead somewhere.
+# test_parity tests the steps of every base. These few cases show that models learn.
 @pytest.mark.parametrize(
     ("base", "arguments"),
     [
         ("SGD", {"learning_rate": 0.2}),
         ("SGD", {"learning_rate": 0.0005, "momentum": 0.9, "norm": "std"}),
-        # Its accumulators start at .1, beside which unit vectors' entries are nothing.
+        # Ftrl's accumulators start at 0.1, far above the entries of unit vectors.
         ("Ftrl", {"learning_rate": 0.05, "norm": "avg_l2"}),
         ("Adam", {"learning_rate": 0.005, "apply_to": "update", "norm": "avg_l2"}),
     ],
@@ -45,7 +44,7 @@ def test_models_learn(base, arguments):
     assert accuracy(optimizer)[1] > 0.8
 
 
-def test_constraints_are_honoured():
+def test_weights_satisfy_their_constraints():
     model, reached = accuracy(
         keras_normopt.NormalizedSGD(0.1),
         kernel_constraint=keras.constraints.MaxNorm(1.0),
@@ -85,7 +84,7 @@ def test_weight_decay_is_not_normalized():
     np.testing.assert_allclose(variable, [0.95 - 0.06, 0.95 - 0.08], rtol=1e-6)
 
 
-def test_loss_scaling_goes_around():
+def test_loss_scaling_wraps_a_normalized_optimizer():
     variable = keras.Variable([0.0, 0.0])
     inner = keras_normopt.NormalizedSGD(1.0)
     optimizer = keras.optimizers.LossScaleOptimizer(inner)
@@ -94,20 +93,20 @@ def test_loss_scaling_goes_around():
         scaled = ops.multiply(gradient, optimizer.dynamic_scale)
         if keras.backend.backend() != "jax":
             optimizer.apply([scaled], [variable])
-        else:  # Where Keras has this optimizer stateless only.
+        else:  # On JAX, Keras has only a stateless form.
             state = [v.value for v in optimizer.variables]
             values, state = optimizer.stateless_apply(state, [scaled], [variable.value])
             for v, value in zip(
                 [variable, *optimizer.variables], values + state, strict=True
             ):
                 v.assign(value)
-        # The steps that are not finite are skipped.
+        # Steps with gradients that are not finite are skipped.
         np.testing.assert_allclose(variable, [-0.6, -0.8], rtol=1e-6)
     assert int(ops.convert_to_numpy(inner.iterations)) == 1
 
 
-def test_deep_sigmoid_network_moves_everywhere():
-    # Its gradients go down to 1e-15, and a floor of 1e-7 would leave most layers still.
+def test_every_layer_of_a_deep_sigmoid_network_moves():
+    # Gradients fall to 1e-15. With an epsilon of 1e-7 most layers would not move.
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Dense(64, "sigmoid") for _ in range(20)]
     model = keras.Sequential([keras.Input((64,)), *layers, keras.layers.Dense(10)])
@@ -122,7 +121,7 @@ def test_deep_sigmoid_network_moves_everywhere():
         np.testing.assert_allclose(np.linalg.norm(new - old), 0.125, rtol=1e-3)
 
 
-def test_a_larger_epsilon_calms_rounding_noise():
+def test_a_larger_epsilon_suppresses_rounding_noise():
     # The gradient of a bias before a batch normalization is zero in exact arithmetic.
     def moved(norm_epsilon):
         keras.utils.set_random_seed(1)

@@ -1,4 +1,4 @@
-"""Keras's own tests of its optimizers, with ours, and `norm=None`, in their place."""
+"""Runs Keras's tests of its optimizers on ours, in most cases with `norm=None`."""
 
 import importlib
 import unittest
@@ -8,7 +8,7 @@ import pytest
 
 import keras_normopt
 
-# The name of the base, and the module of the installed Keras that holds its tests.
+# Each base optimizer, and the module of Keras that tests it.
 MODULES = {
     "SGD": "sgd_test",
     "Adam": "adam_test",
@@ -27,16 +27,16 @@ MODULES = {
 }
 
 
-def in_the_place_of(base, norm=None):
+def replacement_of(base, norm=None):
     normalized = getattr(keras_normopt, f"Normalized{base.__name__}")
     default = norm
 
     @keras.saving.register_keras_serializable("keras_own_tests")
-    class InPlace(normalized):
+    class Replacement(normalized):
         def __init__(self, *args, norm=default, **kwargs):
             super().__init__(*args, norm=norm, **kwargs)
 
-    return InPlace
+    return Replacement
 
 
 def from_keras(module):
@@ -55,37 +55,41 @@ def assert_all_pass(tests, at_least):
     assert result.testsRun - len(result.skipped) >= at_least
 
 
-@pytest.mark.filterwarnings("ignore")  # What Keras's tests warn of is theirs.
+@pytest.mark.filterwarnings("ignore")  # Keras's tests may warn.
 @pytest.mark.parametrize("name", MODULES)
-def test_keras_s_tests_of_each_optimizer_pass(name, monkeypatch):
+def test_our_optimizers_pass_the_tests_of_keras(name, monkeypatch):
     if not hasattr(keras.optimizers, name):
         pytest.skip(f"this Keras has no {name}")
     module = from_keras(MODULES[name])
-    replacement = in_the_place_of(getattr(keras.optimizers, name))
+    replacement = replacement_of(getattr(keras.optimizers, name))
     monkeypatch.setattr(module, name, replacement)
-    # The ones beside our class that compare it with others are theirs as well.
+    # Other optimizers that these tests use stay Keras's own.
     assert_all_pass(unittest.defaultTestLoader.loadTestsFromModule(module), 3)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("norm", [None, "l2", "std"])
 @pytest.mark.parametrize("test", ["test_sparse_gradients", "test_sparse_correctness"])
-def test_keras_s_tests_of_sparse_gradients_pass(norm, test, monkeypatch):
+def test_our_optimizers_pass_the_sparse_gradient_tests_of_keras(
+    norm, test, monkeypatch
+):
     if not keras.src.backend.SUPPORTS_SPARSE_TENSORS:
         pytest.skip("no sparse gradients on this backend")
     if keras.backend.backend() == "jax" and test == "test_sparse_gradients" and norm:
-        pytest.skip("JAX's sparse arrays, which `fit` never makes, are made dense")
+        pytest.skip(
+            "norms make JAX's sparse arrays dense; `fit` never makes sparse arrays"
+        )
     module = from_keras("optimizer_sparse_test")
     for name in MODULES:
         if hasattr(keras.src.optimizers, name):
-            replacement = in_the_place_of(getattr(keras.optimizers, name), norm)
+            replacement = replacement_of(getattr(keras.optimizers, name), norm)
             monkeypatch.setattr(keras.src.optimizers, name, replacement)
-    module = importlib.reload(module)  # It makes its cases when it is imported.
+    module = importlib.reload(module)  # The import creates the cases.
     names = [n for n in dir(module.OptimizerSparseTest) if n.startswith(test)]
     tests = [module.OptimizerSparseTest(name) for name in names]
     assert_all_pass(unittest.TestSuite(tests), 15)
 
 
-def test_the_list_is_whole():
+def test_the_list_of_modules_names_every_base():
     ours = {c.__name__ for c in keras_normopt.optimizers.NORMALIZED.values()}
     assert {f"Normalized{name}" for name in MODULES} >= ours

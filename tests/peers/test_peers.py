@@ -1,7 +1,8 @@
-"""What docs/coming_from.md calls equal, against the others' own code where it installs.
+"""Compares our optimizers with the peers that docs/coming_from.md calls equal.
 
-Each pair is trained from the same weights on the same gradients, in float64; what is
-compared is how far the weights have moved.
+Peers that can be installed run their own code. NumPy code stands for the other peers.
+Both optimizers of a pair start from the same weights and get the same gradients, in
+float64. The tests compare how far the weights move.
 """
 
 import functools
@@ -31,7 +32,7 @@ from helpers.peers import (
 )
 from keras_normopt import RunningNorm, WeightNorm
 
-BETAS = (0.875, 0.96875)  # Keras takes powers of them in float32 on PyTorch.
+BETAS = (0.875, 0.96875)  # On PyTorch, Keras computes their powers in float32.
 
 
 NOT_RANK_3 = [name for name in SHAPES if name != "conv1d"]
@@ -40,9 +41,9 @@ NOT_RANK_3 = [name for name in SHAPES if name != "conv1d"]
 pytestmark = [pytest.mark.newest_keras, pytest.mark.usefixtures("float64")]
 
 
-# Keras itself.
+# Compared with Keras.
 
-OF_KERAS = {
+KERAS_PAIRS = {
     "clipnorm": Pair(
         lambda k: k.SGD(RATE, clipnorm=0.5),
         lambda: kn.ClippedSGD(RATE, max_norm=0.5),
@@ -61,7 +62,7 @@ OF_KERAS = {
             RATE, epsilon=TINY, apply_to="update", step_size=WeightNorm()
         ),
     ),
-    "Lamb-global_clipnorm": Pair(  # Which timm's has by default.
+    "Lamb-global_clipnorm": Pair(  # timm's Lamb does so by default.
         lambda k: k.Lamb(RATE, epsilon=TINY, global_clipnorm=1.0),
         lambda: kn.NormalizedAdam(
             RATE,
@@ -84,16 +85,16 @@ OF_KERAS = {
 }
 
 
-@each(OF_KERAS)
+@each(KERAS_PAIRS)
 def test_ours_equal_stock_keras(pair):
     check(pair, train(pair.peer(keras.optimizers), *draw(pair)))
 
 
-# What is not installed here, by its definition.
+# Compared with NumPy code for published definitions.
 
 
 def by_unit(change, *arrays):
-    """Applies a function to each output unit of some arrays, the last axis."""
+    """Applies a function to each output unit. The last axis counts the units."""
     if arrays[0].ndim < 2:
         return change(*arrays)
     units = zip(*(np.moveaxis(a, -1, 0) for a in arrays), strict=True)
@@ -115,7 +116,7 @@ def each_gradient(change):
 
 
 def lars(coefficient, decay=0.0):
-    """What LARS hands to momentum."""
+    """Returns a function that scales gradients as LARS does, before momentum."""
 
     def scaled(gradient, weight):
         gradient = gradient + decay * weight
@@ -141,7 +142,7 @@ def larc(coefficient):
 
 
 def lars_of_momentum(coefficient):
-    """LARS with `classic_momentum=False`, as the rate of SGD would have it."""
+    """Returns a function that turns SGD into LARS with `classic_momentum=False`."""
     velocity = {}
 
     def change(gradients, weights):
@@ -152,7 +153,7 @@ def lars_of_momentum(coefficient):
     return change
 
 
-BY_DEFINITION = {
+DEFINITION_PAIRS = {
     "AGC": Pair(
         lambda: (keras.optimizers.Adam(RATE), agc(0.1, 0.3)),
         lambda: kn.ClippedAdam(
@@ -187,7 +188,7 @@ BY_DEFINITION = {
     "2018-l2": Pair(
         lambda: (
             keras.optimizers.SGD(RATE, 0.9),
-            each_gradient(lambda g: g / (length(g) + TINY)),  # There 1e-7.
+            each_gradient(lambda g: g / (length(g) + TINY)),  # The 2018 code adds 1e-7.
         ),
         lambda: kn.NormalizedOptimizer(keras.optimizers.SGD(RATE, 0.9), "l2"),
     ),
@@ -203,20 +204,20 @@ BY_DEFINITION = {
 }
 
 
-@each(BY_DEFINITION)
+@each(DEFINITION_PAIRS)
 def test_ours_equal_published_definitions(pair):
     plain, change = pair.peer()
     check(pair, train(plain, *draw(pair), change))
 
 
-def test_decay_of_lars_is_a_regularizer():
-    # Whose gradient comes with that of the loss, and is normalized with it.
+def test_weight_decay_of_lars_equals_a_regularizer():
+    # LARS adds the decay to the gradient before it scales the gradient.
     pair = Pair(None, None)
     expected = train(keras.optimizers.SGD(RATE, 0.9), *draw(pair), lars(0.1, 0.25))
     regularizer = keras.regularizers.L2(0.25 / 2)
 
     def change(gradients, weights):
-        def slope(weight):  # By a difference, exact for a square.
+        def slope(weight):  # A central difference, exact for a square.
             above, below = (
                 [regularizer(ops.convert_to_tensor([w + d], "float64")) for w in flat]
                 for flat, d in ((np.ravel(weight), 0.5), (np.ravel(weight), -0.5))
@@ -229,13 +230,13 @@ def test_decay_of_lars_is_a_regularizer():
     ours = kn.NormalizedSGD(RATE, 0.9, step_size=WeightNorm(0.1))
     assert_same(train(ours, *draw(pair), change), expected)
     ours = kn.NormalizedSGD(RATE, 0.9, step_size=WeightNorm(0.1), weight_decay=0.25)
-    with pytest.raises(AssertionError):  # Which is decoupled.
+    with pytest.raises(AssertionError):  # Our decay is decoupled.
         assert_same(train(ours, *draw(pair)), expected)
 
 
-# TensorFlow: what `gradient_transformers=` of Keras 2 were made of.
+# Compared with TensorFlow functions, which Keras 2 took as `gradient_transformers=`.
 
-OF_TENSORFLOW = {
+TENSORFLOW_PAIRS = {
     "clip_by_norm": Pair(
         lambda tf: lambda pairs: [(tf.clip_by_norm(g, 0.5), v) for g, v in pairs],
         lambda: kn.ClippedSGD(RATE, 0.9, max_norm=0.5),
@@ -258,8 +259,8 @@ OF_TENSORFLOW = {
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's functions")
-@each(OF_TENSORFLOW)
-def test_ours_equal_tensorflow_s_clipping(pair):
+@each(TENSORFLOW_PAIRS)
+def test_ours_equal_tensorflow_clipping(pair):
     import tensorflow as tf
 
     transformer = pair.peer(tf)
@@ -271,17 +272,17 @@ def test_ours_equal_tensorflow_s_clipping(pair):
     check(pair, train(keras.optimizers.SGD(RATE, 0.9), *draw(pair), change))
 
 
-# Optax.
+# Compared with Optax.
 
 
 def each_alone(optax, transform):
-    """A transform of a whole tree, for each of its leaves by itself."""
+    """Applies a transform of a whole tree to each leaf separately."""
     names = {n: n for n in SHAPES}
     return optax.partition(dict.fromkeys(SHAPES, transform), names)
 
 
 def unit_first(optax, transform):
-    """A transform of kernels whose unit is the first axis, as Optax's `centralize`."""
+    """Puts units first for a transform that expects this, such as `centralize`."""
 
     def moved(tree, source, target):
         return {
@@ -299,7 +300,7 @@ def unit_first(optax, transform):
     return optax.GradientTransformation(init, update)
 
 
-OF_OPTAX = {
+OPTAX_PAIRS = {
     "clip_by_global_norm": Pair(
         lambda o: o.chain(o.clip_by_global_norm(0.5), o.sgd(RATE, 0.9)),
         lambda: kn.ClippedSGD(RATE, 0.9, max_norm=0.5, scope="global"),
@@ -463,37 +464,37 @@ OF_OPTAX = {
 }
 
 
-@each(OF_OPTAX)
+@each(OPTAX_PAIRS)
 def test_ours_equal_optax(pair, optax):
     check(pair, train_optax(pair.peer(optax), *draw(pair)))
 
 
-def test_optax_applies_what_is_finite(optax):
+def test_skipping_equals_apply_if_finite_of_optax(optax):
     pair = Pair(None, lambda: kn.ClippedAdam())
     weights, steps = draw(pair)
     steps[2]["dense"][0, 0], steps[3]["bias"][1] = np.nan, np.inf
-    theirs = optax.apply_if_finite(optax.adam(RATE, *BETAS, eps=TINY), 5)
+    peer = optax.apply_if_finite(optax.adam(RATE, *BETAS, eps=TINY), 5)
     ours = kn.ClippedAdam(
         RATE, *BETAS, epsilon=TINY, scope="global", max_norm=1e30, skip=True
     )
     moved = train(ours, weights, steps)
-    assert_same(moved, train_optax(theirs, weights, steps))
+    assert_same(moved, train_optax(peer, weights, steps))
     assert ours.skipped_steps == 2
     assert all(np.isfinite(m).all() for m in moved.values())
 
 
-def test_optax_takes_other_units_at_rank_3(optax):
-    pair = OF_OPTAX["adaptive_grad_clip-axis"]
-    theirs = optax.chain(optax.adaptive_grad_clip(0.1, eps=1.2), optax.sgd(RATE, 0.9))
+def test_adaptive_grad_clip_of_optax_has_other_units_at_rank_3(optax):
+    pair = OPTAX_PAIRS["adaptive_grad_clip-axis"]
+    peer = optax.chain(optax.adaptive_grad_clip(0.1, eps=1.2), optax.sgd(RATE, 0.9))
     with pytest.raises(AssertionError):
-        check(pair, train_optax(theirs, *draw(pair)))
+        check(pair, train_optax(peer, *draw(pair)))
 
 
-# PyTorch.
+# Compared with PyTorch.
 
 
-class StepsOfTorch:
-    """Has a function change the gradients of parameters, then SGD make the step."""
+class SGDWithChangedGradients:
+    """Lets a function change the gradients before each step of SGD."""
 
     def __init__(self, torch, params, change):
         self.params, self.change = params, change
@@ -505,7 +506,7 @@ class StepsOfTorch:
 
 
 def with_sgd(change):
-    return lambda torch, params: StepsOfTorch(torch, params, change)
+    return lambda torch, params: SGDWithChangedGradients(torch, params, change)
 
 
 def clip_each(torch, params, limit):
@@ -513,7 +514,7 @@ def clip_each(torch, params, limit):
         torch.nn.utils.clip_grad_norm_(p, limit)
 
 
-OF_TORCH = {
+TORCH_PAIRS = {
     "clip_grad_norm_": Pair(
         lambda t: lambda params: t.nn.utils.clip_grad_norm_(params, 5.0),
         lambda: kn.ClippedSGD(RATE, 0.9, max_norm=5.0, scope="global"),
@@ -538,7 +539,7 @@ OF_TORCH = {
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's optimizers")
-def test_patterns_of_rates_equal_torch_s_parameter_groups():
+def test_step_size_patterns_equal_parameter_groups_of_torch():
     def groups(torch, params):
         own = [{"params": params[3:], "lr": 0.25 * RATE}, {"params": params[:3]}]
         return torch.optim.AdamW(own, RATE, BETAS, TINY, weight_decay=0.125)
@@ -554,14 +555,14 @@ def test_patterns_of_rates_equal_torch_s_parameter_groups():
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's functions")
-@each(OF_TORCH)
-def test_ours_equal_torch_s_clipping(pair):
+@each(TORCH_PAIRS)
+def test_ours_equal_torch_clipping(pair):
     import torch
 
     check(pair, train_torch(with_sgd(pair.peer(torch)), *draw(pair)))
 
 
-# pytorch_optimizer. Its functions first, of which SGD makes steps.
+# Compared with pytorch_optimizer. Its functions come first, and SGD makes their steps.
 
 
 def clip_by_agc(po, params):
@@ -574,7 +575,7 @@ def centralize_each(po, params):
         po.centralize_gradient(p.grad)
 
 
-OF_PYTORCH_OPTIMIZER = {
+PYTORCH_OPTIMIZER_PAIRS = {
     "agc": Pair(
         lambda po: with_sgd(lambda params: clip_by_agc(po, params)),
         lambda: kn.ClippedSGD(
@@ -651,17 +652,17 @@ OF_PYTORCH_OPTIMIZER = {
 }
 
 
-@each(OF_PYTORCH_OPTIMIZER)
+@each(PYTORCH_OPTIMIZER_PAIRS)
 def test_ours_equal_pytorch_optimizer(pair, pytorch_optimizer):
     make = pair.peer(pytorch_optimizer)
     check(pair, train_torch(make, *draw(pair), unit_first=True))
 
 
-# The base's own argument.
+# An argument of Keras itself.
 
 
 @pytest.mark.parametrize("peer", ["optax", "torch"])
-def test_clipvalue_of_keras_equals_the_peers_clipping_of_values(peer):
+def test_clipvalue_of_keras_equals_clipping_by_value_of_peers(peer):
     pair = Pair(None, None)
     if {"optax": "jax"}.get(peer, peer) != BACKEND:
         pytest.skip("for another backend")
@@ -679,7 +680,7 @@ def test_clipvalue_of_keras_equals_the_peers_clipping_of_values(peer):
         assert_same(train(keras.optimizers.SGD(RATE, 0.9), *draw(pair)), expected)
 
 
-# What the page says is different.
+# Differences that the page names.
 
 
 def one_step(optimizer, weights, gradient):
@@ -688,18 +689,18 @@ def one_step(optimizer, weights, gradient):
     return np.linalg.norm(ops.convert_to_numpy(variable) - weights)
 
 
-def test_weights_of_zero_take_a_step_of_the_rate():
+def test_zero_weights_move_by_the_learning_rate_but_not_with_lamb():
     zeros, gradient = np.zeros(4), [3.0, 0.5, -1.0, 2.0]
     ours = kn.NormalizedAdam(RATE, apply_to="update", step_size=WeightNorm())
     assert one_step(ours, zeros, gradient) == pytest.approx(RATE, rel=1e-5)
-    lamb = keras.optimizers.Lamb(RATE)  # Adam's step, of ±1 four times.
+    lamb = keras.optimizers.Lamb(RATE)  # Adam's update is four times ±1.
     assert one_step(lamb, zeros, gradient) == pytest.approx(2 * RATE, rel=1e-5)
 
 
 @pytest.mark.parametrize("scope", ["variable", "global"])
-def test_keras_s_clipping_overflows(scope):
+def test_clipping_overflows_in_keras_but_not_in_ours(scope):
     name = {"variable": "clipnorm", "global": "global_clipnorm"}[scope]
-    for optimizer, length_of_step in [
+    for optimizer, step_length in [
         (kn.ClippedSGD(RATE, scope=scope), RATE),
         (keras.optimizers.SGD(RATE, **{name: 1.0}), 0 if scope == "variable" else None),
     ]:
@@ -707,26 +708,26 @@ def test_keras_s_clipping_overflows(scope):
         gradient = ops.full((4,), 1e25, "float32")
         optimizer.apply([gradient], [variable])
         moved = np.linalg.norm(ops.convert_to_numpy(variable))
-        if length_of_step is None:
+        if step_length is None:
             assert np.isnan(moved)
         else:
-            assert moved == pytest.approx(length_of_step, rel=1e-5)
+            assert moved == pytest.approx(step_length, rel=1e-5)
 
 
-def test_keras_ignores_a_get_gradients_that_centralizes():
-    class Centralized(keras.optimizers.SGD):
+def test_keras_never_calls_get_gradients():
+    class WithGetGradients(keras.optimizers.SGD):
         def get_gradients(self, loss, params):
             raise AssertionError
 
     moved = []
-    for optimizer in (Centralized(0.5), keras.optimizers.SGD(0.5)):
+    for optimizer in (WithGetGradients(0.5), keras.optimizers.SGD(0.5)):
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         model.set_weights([np.ones((2, 1)), np.zeros(1)])
         model.compile(optimizer, loss="mse")
         model.fit(np.ones((2, 2)), np.ones((2, 1)), verbose=0)
         moved.append(model.get_weights()[0] - 1)
     np.testing.assert_array_equal(*moved)
-    # Centralized, its gradient of two equal entries would be 0.
+    # A centralized gradient with two equal entries would be 0.
     assert np.abs(moved[0]).min() > 0.1
     kernel, gradient = keras.Variable(np.ones((2, 1))), ops.ones((2, 1))
     kn.NormalizedSGD(0.5, norm=None, centralize=True).apply([gradient], [kernel])
@@ -738,7 +739,7 @@ def test_keras_ignores_a_get_gradients_that_centralizes():
 PAGE = ROOT / "docs/coming_from.md"
 
 
-def test_the_page_can_be_copied_from():
+def test_every_optimizer_on_the_page_can_be_made():
     rows = [row for row in PAGE.read_text().splitlines() if row.startswith("| ")]
     spans = [s for row in rows for s in re.findall(r"`([^`]+)`", row.split(" | ")[1])]
     calls = {s for s in spans if re.match(r"(Clipped|Normalized|Orthogonal)\w+\(", s)}

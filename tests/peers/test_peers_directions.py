@@ -1,4 +1,4 @@
-"""Directions beside Muon, Scion, Signum and others, as in test_peers.py."""
+"""Compares directions with Muon, Scion, Signum and others, as test_peers.py does."""
 
 import functools
 import inspect
@@ -36,18 +36,20 @@ SHAPES = {
     "scale": (),
 }
 MATRICES = ("wide", "tall", "column")
-CONVOLUTIONS = {"conv1d": ((0, 1), (2,)), "conv2d": ((0, 1, 2), (3,))}  # Their axes.
+# Input axes and output axes.
+CONVOLUTIONS = {"conv1d": ((0, 1), (2,)), "conv2d": ((0, 1, 2), (3,))}
 KERNELS = (*MATRICES, *CONVOLUTIONS)
 LAYERS = (*KERNELS, "embedding", "output", "bias", "scale")
 
 M = 0.9
 MATCH_RMS = "match_rms_adamw"
-DECAY = 0.125  # Keras takes 1 - rate · decay in float32 on PyTorch.
+DECAY = 0.125  # On PyTorch, Keras computes 1 - rate · decay in float32.
 CUBIC = (1.5, -0.5, 0.0)
-TWO = [(3.0, -3.2, 1.2), (1.875, -1.25, 0.375)]  # The last one is used again.
+# Later steps repeat the last triple.
+TWO_TRIPLES = [(3.0, -3.2, 1.2), (1.875, -1.25, 0.375)]
 
 Pair = functools.partial(peers.Pair, shapes=SHAPES)
-OfMatrices = functools.partial(Pair, names=MATRICES)
+MatrixPair = functools.partial(Pair, names=MATRICES)
 
 pytestmark = [pytest.mark.newest_keras, pytest.mark.usefixtures("float64")]
 
@@ -56,11 +58,11 @@ def muon(direction, rate=RATE, **options):
     return kn.OrthogonalSGD(rate, M, direction=direction, **options)
 
 
-def of_momentum(direction, rate=RATE, m=M, **options):
+def momentum_sgd(direction, rate=RATE, m=M, **options):
     return kn.NormalizedSGD(rate, m, apply_to="update", direction=direction, **options)
 
 
-# Keras itself.
+# Compared with Keras.
 
 
 def keras_muon(k, **options):
@@ -68,72 +70,74 @@ def keras_muon(k, **options):
     return k.Muon(RATE, **options)
 
 
-OF_KERAS = {
-    "default": OfMatrices(keras_muon, lambda: muon(Orthogonal(MATCH_RMS, "jordan"))),
-    "nesterov=False": OfMatrices(
+KERAS_PAIRS = {
+    "default": MatrixPair(keras_muon, lambda: muon(Orthogonal(MATCH_RMS, "jordan"))),
+    "nesterov=False": MatrixPair(
         functools.partial(keras_muon, nesterov=False),
         lambda: muon(Orthogonal(MATCH_RMS, "jordan"), nesterov=False),
     ),
-    "weight_decay": OfMatrices(
+    "weight_decay": MatrixPair(
         functools.partial(keras_muon, weight_decay=DECAY),
         lambda: muon(Orthogonal(MATCH_RMS, "jordan"), weight_decay=DECAY),
     ),
-    "rms_rate": OfMatrices(
+    "rms_rate": MatrixPair(
         functools.partial(keras_muon, rms_rate=0.4, weight_decay=DECAY),
         lambda: muon(
             Orthogonal(MATCH_RMS, "jordan"), rate=2 * RATE, weight_decay=DECAY / 2
         ),
     ),
-    "rms_rate=None": OfMatrices(
+    "rms_rate=None": MatrixPair(
         functools.partial(keras_muon, rms_rate=None),
         lambda: muon(Orthogonal(scale=None, coefficients="jordan")),
     ),
-    "coefficients": OfMatrices(
+    "coefficients": MatrixPair(
         functools.partial(keras_muon, muon_a=1.5, muon_b=-0.5, muon_c=0, ns_steps=7),
         lambda: muon(Orthogonal(MATCH_RMS, CUBIC, steps=7)),
     ),
 }
-OF_KERAS_3_12 = OfMatrices(
+KERAS_3_12_PAIR = MatrixPair(
     keras_muon,
     lambda: muon(Orthogonal("original", "jordan"), axes={".*": ((1,), (0,))}),
 )
 HAS_RMS_RATE = "rms_rate" in inspect.signature(keras.optimizers.Muon).parameters
 
 
-on_torch = pytest.mark.skipif(BACKEND != "torch", reason="runs on PyTorch only")
+torch_only = pytest.mark.skipif(BACKEND != "torch", reason="runs on PyTorch only")
 
 
-@on_torch
+@torch_only
 @pytest.mark.skipif(not HAS_RMS_RATE, reason="Muon has other scales in Keras 3.12")
-@each(OF_KERAS)
-def test_directions_equal_muon_of_keras(pair):
+@each(KERAS_PAIRS)
+def test_directions_equal_keras_muon(pair):
     check(pair, train(pair.peer(keras.optimizers), *peers.draw(pair)))
 
 
-@on_torch
+@torch_only
 @pytest.mark.skipif(HAS_RMS_RATE, reason="for Muon of Keras 3.12")
-def test_keras_3_12_scales_by_inputs_over_outputs():
-    pair = OF_KERAS_3_12
+def test_muon_of_keras_3_12_scales_by_inputs_over_outputs():
+    pair = KERAS_3_12_PAIR
     check(pair, train(pair.peer(keras.optimizers), *peers.draw(pair)))
 
 
-# Optax.
+# Compared with Optax.
 
 
 TWO_MATRICES = ("wide", "tall")
-NUMBERS = {"conv2d": CONVOLUTIONS["conv2d"], "heads": ((1,), (2,))}  # Two heads.
+# Axis 0 of `heads` counts the heads.
+DIMENSION_NUMBERS = {"conv2d": CONVOLUTIONS["conv2d"], "heads": ((1,), (2,))}
 
 
 def optax_muon(o, names=TWO_MATRICES, **options):
     numbers = {
-        n: o.contrib.MuonDimensionNumbers(*NUMBERS.get(n, (0, 1))) for n in names
+        n: o.contrib.MuonDimensionNumbers(*DIMENSION_NUMBERS.get(n, (0, 1)))
+        for n in names
     }
     options = {"beta": M, "eps": TINY, "nesterov": False} | options
     return o.contrib.muon(RATE, muon_weight_dimension_numbers=numbers, **options)
 
 
 def with_count(o, transform, count):
-    """Starts as if it had made steps already, all with gradients of zero."""
+    """Returns a transform whose step count starts at the given value."""
 
     def init(params):
         return o.tree.set(transform.init(params), count=np.int32(count))
@@ -141,14 +145,14 @@ def with_count(o, transform, count):
     return o.GradientTransformation(init, transform.update)
 
 
-def first_moments(direction, **options):
+def plain_muon(direction, **options):
     return muon(direction, nesterov=False, **options)
 
 
-OF_OPTAX = {
+OPTAX_PAIRS = {
     "muon": Pair(
         functools.partial(optax_muon, weight_decay=DECAY),
-        lambda: first_moments(Orthogonal("original", "jordan"), weight_decay=DECAY),
+        lambda: plain_muon(Orthogonal("original", "jordan"), weight_decay=DECAY),
         names=TWO_MATRICES,
     ),
     "muon-nesterov-ns_coeffs": Pair(
@@ -160,17 +164,17 @@ OF_OPTAX = {
     ),
     "muon-dion-consistent_rms": Pair(
         functools.partial(optax_muon, ns_coeffs="dion", consistent_rms=0.2),
-        lambda: first_moments(Orthogonal(MATCH_RMS)),
+        lambda: plain_muon(Orthogonal(MATCH_RMS)),
         names=TWO_MATRICES,
     ),
     "muon-dimension_numbers": Pair(
         functools.partial(optax_muon, names=("conv2d", "heads")),
-        lambda: first_moments(Orthogonal("original", "jordan"), axes=NUMBERS),
+        lambda: plain_muon(Orthogonal("original", "jordan"), axes=DIMENSION_NUMBERS),
         names=("conv2d", "heads"),
     ),
     "scale_by_sign": Pair(
         lambda o: o.chain(o.trace(M), o.scale_by_sign(), o.scale(-RATE)),
-        lambda: of_momentum("sign"),
+        lambda: momentum_sgd("sign"),
         names=("wide",),
     ),
 }
@@ -183,20 +187,20 @@ def train_compiled(transform, pair):
     return train_optax(transform._replace(update=update), *peers.draw(pair))
 
 
-@each(OF_OPTAX)
+@each(OPTAX_PAIRS)
 def test_directions_equal_optax(pair, optax):
     check(pair, train_compiled(pair.peer(optax), pair))
 
 
-def test_nesterov_of_optax_is_another_in_the_first_steps(optax):
-    pair = OF_OPTAX["muon-nesterov-ns_coeffs"]
-    theirs = optax_muon(optax, nesterov=True, ns_coeffs=CUBIC, ns_steps=7)
-    expected = train_compiled(theirs, pair)
+def test_nesterov_of_optax_differs_in_the_first_steps(optax):
+    pair = OPTAX_PAIRS["muon-nesterov-ns_coeffs"]
+    peer = optax_muon(optax, nesterov=True, ns_coeffs=CUBIC, ns_steps=7)
+    expected = train_compiled(peer, pair)
     with pytest.raises(AssertionError):
         assert_same(train(pair.ours(), *peers.draw(pair)), expected)
 
 
-# PyTorch.
+# Compared with PyTorch.
 
 
 def torch_muon(torch, params, **options):
@@ -204,48 +208,48 @@ def torch_muon(torch, params, **options):
     return torch.optim.Muon(params, RATE, **options)
 
 
-OF_TORCH = {
-    "original": OfMatrices(torch_muon, lambda: muon(Orthogonal("original", "jordan"))),
-    "match_rms_adamw": OfMatrices(
+TORCH_PAIRS = {
+    "original": MatrixPair(torch_muon, lambda: muon(Orthogonal("original", "jordan"))),
+    "match_rms_adamw": MatrixPair(
         functools.partial(torch_muon, adjust_lr_fn="match_rms_adamw"),
         lambda: muon(Orthogonal(MATCH_RMS, "jordan")),
     ),
-    "nesterov=False": OfMatrices(
+    "nesterov=False": MatrixPair(
         functools.partial(torch_muon, nesterov=False),
         lambda: muon(Orthogonal("original", "jordan"), nesterov=False),
     ),
-    "weight_decay": OfMatrices(
+    "weight_decay": MatrixPair(
         functools.partial(torch_muon, weight_decay=DECAY),
         lambda: muon(Orthogonal("original", "jordan"), weight_decay=DECAY),
     ),
-    "coefficients": OfMatrices(
+    "coefficients": MatrixPair(
         functools.partial(torch_muon, ns_coefficients=CUBIC, ns_steps=7),
         lambda: muon(Orthogonal("original", CUBIC, steps=7)),
     ),
 }
 
 
-@on_torch
-@each(OF_TORCH)
-def test_torch_without_its_rounding(pair, monkeypatch):
+@torch_only
+@each(TORCH_PAIRS)
+def test_directions_equal_torch_muon_without_its_rounding(pair, monkeypatch):
     import torch
 
-    # All else is its own code, which changes the copy in place.
+    # Muon changes the rounded copy in place, so this needs a copy too.
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     check(pair, train_torch(pair.peer, *peers.draw(pair), unit_first=True))
 
 
-@on_torch
-@each(OF_TORCH)
-def test_torch_rounds_to_bfloat16(pair):
+@torch_only
+@each(TORCH_PAIRS)
+def test_torch_muon_rounds_to_bfloat16(pair):
     drawn = peers.draw(pair)
-    theirs = train_torch(pair.peer, *drawn, unit_first=True)
+    peer = train_torch(pair.peer, *drawn, unit_first=True)
     for name, ours in train(pair.ours(), *drawn).items():
-        difference = length(ours - theirs[name]) / length(ours)
+        difference = length(ours - peer[name]) / length(ours)
         assert 1e-4 < difference < 0.04
 
 
-# pytorch_optimizer.
+# Compared with pytorch_optimizer.
 
 
 def po_muon(po, params, names, **options):
@@ -254,7 +258,7 @@ def po_muon(po, params, names, **options):
 
 
 def po_scion(po, params, names, norms=None, **options):
-    """Scion with a norm, its arguments and its scale for each variable."""
+    """Returns SCION with a norm, its arguments and a scale for each variable."""
     kinds = inspect.getmodule(po.SCION).LMONorm
     groups = []
     for parameter, name in zip(params, names, strict=True):
@@ -265,7 +269,7 @@ def po_scion(po, params, names, norms=None, **options):
 
 
 SCION = {
-    # It counts k² as k⁴ below the root.
+    # pytorch_optimizer has k⁴ under a square root where we have k².
     "conv1d": ("SPECTRALCONV", {}, 3**0.5),
     "conv2d": ("SPECTRALCONV", {}, 6**0.5),
     "embedding": ("COL", {"transpose": True}, 1.0),
@@ -276,7 +280,7 @@ SCION = {
 
 
 def with_norm(norm, **arguments):
-    """Scion with one norm for all."""
+    """Returns SCION with the same norm for all variables."""
     norms = dict.fromkeys(SHAPES, (norm, arguments, 1.0))
     return functools.partial(po_scion, norms=norms)
 
@@ -285,7 +289,7 @@ def po_signum(po, params, names, **options):
     return po.SignSGD(params, RATE, momentum=M, **options)
 
 
-OF_PYTORCH_OPTIMIZER = {
+PYTORCH_OPTIMIZER_PAIRS = {
     "Muon": Pair(
         po_muon,
         lambda: muon(Orthogonal("original", "jordan"), axes=CONVOLUTIONS),
@@ -296,9 +300,9 @@ OF_PYTORCH_OPTIMIZER = {
         lambda: muon(Orthogonal(MATCH_RMS), axes=CONVOLUTIONS),
         names=KERNELS,
     ),
-    "Muon-list-of-ns_coeffs": OfMatrices(
-        functools.partial(po_muon, ns_coeffs=TWO, ns_steps=4),
-        lambda: muon(Orthogonal("original", TWO, steps=4)),
+    "Muon-list-of-ns_coeffs": MatrixPair(
+        functools.partial(po_muon, ns_coeffs=TWO_TRIPLES, ns_steps=4),
+        lambda: muon(Orthogonal("original", TWO_TRIPLES, steps=4)),
     ),
     "Muon-weight_decay": Pair(
         functools.partial(po_muon, nesterov=False, weight_decay=DECAY),
@@ -312,7 +316,7 @@ OF_PYTORCH_OPTIMIZER = {
     ),
     "SCION": Pair(
         po_scion,
-        lambda: of_momentum(
+        lambda: momentum_sgd(
             {
                 "output": Sign("operator"),
                 ".*": Orthogonal(
@@ -326,33 +330,33 @@ OF_PYTORCH_OPTIMIZER = {
         ),
         names=LAYERS,
     ),
-    "SCION-constraint": OfMatrices(
+    "SCION-constraint": MatrixPair(
         functools.partial(
             po_scion,
             norms=dict.fromkeys(MATRICES, ("SPECTRAL", {}, 4.0)),
             constraint=True,
         ),
-        lambda: of_momentum(
+        lambda: momentum_sgd(
             Orthogonal("operator", "jordan"), rate=4 * RATE, weight_decay=1 / 4
         ),
     ),
-    "SCION-max_scale": OfMatrices(
+    "SCION-max_scale": MatrixPair(
         with_norm("SPECTRAL", max_scale=True),
-        lambda: of_momentum(Orthogonal("original", "jordan")),
+        lambda: momentum_sgd(Orthogonal("original", "jordan")),
     ),
-    "SCION-sign": OfMatrices(
-        with_norm("SIGN", normalize=False), lambda: of_momentum("sign")
+    "SCION-sign": MatrixPair(
+        with_norm("SIGN", normalize=False), lambda: momentum_sgd("sign")
     ),
-    "SCION-row": OfMatrices(with_norm("ROW"), lambda: of_momentum(Rows("operator"))),
-    "SCION-row-normalized=False": OfMatrices(
-        with_norm("ROW", normalized=False), lambda: of_momentum("rows")
+    "SCION-row": MatrixPair(with_norm("ROW"), lambda: momentum_sgd(Rows("operator"))),
+    "SCION-row-normalized=False": MatrixPair(
+        with_norm("ROW", normalized=False), lambda: momentum_sgd("rows")
     ),
-    "SCION-col": OfMatrices(
-        with_norm("COL"), lambda: of_momentum(Rows("operator", over="outputs"))
+    "SCION-col": MatrixPair(
+        with_norm("COL"), lambda: momentum_sgd(Rows("operator", over="outputs"))
     ),
     "SignSGD": Pair(
         functools.partial(po_signum, weight_decay=DECAY),
-        lambda: of_momentum("sign", weight_decay=DECAY, axes=CONVOLUTIONS),
+        lambda: momentum_sgd("sign", weight_decay=DECAY, axes=CONVOLUTIONS),
         names=LAYERS,
     ),
 }
@@ -360,7 +364,7 @@ OF_PYTORCH_OPTIMIZER = {
 
 @pytest.fixture
 def unrounded(pytorch_optimizer, monkeypatch):
-    """pytorch_optimizer whose Newton-Schulz iteration stays in float64."""
+    """Returns pytorch_optimizer with its Newton-Schulz iteration in float64."""
     import torch
 
     name = "zero_power_via_newton_schulz_5"
@@ -371,7 +375,7 @@ def unrounded(pytorch_optimizer, monkeypatch):
     return pytorch_optimizer
 
 
-@each(OF_PYTORCH_OPTIMIZER)
+@each(PYTORCH_OPTIMIZER_PAIRS)
 def test_directions_equal_pytorch_optimizer(pair, unrounded):
     def make(_, params):
         return pair.peer(unrounded, params, pair.names)
@@ -379,20 +383,20 @@ def test_directions_equal_pytorch_optimizer(pair, unrounded):
     check(pair, train_torch(make, *peers.draw(pair), unit_first=True))
 
 
-# What is not installed here, by its definition.
+# Compared with NumPy code for published definitions.
 
 
 def to_rows(gradient):
-    """A kernel as PyTorch has it: a row for each output unit."""
+    """Returns a kernel as in PyTorch: one row for each output unit."""
     return np.reshape(gradient, (-1, gradient.shape[-1])).T
 
 
-def of_rows(rows, shape):
+def from_rows(rows, shape):
     return np.reshape(rows.T, shape)
 
 
 def average(m=M, nesterov=False):
-    """Momentum as an average of gradients, by name."""
+    """Returns a function that updates a moving average of each variable's gradients."""
     averages = {}
 
     def add(name, gradient):
@@ -408,43 +412,45 @@ def rmnp(nesterov=False, scale=False):
     """Row-momentum normalized preconditioning (arXiv 2603.20527)."""
     momentum = average(nesterov=nesterov)
 
-    def unit_rows(name, gradient):
+    def normalize_rows(name, gradient):
         rows = to_rows(momentum(name, gradient))
         outputs, inputs = rows.shape
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         factor = np.sqrt(max(1, outputs / inputs)) if scale else 1.0
-        return factor * of_rows(rows, gradient.shape)
+        return factor * from_rows(rows, gradient.shape)
 
-    return lambda gradients, _: {n: unit_rows(n, g) for n, g in gradients.items()}
+    return lambda gradients, _: {n: normalize_rows(n, g) for n, g in gradients.items()}
 
 
 def column_normalized(with_momentum=()):
-    """SCALE (arXiv 2506.16659): "columns" of a kernel (in, out) are its units."""
+    """SCALE (arXiv 2506.16659). Its columns are the output units of a kernel."""
     momentum = average()
 
-    def rms_of_1(name, gradient):
+    def normalize_columns(name, gradient):
         if name in with_momentum:
             gradient = momentum(name, gradient)
-        # Of an embedding (tokens, dim) it takes the columns as well.
+        # SCALE also normalizes the columns of an embedding (tokens, dim).
         columns = np.reshape(gradient, (-1, gradient.shape[-1]))
         columns = columns / np.sqrt(np.mean(columns**2, axis=0))
         return np.reshape(columns, gradient.shape)
 
-    return lambda gradients, _: {n: rms_of_1(n, g) for n, g in gradients.items()}
+    return lambda gradients, _: {
+        n: normalize_columns(n, g) for n, g in gradients.items()
+    }
 
 
 def unit_columns(m=0.0, **options):
     rows = Rows("match_rms_adamw", over="inputs")
-    return of_momentum(rows, rate=5 * RATE, m=m, **options)
+    return momentum_sgd(rows, rate=5 * RATE, m=m, **options)
 
 
-NOT_WIDE = ("tall", "column", *CONVOLUTIONS)  # No more outputs than inputs.
+NOT_WIDE = ("tall", "column", *CONVOLUTIONS)  # At most as many outputs as inputs.
 
-BY_DEFINITION = {
-    "RMNP": Pair(rmnp, lambda: of_momentum("rows", axes=CONVOLUTIONS), names=KERNELS),
+DEFINITION_PAIRS = {
+    "RMNP": Pair(rmnp, lambda: momentum_sgd("rows", axes=CONVOLUTIONS), names=KERNELS),
     "RMNP-nesterov": Pair(
         lambda: rmnp(nesterov=True, scale=True),
-        lambda: of_momentum("rows", nesterov=True, axes=CONVOLUTIONS),
+        lambda: momentum_sgd("rows", nesterov=True, axes=CONVOLUTIONS),
         names=NOT_WIDE,
     ),
     "SCALE-hidden": Pair(
@@ -459,7 +465,7 @@ BY_DEFINITION = {
     ),
 }
 
-not_on_jax = pytest.mark.skipif(BACKEND == "jax", reason="takes long to compile")
+not_on_jax = pytest.mark.skipif(BACKEND == "jax", reason="JAX compiles for too long")
 
 
 def train_by_definition(change, pair, **options):
@@ -467,17 +473,17 @@ def train_by_definition(change, pair, **options):
 
 
 @not_on_jax
-@each(BY_DEFINITION)
+@each(DEFINITION_PAIRS)
 def test_directions_equal_published_definitions(pair):
-    decay = (pair.ours().weight_decay or 0) * 5  # At a fifth of the rate.
+    decay = (pair.ours().weight_decay or 0) * 5  # SGD's rate is a fifth of ours.
     check(pair, train_by_definition(pair.peer(), pair, weight_decay=decay))
 
 
 @not_on_jax
-def test_the_scale_of_rmnp_is_longer_for_more_outputs_than_inputs():
+def test_rmnp_steps_are_longer_for_kernels_with_more_outputs_than_inputs():
     pair = Pair(None, None, names=("wide",))
     expected = train_by_definition(rmnp(nesterov=True, scale=True), pair)
-    ours = train(of_momentum("rows", nesterov=True), *peers.draw(pair))
+    ours = train(momentum_sgd("rows", nesterov=True), *peers.draw(pair))
     inputs, outputs = SHAPES["wide"]
     assert_same({"wide": (outputs / inputs) ** 0.5 * ours["wide"]}, expected)
 
@@ -486,7 +492,7 @@ def test_the_scale_of_rmnp_is_longer_for_more_outputs_than_inputs():
 @pytest.mark.skipif(
     not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in Keras 3.12"
 )
-def test_scale_is_two_optimizers():
+def test_scale_equals_two_optimizers_but_not_one():
     pair = Pair(None, None, names=("wide", "tall", "output"))
     expected = train_by_definition(column_normalized(with_momentum=("output",)), pair)
     last = {"output": unit_columns(M, name="last")}

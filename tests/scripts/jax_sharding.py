@@ -1,4 +1,4 @@
-"""Trains every case with a distribution on four devices, and writes the weights.
+"""Trains every case with a distribution on four devices and writes the weights.
 
 Usage: python jax_sharding.py (data | model) FILE
 """
@@ -17,7 +17,7 @@ if kind == "data":
 else:
     mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"))
     layout = keras.distribution.LayoutMap(mesh)
-    layout[".*kernel.*"] = (None, "model")  # Of the layers and of the slots.
+    layout[".*kernel.*"] = (None, "model")  # Kernels and their slots.
     layout[".*bias.*"] = ("model",)
     distribution = keras.distribution.ModelParallel(
         layout_map=layout, batch_dim_name="batch"

@@ -1,4 +1,4 @@
-"""Runs the command, and dies half through writing the second run that it trained."""
+"""Runs the command and kills it in the middle of writing the second run."""
 
 import os
 import runpy
@@ -10,7 +10,7 @@ to_csv = pd.DataFrame.to_csv
 tables = []
 
 
-def die_in_the_second(table, path, **options):
+def die_in_the_second_run(table, path, **options):
     tables.append(table)
     to_csv(table, path, **options)
     if len(tables) == 2:
@@ -18,5 +18,5 @@ def die_in_the_second(table, path, **options):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-pd.DataFrame.to_csv = die_in_the_second
+pd.DataFrame.to_csv = die_in_the_second_run
 runpy.run_module("keras_normopt.experiments", run_name="__main__")

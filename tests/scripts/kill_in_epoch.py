@@ -1,4 +1,6 @@
-"""Trains with a backup after every epoch; writes the state, if it comes that far.
+"""Trains with a backup after every epoch, and writes the final state.
+
+With a third argument, the script kills itself in that epoch.
 
 Usage: python kill_in_epoch.py DIRECTORY FILE [EPOCH-TO-DIE-IN]
 """

@@ -1,4 +1,6 @@
-"""One of two workers that train every case in a loop of their own; the first writes.
+"""Runs one of two workers that train every case in a custom loop.
+
+The first worker writes the weights.
 
 Usage: python tensorflow_workers.py FILE, with TF_CONFIG set
 """
@@ -9,7 +11,7 @@ import sys
 
 import tensorflow as tf
 
-# Before anything else makes TensorFlow take up its devices.
+# The strategy must exist before TensorFlow uses any device.
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
 import keras

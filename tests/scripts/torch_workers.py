@@ -1,4 +1,6 @@
-"""One of two workers that train every case under DistributedDataParallel.
+"""Runs one of two workers that train every case with DistributedDataParallel.
+
+The first worker writes the weights.
 
 Usage: torchrun --nproc-per-node 2 torch_workers.py FILE
 """

@@ -1,4 +1,4 @@
-"""What the scripts train, alone or on several devices: the cases and one model."""
+"""The model and the cases that scripts train on one or several devices."""
 
 import keras
 import numpy as np
@@ -29,12 +29,12 @@ OPTIONS = {
         "apply_to": "update",
     },
 }
-# The bases see normalized gradients only: each needs no more than one of the norms.
+# Bases receive only normalized gradients, so one norm for each base is enough.
 CASES = [("SGD", "l2", "plain"), ("RMSprop", "max", "global")]
 CASES += [
     ("Adam", "std", o) for o in OPTIONS if o not in ("plain", "global", "direction")
 ]
-CASES += [("SGD", "none", "direction")]  # A direction is in the place of a norm.
+CASES += [("SGD", "none", "direction")]  # A direction replaces the norm.
 
 _rng = np.random.default_rng(0)
 X = _rng.normal(size=(STEPS * BATCH, 12)).astype("float32")
@@ -73,20 +73,20 @@ def state(model):
 
 
 def outcome(model, optimizer):
-    """What should be the same everywhere."""
-    kept = optimizer.gradient_norms if optimizer.track_norms else {}
-    return [*model.get_weights(), np.array(list(kept.values()))]
+    """Returns the weights and norms that must be equal on all devices."""
+    norms = optimizer.gradient_norms if optimizer.track_norms else {}
+    return [*model.get_weights(), np.array(list(norms.values()))]
 
 
 def batches():
-    """The batches of all epochs, in the order of `fit`."""
+    """Yields the batches of all epochs, in the order of `fit`."""
     for _ in range(EPOCHS):
         for start in range(0, len(X), BATCH):
             yield X[start : start + BATCH], Y[start : start + BATCH]
 
 
 def save(path, outcomes):
-    """Writes the outcomes of all cases, by case and position."""
+    """Writes the arrays of all outcomes under their case and position."""
     np.savez(
         path,
         **{

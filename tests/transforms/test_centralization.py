@@ -1,4 +1,4 @@
-"""Gradients without their mean, against NumPy."""
+"""Compares centralized gradients with NumPy."""
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def centralized(gradient):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("shape", [(), (3,), (3, 4), (2, 3, 4), (2, 2, 3, 4), (0, 3)])
 @pytest.mark.parametrize("norm", ["l2", None])
-def test_each_unit_loses_its_mean(norm, shape):
+def test_each_unit_has_its_mean_subtracted(norm, shape):
     gradient = np.random.default_rng(0).normal(size=shape) + 1.0
     optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, centralize=True)
     variable = keras.Variable(np.zeros(shape), dtype="float64")
@@ -32,7 +32,7 @@ def test_each_unit_loses_its_mean(norm, shape):
     np.testing.assert_allclose(-as_numpy(variable), expected, rtol=1e-6, atol=1e-12)
 
 
-def test_centralized_by_std_of_each_unit_is_the_z_score():
+def test_centralizing_and_dividing_by_std_gives_z_scores_of_units():
     gradient = np.random.default_rng(0).normal(size=(5, 4)) + 3.0
     optimizer = keras_normopt.NormalizedSGD(
         1.0, norm="std", scope="unit", centralize=True
@@ -44,7 +44,7 @@ def test_centralized_by_std_of_each_unit_is_the_z_score():
 
 
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
-def test_centralizing_comes_before_clipping_and_after_tracking(apply_to):
+def test_centralizing_comes_after_tracking_and_before_clipping(apply_to):
     gradients = {path: g + 5.0 for path, g in make_gradients().items()}
     optimizer = keras_normopt.ClippedSGD(
         1.0,
@@ -54,19 +54,18 @@ def test_centralizing_comes_before_clipping_and_after_tracking(apply_to):
         track_norms=True,
         apply_to=apply_to,
     )
-    (moved,) = gradient_steps(optimizer, [gradients])
+    (step,) = gradient_steps(optimizer, [gradients])
     expected = dict(gradients)
     for path, gradient in gradients.items():
         if not path.startswith("b/"):
-            changed = centralized(gradient)
-            expected[path] = changed * min(1, 1.5 / np.linalg.norm(changed))
-            # What is kept is the gradient as it came.
-            kept = optimizer.gradient_norms[path]
-            assert kept == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+            centered = centralized(gradient)
+            expected[path] = centered * min(1, 1.5 / np.linalg.norm(centered))
+            tracked = optimizer.gradient_norms[path]
+            assert tracked == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
     for path in SHAPES:
         size = np.abs(expected[path]).max()
         np.testing.assert_allclose(
-            moved[path], expected[path], rtol=1e-4, atol=1e-6 * size, err_msg=path
+            step[path], expected[path], rtol=1e-4, atol=1e-6 * size, err_msg=path
         )
 
 

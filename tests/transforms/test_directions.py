@@ -1,4 +1,4 @@
-"""Directions against NumPy: singular values, lengths, extremes and arguments."""
+"""Compares directions with NumPy, and tests extreme gradients and wrong arguments."""
 
 import math
 import re
@@ -24,7 +24,7 @@ JORDAN = [(3.4445, -4.7750, 2.0315)] * 5
 
 
 def direction_of(gradient, direction, dtype="float32", **options):
-    """What one step of SGD with a rate of 1 subtracts from a variable."""
+    """Returns what one step of SGD at rate 1 subtracts from a variable."""
     options = {"norm_epsilon": 0.0} | options
     optimizer = keras_normopt.NormalizedSGD(1.0, direction=direction, **options)
     gradient = ops.convert_to_tensor(gradient, dtype)
@@ -42,7 +42,7 @@ def random(shape, rank=None, seed=0):
     return rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, columns))
 
 
-PLAIN = Orthogonal(scale=None)
+UNSCALED = Orthogonal(scale=None)
 
 
 @pytest.mark.parametrize("rank", [None, 1, 3])
@@ -52,52 +52,52 @@ PLAIN = Orthogonal(scale=None)
 )
 def test_orthogonal_equals_the_polynomials_in_numpy(shape, rank, name, triples):
     gradient = random(shape, rank)
-    found = direction_of(gradient, Orthogonal(scale=None, coefficients=name))
+    actual = direction_of(gradient, Orthogonal(scale=None, coefficients=name))
     expected = orthogonalized(gradient.astype("float32"), triples)
-    np.testing.assert_allclose(found, expected, atol=2e-4)
+    np.testing.assert_allclose(actual, expected, atol=2e-4)
 
 
 @settings(max_examples=100 if BACKEND == "torch" else 25)
 @given(
-    shape=st.sampled_from([(8, 8), (3, 11), (11, 3)]),  # Each is compiled.
+    shape=st.sampled_from([(8, 8), (3, 11), (11, 3)]),  # Each shape compiles.
     smallest=st.floats(0.005, 1.0),
     magnitude=st.integers(-30, 30),
     seed=st.integers(0, 2**16),
 )
-def test_large_singular_values_come_out_near_1(shape, smallest, magnitude, seed):
+def test_large_singular_values_become_about_1(shape, smallest, magnitude, seed):
     rng = np.random.default_rng(seed)
     u, s, v = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
     s = np.geomspace(1.0, smallest, len(s))
     gradient = (u * s) @ v * 10.0**magnitude
-    found = direction_of(gradient, PLAIN)
-    values = np.linalg.svd(found, compute_uv=False)  # The largest first.
-    enough = s >= 0.0051 * np.linalg.norm(s)  # Rounding moves those at the border.
-    assert values[: np.count_nonzero(enough)].min() >= 0.95
+    actual = direction_of(gradient, UNSCALED)
+    values = np.linalg.svd(actual, compute_uv=False)  # In descending order.
+    is_large = s >= 0.0051 * np.linalg.norm(s)  # The limit allows for rounding.
+    assert values[: np.count_nonzero(is_large)].min() >= 0.95
     assert values.max() <= 1.15
-    assert np.sum(gradient / 10.0**magnitude * found) > 0
+    assert np.sum(gradient / 10.0**magnitude * actual) > 0
 
 
-@pytest.mark.parametrize("direction", [PLAIN, Rows(), Sign()], ids=lambda d: d.name)
+@pytest.mark.parametrize("direction", [UNSCALED, Rows(), Sign()], ids=lambda d: d.name)
 @pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e30])
-def test_the_magnitude_of_a_gradient_does_not_matter(direction, scale):
+def test_the_magnitude_of_a_gradient_does_not_change_its_direction(direction, scale):
     gradient = random((5, 8)).astype("float32")
-    found = direction_of(gradient * np.float32(scale), direction)
-    np.testing.assert_allclose(found, direction_of(gradient, direction), atol=1e-4)
+    actual = direction_of(gradient * np.float32(scale), direction)
+    np.testing.assert_allclose(actual, direction_of(gradient, direction), atol=1e-4)
 
 
-def test_vanishing_gradients_move_weights_that_muon_leaves():
+def test_orthogonal_sgd_steps_on_vanishing_gradients_and_muon_does_not():
     gradient = random((5, 8)) * 1e-15
 
-    def moved(optimizer):
+    def step_length(optimizer):
         variable = keras.Variable(np.zeros((5, 8)), name="kernel")
         optimizer.apply([ops.convert_to_tensor(gradient, "float32")], [variable])
         return np.linalg.norm(as_numpy(variable))
 
     muon = keras.optimizers.Muon(0.01, weight_decay=None, rms_rate=None)
     orthogonal = keras_normopt.OrthogonalSGD(0.01)
-    assert moved(muon) < 1e-6
+    assert step_length(muon) < 1e-6
     expected = 0.01 * math.sqrt(8 / 5) * np.linalg.norm(orthogonalized(gradient))
-    np.testing.assert_allclose(moved(orthogonal), expected, rtol=1e-3)
+    np.testing.assert_allclose(step_length(orthogonal), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,19 +105,19 @@ def test_half_precision_is_computed_in_float32(dtype):
     gradient = random((6, 9))
     rounded = ops.cast(ops.convert_to_tensor(gradient, dtype), "float32")
     expected = orthogonalized(ops.convert_to_numpy(rounded))
-    found = direction_of(gradient, PLAIN, dtype)
-    np.testing.assert_allclose(found, expected, atol=0.01)
+    actual = direction_of(gradient, UNSCALED, dtype)
+    np.testing.assert_allclose(actual, expected, atol=0.01)
 
 
 @pytest.mark.usefixtures("float64")
-def test_float64_keeps_its_digits():
+def test_directions_keep_the_precision_of_float64():
     gradient = random((6, 9))
-    found = direction_of(gradient, PLAIN, "float64")
-    np.testing.assert_allclose(found, orthogonalized(gradient), rtol=1e-10, atol=1e-12)
+    actual = direction_of(gradient, UNSCALED, "float64")
+    np.testing.assert_allclose(actual, orthogonalized(gradient), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("direction", ["orthogonal", "rows", "sign"])
-def test_zeros_stay_zero_and_nan_reaches_its_own_variable_only(direction):
+def test_zero_gradients_stay_zero_and_nan_stays_in_its_variable(direction):
     gradients = [np.zeros((3, 4)), random((3, 4)), random((3, 4)), np.zeros((0, 4))]
     gradients[2][0, 0] = np.nan
     variables = [keras.Variable(np.zeros(g.shape), name="kernel") for g in gradients]
@@ -140,47 +140,47 @@ SCALES = {
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (2, 3, 9)])
-def test_the_scale_of_orthogonal(scale, shape):
+def test_scale_multiplies_orthogonal_steps(scale, shape):
     gradient = random(shape)
     inputs, outputs = math.prod(shape[:-1]), shape[-1]
     axes = {"kernel": (tuple(range(len(shape) - 1)), (len(shape) - 1,))}
-    found = direction_of(gradient, Orthogonal(scale), axes=axes)
+    actual = direction_of(gradient, Orthogonal(scale), axes=axes)
     expected = orthogonalized(gradient.reshape(inputs, outputs))
     expected = SCALES[scale](inputs, outputs) * expected
-    np.testing.assert_allclose(found.reshape(inputs, outputs), expected, atol=1e-3)
+    np.testing.assert_allclose(actual.reshape(inputs, outputs), expected, atol=1e-3)
 
 
 def test_parts_and_batch_axes_are_separate_matrices():
     gradient = random((2, 5, 12))
-    found = direction_of(gradient, PLAIN, axes={"kernel": ((1,), (2,), 3)})
+    actual = direction_of(gradient, UNSCALED, axes={"kernel": ((1,), (2,), 3)})
     for i in range(2):
         for part in np.split(np.arange(12), 3):
             expected = orthogonalized(gradient[i][:, part])
-            np.testing.assert_allclose(found[i][:, part], expected, atol=2e-4)
+            np.testing.assert_allclose(actual[i][:, part], expected, atol=2e-4)
 
 
-def test_equal_kernels_are_computed_together_and_apart_alike(monkeypatch):
+def test_one_or_several_stacks_give_the_same_directions(monkeypatch):
     gradients = [random((4, 6), seed=i) * 10.0 ** (9 * i - 18) for i in range(5)]
 
-    def moved():
+    def weights():
         variables = [keras.Variable(np.zeros((4, 6)), name="k") for _ in gradients]
-        optimizer = keras_normopt.NormalizedSGD(1.0, direction=PLAIN)
+        optimizer = keras_normopt.NormalizedSGD(1.0, direction=UNSCALED)
         tensors = [ops.convert_to_tensor(g, "float32") for g in gradients]
         optimizer.apply(tensors, variables)
         return np.array([as_numpy(v) for v in variables])
 
-    together = moved()
+    one_stack = weights()
     expected = [-orthogonalized(g) for g in gradients]
-    np.testing.assert_allclose(together, expected, atol=2e-4)
+    np.testing.assert_allclose(one_stack, expected, atol=2e-4)
     monkeypatch.setattr("keras_normopt._transforms.direction._STACK_ENTRIES", 50)
-    np.testing.assert_allclose(moved(), together, atol=1e-5)
+    np.testing.assert_allclose(weights(), one_stack, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("steps", "triples"),
     [(None, QUINTIC), (2, QUINTIC[:2]), (7, QUINTIC + QUINTIC[-1:] * 2)],
 )
-def test_steps_of_a_list_of_polynomials(steps, triples):
+def test_steps_shorten_or_extend_a_list_of_polynomials(steps, triples):
     gradient = random((4, 6))
     direction = Orthogonal(None, coefficients=QUINTIC, steps=steps)
     expected = orthogonalized(gradient, triples)
@@ -200,8 +200,8 @@ def test_steps_repeat_a_single_polynomial():
 def test_sign_equals_numpy(scale, magnitude):
     gradient = random((4, 6))
     gradient[0] = 0
-    found = direction_of(gradient, Sign(scale))
-    np.testing.assert_allclose(found, magnitude * np.sign(gradient), rtol=1e-6)
+    actual = direction_of(gradient, Sign(scale))
+    np.testing.assert_allclose(actual, magnitude * np.sign(gradient), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -221,13 +221,13 @@ def test_sign_equals_numpy(scale, magnitude):
 def test_rows_equal_numpy(options, axes, over, length):
     gradient = random((4, 6)) * np.array([1, 1e-20, 1e20, 1e-3])[:, None]
     axes = axes and {"kernel": axes}
-    found = direction_of(gradient, Rows(**options), axes=axes)
+    actual = direction_of(gradient, Rows(**options), axes=axes)
     norms = np.linalg.norm(gradient, axis=over, keepdims=True)
-    np.testing.assert_allclose(found, length * gradient / norms, rtol=2e-5, atol=1e-30)
+    np.testing.assert_allclose(actual, length * gradient / norms, rtol=2e-5, atol=1e-30)
 
 
-@pytest.mark.parametrize("direction", [PLAIN, Rows(), Sign()], ids=lambda d: d.name)
-def test_below_the_floor_steps_shrink_in_proportion(direction):
+@pytest.mark.parametrize("direction", [UNSCALED, Rows(), Sign()], ids=lambda d: d.name)
+def test_below_norm_epsilon_steps_shrink_in_proportion(direction):
     gradient = np.full((2, 4), 2.0**-70)
     above = direction_of(gradient, direction, norm_epsilon=2.0**-71)
     below = direction_of(gradient, direction, norm_epsilon=2.0**-64)
@@ -235,13 +235,14 @@ def test_below_the_floor_steps_shrink_in_proportion(direction):
 
 
 @pytest.mark.parametrize(("size", "moves"), [(1e-15, 1.0), (2.4e-24, 1e-4)])
-def test_momentum_that_has_decayed_to_noise_makes_no_steps(size, moves):
+def test_steps_of_momentum_that_has_decayed_to_noise_vanish(size, moves):
     optimizer = keras_normopt.OrthogonalSGD(1.0)
     variable = keras.Variable(np.zeros((4, 4)), name="kernel")
     optimizer.build([variable])
     optimizer.momentums[0].assign(size * np.eye(4) / 2)
     optimizer.apply([ops.zeros((4, 4))], [variable])
-    factor = min(1.0, 0.81 * size / 2 / 1e-20)  # Of Nesterov, once more.
+    # Nesterov applies the momentum of 0.9 twice.
+    factor = min(1.0, 0.81 * size / 2 / 1e-20)
     assert moves * 0.9 < factor <= moves
     values = polynomial(np.full(4, 0.5), QUINTIC)
     np.testing.assert_allclose(np.diag(as_numpy(variable)), factor * values, rtol=1e-3)
@@ -250,19 +251,19 @@ def test_momentum_that_has_decayed_to_noise_makes_no_steps(size, moves):
 def test_gradients_of_1e_minus_15_make_full_steps_by_default():
     gradient = random((5, 8))
     optimizers = [keras_normopt.OrthogonalSGD(1.0) for _ in range(2)]
-    moved = []
+    weights = []
     for optimizer, factor in zip(optimizers, (1.0, 1e-15), strict=True):
         variable = keras.Variable(np.zeros((5, 8)), name="kernel")
         tensor = ops.convert_to_tensor(factor * gradient, "float32")
         optimizer.apply([tensor], [variable])
-        moved.append(as_numpy(variable))
-    np.testing.assert_allclose(*moved, atol=1e-4)
+        weights.append(as_numpy(variable))
+    np.testing.assert_allclose(*weights, atol=1e-4)
 
 
 SHAPES = {"embed": (5, 3), "bias": (4,), "kernel": (4, 6), "scale": (6,)}
 
 
-def changes(optimizer, gradients):
+def steps_of(optimizer, gradients):
     variables = {n: keras.Variable(np.zeros(SHAPES[n]), name=n) for n in gradients}
     tensors = [ops.convert_to_tensor(g, "float32") for g in gradients.values()]
     optimizer.apply(tensors, list(variables.values()))
@@ -272,26 +273,26 @@ def changes(optimizer, gradients):
 GRADIENTS = {name: 3 * random(shape) for name, shape in SHAPES.items()}
 
 
-def test_a_direction_for_each_pattern_and_none_for_excluded_variables():
+def test_patterns_choose_directions_and_excluded_variables_have_none():
     patterns = {"embed": "sign", "bias": None, "k|b": Orthogonal(None), ".*": "rows"}
     optimizer = keras_normopt.NormalizedSGD(1.0, direction=patterns, exclude="scale")
-    moved = changes(optimizer, GRADIENTS)
-    np.testing.assert_allclose(moved["embed"], np.sign(GRADIENTS["embed"]))
-    np.testing.assert_allclose(moved["bias"], GRADIENTS["bias"], rtol=1e-6)
-    np.testing.assert_allclose(moved["scale"], GRADIENTS["scale"], rtol=1e-6)
+    steps = steps_of(optimizer, GRADIENTS)
+    np.testing.assert_allclose(steps["embed"], np.sign(GRADIENTS["embed"]))
+    np.testing.assert_allclose(steps["bias"], GRADIENTS["bias"], rtol=1e-6)
+    np.testing.assert_allclose(steps["scale"], GRADIENTS["scale"], rtol=1e-6)
     expected = orthogonalized(GRADIENTS["kernel"])
-    np.testing.assert_allclose(moved["kernel"], expected, atol=2e-4)
+    np.testing.assert_allclose(steps["kernel"], expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("direction", ["orthogonal", {"kern": "sign", ".*": None}])
-def test_a_config_makes_the_same_optimizer(direction):
+def test_a_config_keeps_the_direction(direction):
     optimizer = keras_normopt.NormalizedSGD(1.0, direction=direction)
-    expected = changes(optimizer, GRADIENTS)
+    expected = steps_of(optimizer, GRADIENTS)
     config = optimizer.get_config()
-    again = keras_normopt.NormalizedSGD.from_config(config)
-    assert again.get_config() == config
-    for name, moved in changes(again, GRADIENTS).items():
-        np.testing.assert_array_equal(moved, expected[name])
+    loaded = keras_normopt.NormalizedSGD.from_config(config)
+    assert loaded.get_config() == config
+    for name, step in steps_of(loaded, GRADIENTS).items():
+        np.testing.assert_array_equal(step, expected[name])
 
 
 @pytest.mark.parametrize(
@@ -303,10 +304,12 @@ def test_a_config_makes_the_same_optimizer(direction):
         ({"kernel": "sign"}, r"no pattern for \['embed'\]"),
     ],
 )
-def test_a_pattern_without_variables_and_the_other_way_round_warn(patterns, message):
+def test_patterns_without_variables_and_variables_without_patterns_warn(
+    patterns, message
+):
     optimizer = keras_normopt.NormalizedSGD(direction=patterns, exclude="scale")
     with pytest.warns(UserWarning, match=message):
-        changes(optimizer, GRADIENTS)
+        steps_of(optimizer, GRADIENTS)
 
 
 @pytest.mark.parametrize(
@@ -325,13 +328,13 @@ def test_a_pattern_without_variables_and_the_other_way_round_warn(patterns, mess
         ({"axes": {"(": "vector"}}, "regular expression"),
     ],
 )
-def test_wrong_options_are_named(options, problem):
+def test_errors_name_wrong_directions_and_axes(options, problem):
     with pytest.raises(ValueError, match=re.escape(problem)):
         keras_normopt.NormalizedSGD(**options)
 
 
 @pytest.mark.parametrize("axes", [[((0,), (1,))], {1: "vector"}])
-def test_axes_of_a_wrong_type_are_named(axes):
+def test_errors_name_axes_of_a_wrong_type(axes):
     with pytest.raises(TypeError, match="`axes`"):
         keras_normopt.NormalizedSGD(axes=axes)
 
@@ -344,10 +347,10 @@ def test_axes_of_a_wrong_type_are_named(axes):
         (((0,), (1,), 4), "4 equal parts"),
     ],
 )
-def test_axes_that_do_not_fit_a_variable_are_named(axes, problem):
+def test_errors_name_axes_that_do_not_fit_a_variable(axes, problem):
     optimizer = keras_normopt.OrthogonalSGD(axes={"kernel": axes})
     with pytest.raises(ValueError, match=problem):
-        changes(optimizer, GRADIENTS)
+        steps_of(optimizer, GRADIENTS)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +370,7 @@ def test_axes_that_do_not_fit_a_variable_are_named(axes, problem):
         (Rows, {"over": "rows"}, "over"),
     ],
 )
-def test_wrong_arguments_of_directions_are_named(cls, arguments, name):
+def test_errors_name_wrong_arguments_of_directions(cls, arguments, name):
     with pytest.raises(ValueError, match=f"Received: {name}="):
         cls(**arguments)
 
@@ -378,7 +381,7 @@ def test_clipped_optimizers_refuse_a_direction():
 
 
 @pytest.mark.parametrize("direction", ["sign", {"bias": None, ".*": "sign"}])
-def test_clipnorm_warns_unless_it_reaches_a_raw_gradient(direction):
+def test_clipnorm_warns_if_every_variable_has_a_direction(direction):
     optimizer = keras_normopt.NormalizedSGD(direction=direction, clipnorm=1.0)
     variables = [keras.Variable(np.zeros((2,)), name=n) for n in ("kernel", "bias")]
     if isinstance(direction, str):
@@ -389,17 +392,17 @@ def test_clipnorm_warns_unless_it_reaches_a_raw_gradient(direction):
             optimizer.build(variables)
 
 
-def test_tracked_norms_are_those_of_raw_gradients():
+def test_orthogonal_sgd_tracks_the_norms_of_raw_gradients():
     optimizer = keras_normopt.OrthogonalSGD(track_norms=True)
-    changes(optimizer, GRADIENTS)
+    steps_of(optimizer, GRADIENTS)
     for name, gradient in GRADIENTS.items():
         norm = optimizer.gradient_norms[name]
         np.testing.assert_allclose(norm, np.linalg.norm(gradient), rtol=1e-5)
 
 
 def test_orthogonal_sgd_is_normalized_sgd_with_other_defaults():
-    ours = keras_normopt.OrthogonalSGD(0.5, 0.25, norm_epsilon=0.0)
-    theirs = keras_normopt.NormalizedSGD(
+    orthogonal = keras_normopt.OrthogonalSGD(0.5, 0.25, norm_epsilon=0.0)
+    normalized = keras_normopt.NormalizedSGD(
         0.5,
         0.25,
         nesterov=True,
@@ -408,30 +411,30 @@ def test_orthogonal_sgd_is_normalized_sgd_with_other_defaults():
         norm_epsilon=0.0,
         direction="orthogonal",
     )
-    name = {"name": ours.name}
-    assert ours.get_config() == theirs.get_config() | name
-    assert isinstance(ours, keras_normopt.NormalizedSGD)
+    name = {"name": orthogonal.name}
+    assert orthogonal.get_config() == normalized.get_config() | name
+    assert isinstance(orthogonal, keras_normopt.NormalizedSGD)
     assert keras.optimizers.get("orthogonal_sgd").get_config()["momentum"] == 0.9
     registered = keras.saving.get_registered_name(keras_normopt.OrthogonalSGD)
     assert registered == "keras_normopt>OrthogonalSGD"
 
 
-def test_a_norm_beside_a_direction_is_refused_later_too():
+def test_setting_a_norm_beside_a_direction_is_refused():
     optimizer = keras_normopt.NormalizedSGD(direction="sign")
     with pytest.raises(ValueError, match="`norm` must be None"):
         optimizer.norm = "l2"
     optimizer.norm = None
 
 
-def test_a_subclass_of_a_direction_does_not_take_its_name():
-    class Mine(Orthogonal):
+def test_a_name_gives_orthogonal_and_not_its_subclass():
+    class Custom(Orthogonal):
         pass
 
     assert type(keras_normopt.OrthogonalSGD().direction) is Orthogonal
-    assert type(keras_normopt.OrthogonalSGD(direction=Mine()).direction) is Mine
+    assert type(keras_normopt.OrthogonalSGD(direction=Custom()).direction) is Custom
 
 
-def test_orthogonal_sgd_names_an_argument_that_is_given_twice():
+def test_orthogonal_sgd_names_a_duplicate_argument():
     with pytest.raises(TypeError, match="learning_rate"):
         keras_normopt.OrthogonalSGD(0.1, learning_rate=0.2, momentum=0.5)
 

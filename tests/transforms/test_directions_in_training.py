@@ -1,4 +1,7 @@
-"""A direction beside everything else that training does, against NumPy in float64."""
+"""Compares training with a direction with NumPy in float64.
+
+Covers `fit`, arguments of the base, precision, other options, and saving.
+"""
 
 import copy
 import inspect
@@ -18,7 +21,7 @@ from helpers.oracle import orthogonalized
 from keras_normopt import OrthogonalSGD, WeightNorm, directions
 
 BACKEND = keras.backend.backend()
-# What is the same code on each backend is asked on the one that compiles nothing.
+# Tests of code that all backends share. They run on PyTorch, which compiles nothing.
 once = pytest.mark.skipif(BACKEND != "torch", reason="does not depend on the backend")
 RATE, MOMENTUM = 0.1, 0.9
 KERNEL = np.array([[3.0, -4.0, 0.5], [1.0, 0.2, -2.0]])
@@ -26,7 +29,7 @@ BIAS = np.array([3.0, -4.0, 0.0])
 
 
 def orthogonal(matrix):
-    """The direction with the default scale."""
+    """Returns the orthogonal direction with its default scale."""
     inputs, outputs = matrix.shape
     return math.sqrt(max(1, outputs / inputs)) * orthogonalized(matrix)
 
@@ -38,23 +41,23 @@ def descend(
     decay=0.0,
     ema=None,
 ):
-    """What `OrthogonalSGD` does in `by_hand.fit`, written out.
+    """Returns the weights after `by_hand.fit` with `OrthogonalSGD`, from NumPy.
 
     Args:
-        epochs: How many.
-        rate: Function of the number of a step.
-        average: Over how many batches a gradient is the mean.
-        decay: Factor of the weight decay.
-        ema: `None`, or the momentum of the mean weights that training ends with.
+        epochs: Number of epochs.
+        rate: Function from the number of a step to its learning rate.
+        average: Number of batches whose gradients are averaged.
+        decay: Weight decay.
+        ema: `None`, or the momentum of the moving average that becomes the weights.
     """
     weights = [w.astype("float64") for w in START]
-    slots, mean, seen = [np.zeros_like(w) for w in weights], None, []
+    slots, mean, pending = [np.zeros_like(w) for w in weights], None, []
     for step, (x, y) in enumerate(epochs * by_hand.batches()):
-        seen.append(by_hand.gradients(x, y, *weights))
-        if len(seen) < average:
+        pending.append(by_hand.gradients(x, y, *weights))
+        if len(pending) < average:
             continue
-        gradients = [np.mean(g, axis=0) for g in zip(*seen, strict=True)]
-        lr, seen = rate(step), []
+        gradients = [np.mean(g, axis=0) for g in zip(*pending, strict=True)]
+        lr, pending = rate(step), []
         slots = [MOMENTUM * s - lr * g for s, g in zip(slots, gradients, strict=True)]
         kernel, bias = (
             MOMENTUM * s - lr * g for s, g in zip(slots, gradients, strict=True)
@@ -87,8 +90,10 @@ def numpy(variable):
     return ops.convert_to_numpy(ops.cast(variable, wide))
 
 
-def moved(optimizer, gradients, start=None, names=("kernel", "bias"), dtype="float32"):
-    """The steps that an optimizer makes with a gradient for each variable."""
+def changes(
+    optimizer, gradients, start=None, names=("kernel", "bias"), dtype="float32"
+):
+    """Returns how far one step with these gradients moves each variable."""
     start = start or [np.zeros_like(g) for g in gradients]
     variables = [
         variable_of(value, dtype, name)
@@ -110,7 +115,7 @@ def stops(step):
 
 
 def stopping():
-    # Keras's boundary is the last step of the rate before it.
+    # In Keras, the step at the boundary still has the rate before it.
     return keras.optimizers.schedules.PiecewiseConstantDecay([2], [RATE, 0.0])
 
 
@@ -133,15 +138,15 @@ ARGUMENTS = {
     "name",
     ["accumulation", *(pytest.param(n, marks=once) for n in ARGUMENTS if n[0] != "a")],
 )
-def test_fit_with_arguments_of_the_base(name):
-    arguments, by_numpy = ARGUMENTS[name]
+def test_fit_applies_the_arguments_of_the_base(name):
+    arguments, numpy_arguments = ARGUMENTS[name]
     arguments = {"learning_rate": RATE, "momentum": MOMENTUM} | arguments
     model = fitted(OrthogonalSGD(**arguments))
-    by_hand.assert_same(model.get_weights(), descend(**by_numpy))
+    by_hand.assert_same(model.get_weights(), descend(**numpy_arguments))
 
 
 COMPILED = {"eager": {"run_eagerly": True}}
-if BACKEND != "torch":  # Of its compiler tests/clients/test_compiled_step.py asks.
+if BACKEND != "torch":  # tests/clients/test_compiled_step.py tests its compiler.
     COMPILED |= {
         "plain": {"jit_compile": False},
         "several steps": {"steps_per_execution": 3, "jit_compile": True},
@@ -149,40 +154,39 @@ if BACKEND != "torch":  # Of its compiler tests/clients/test_compiled_step.py as
 
 
 @pytest.mark.parametrize("compiled", COMPILED)
-def test_fit_is_the_same_however_it_is_compiled(compiled):
+def test_fit_gives_the_same_weights_compiled_and_eagerly(compiled):
     model = fitted("orthogonal_sgd", **COMPILED[compiled])
     by_hand.assert_same(model.get_weights(), descend(rate=lambda step: 0.01))
 
 
-def test_a_loss_scale_is_divided_out_before_the_direction():
+def test_the_loss_scale_is_removed_before_the_direction():
     model = fitted(keras.optimizers.LossScaleOptimizer(OrthogonalSGD(RATE)))
     by_hand.assert_same(model.get_weights(), descend())
 
 
 @pytest.mark.parametrize("name", ["orthogonal_sgd", "OrthogonalSGD"])
-def test_keras_finds_it_by_name(name):
-    found = keras.optimizers.get(name)
-    assert type(found) is OrthogonalSGD
-    found = keras.optimizers.get({"class_name": name, "config": {"momentum": 0.5}})
-    assert type(found) is OrthogonalSGD
-    assert (found.momentum, found.direction.name) == (0.5, "orthogonal")
+def test_keras_finds_orthogonal_sgd_by_name(name):
+    optimizer = keras.optimizers.get(name)
+    assert type(optimizer) is OrthogonalSGD
+    optimizer = keras.optimizers.get({"class_name": name, "config": {"momentum": 0.5}})
+    assert type(optimizer) is OrthogonalSGD
+    assert (optimizer.momentum, optimizer.direction.name) == (0.5, "orthogonal")
 
 
 @once
-def test_the_direction_of_a_gradient_differs_from_that_of_an_update():
-    """Adam receives directions, and not the other way round."""
+def test_adam_receives_directions_as_its_gradients_by_default():
     optimizer = keras_normopt.NormalizedAdam(RATE, direction="orthogonal")
     model = fitted(optimizer)
 
-    def point(grads, weights):
+    def to_directions(grads, weights):
         return [orthogonal(grads[0]), grads[1]]
 
     adam = keras.optimizers.Adam(RATE)
-    expected = by_hand.train(adam, lambda gradient: gradient, change=point)
+    expected = by_hand.train(adam, lambda gradient: gradient, change=to_directions)
     by_hand.assert_same(model.get_weights(), expected)
 
 
-def test_norm_epsilon_set_during_training_acts_in_compiled_steps():
+def test_a_new_norm_epsilon_takes_effect_in_compiled_steps():
     optimizer = keras_normopt.NormalizedSGD(
         RATE, direction={"kernel": "orthogonal", "bias": "rows"}
     )
@@ -190,7 +194,7 @@ def test_norm_epsilon_set_during_training_acts_in_compiled_steps():
     model.train_on_batch(X, Y)
     before = [w.astype("float64") for w in model.get_weights()]
     kernel, bias = by_hand.gradients(X, Y, *before)
-    optimizer.norm_epsilon = 100.0  # Above the entries of both.
+    optimizer.norm_epsilon = 100.0  # Larger than all entries.
     model.train_on_batch(X, Y)
     steps = [
         RATE * direction * np.abs(gradient).max() / 100
@@ -219,7 +223,7 @@ def test_a_direction_in_mixed_precision_trains_as_in_float64(policy):
     model = fitted(optimizer)
     is_scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert is_scaled == (policy == "mixed_float16")
-    # The layer computes with 11 or 8 significant bits, and so steps may differ by that.
+    # The layer computes with 11 or 8 significant bits, so steps may differ.
     size = 0.01 if policy == "mixed_float16" else 0.06
     expected = descend(rate=lambda step: 0.05)
     by_hand.assert_same(model.get_weights(), expected, rtol=0, atol=size)
@@ -238,10 +242,9 @@ def test_singular_values_of_a_step_in_mixed_precision_are_near_the_rate(policy):
     ("dtype", "value"), [("float16", 300.0), ("bfloat16", 1e30), ("float64", 1e-200)]
 )
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
-def test_directions_of_gradients_whose_squares_leave_their_dtype(
+def test_directions_are_right_if_squares_exceed_the_range_of_the_dtype(
     dtype, value, apply_to, float64
 ):
-    # The squares of these are beyond the range of their dtype.
     optimizer = keras_normopt.NormalizedSGD(
         0.5,
         direction={"kernel": "orthogonal", "bias": "rows"},
@@ -249,19 +252,19 @@ def test_directions_of_gradients_whose_squares_leave_their_dtype(
         norm_epsilon=0,
     )
     gradients = [value * KERNEL, value * BIAS]
-    kernel, bias = moved(optimizer, gradients, dtype=dtype)
-    # The second singular value depends on digits that the narrow ones do not have.
+    kernel, bias = changes(optimizer, gradients, dtype=dtype)
+    # The second singular value depends on digits that float16 and bfloat16 lack.
     np.testing.assert_allclose(kernel, -0.5 * orthogonal(KERNEL), rtol=0.02, atol=0.004)
     np.testing.assert_allclose(bias, -0.5 * BIAS / 5, rtol=0.01)
 
 
-# Beside other options.
+# Together with other options.
 
 
 @once
 def test_excluded_variables_step_with_raw_gradients():
     optimizer = keras_normopt.NormalizedSGD(1.0, direction="sign", exclude="kernel")
-    kernel, bias = moved(optimizer, [KERNEL, BIAS])
+    kernel, bias = changes(optimizer, [KERNEL, BIAS])
     np.testing.assert_allclose(kernel, -KERNEL, rtol=1e-6)
     np.testing.assert_array_equal(bias, -np.sign(BIAS))
 
@@ -271,7 +274,7 @@ def test_gradients_are_centralized_before_their_direction():
     optimizer = keras_normopt.NormalizedSGD(
         1.0, direction="orthogonal", centralize=True
     )
-    kernel, bias = moved(optimizer, [KERNEL, BIAS])
+    kernel, bias = changes(optimizer, [KERNEL, BIAS])
     expected = -orthogonal(KERNEL - KERNEL.mean(axis=0))
     np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(bias, -BIAS, rtol=1e-6)
@@ -283,7 +286,7 @@ def test_a_step_size_multiplies_the_direction(apply_to):
         RATE, direction="orthogonal", step_size=WeightNorm(0.5), apply_to=apply_to
     )
     start = [np.arange(6.0).reshape(2, 3), np.array([3.0, 0.0, 4.0])]
-    kernel, bias = moved(optimizer, [KERNEL, BIAS], start)
+    kernel, bias = changes(optimizer, [KERNEL, BIAS], start)
     factor = 0.5 * np.linalg.norm(start[0])
     expected = -RATE * factor * orthogonal(KERNEL)
     np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-5)
@@ -293,7 +296,7 @@ def test_a_step_size_multiplies_the_direction(apply_to):
 @once
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_a_scope_is_tracked_and_does_not_change_directions(scope, apply_to):
+def test_a_scope_groups_tracked_norms_and_does_not_change_directions(scope, apply_to):
     optimizer = keras_normopt.NormalizedSGD(
         1.0,
         direction={"kernel": "orthogonal", "bias": "rows"},
@@ -302,8 +305,8 @@ def test_a_scope_is_tracked_and_does_not_change_directions(scope, apply_to):
         apply_to=apply_to,
     )
     names = ["kernel", "bias"] if scope == "global" else ["d/kernel", "d/bias"]
-    for _ in range(2):  # Of the second step, as there was one before.
-        kernel, bias = _moved_in_a_layer(optimizer, names)
+    for _ in range(2):  # The test compares the second step.
+        kernel, bias = _changes_in_a_layer(optimizer, names)
     np.testing.assert_allclose(kernel, -orthogonal(KERNEL), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(bias, -BIAS / 5, rtol=1e-5)
     norms = optimizer.gradient_norms
@@ -312,8 +315,8 @@ def test_a_scope_is_tracked_and_does_not_change_directions(scope, apply_to):
     assert norms == pytest.approx({name: total, "total": total}, rel=1e-5)
 
 
-def _moved_in_a_layer(optimizer, paths):
-    """As `moved`, with one pair of variables for each optimizer."""
+def _changes_in_a_layer(optimizer, paths):
+    """Returns the same as `changes`, but keeps the variables of an optimizer."""
     if not optimizer.built:
         variables = []
         for path, gradient in zip(paths, (KERNEL, BIAS), strict=True):
@@ -328,9 +331,9 @@ def _moved_in_a_layer(optimizer, paths):
     return [numpy(v) for v in variables]
 
 
-@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras's.
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # From Keras.
 @pytest.mark.parametrize("cls", [OrthogonalSGD, keras_normopt.NormalizedAdam])
-def test_missing_gradients_and_empty_variables_are_passed_by(cls):
+def test_missing_gradients_and_empty_variables_are_skipped(cls):
     optimizer = cls(RATE, direction="orthogonal", apply_to="update", norm=None)
     values = [KERNEL, KERNEL, np.zeros((0, 3)), np.zeros((2, 0))]
     variables = [variable_of(0 * v, name=f"kernel_{i}") for i, v in enumerate(values)]
@@ -353,14 +356,14 @@ def test_complex_variables_are_refused_unless_excluded():
         1.0, direction="orthogonal", exclude="spectrum"
     )
     optimizer.apply([tensor(1j * KERNEL, "complex64"), tensor(KERNEL)], variables)
-    found = ops.convert_to_numpy(variables[0])
-    np.testing.assert_allclose(found, (1 - 1j) * KERNEL, rtol=1e-5)
-    found = numpy(variables[1])
-    np.testing.assert_allclose(found, -orthogonal(KERNEL), rtol=1e-4, atol=1e-5)
+    spectrum = ops.convert_to_numpy(variables[0])
+    np.testing.assert_allclose(spectrum, (1 - 1j) * KERNEL, rtol=1e-5)
+    kernel = numpy(variables[1])
+    np.testing.assert_allclose(kernel, -orthogonal(KERNEL), rtol=1e-4, atol=1e-5)
 
 
 @once
-def test_a_direction_leaves_frozen_layers_alone():
+def test_orthogonal_sgd_does_not_change_frozen_layers():
     frozen = keras.layers.Dense(3, trainable=False, name="frozen")
     model = keras.Sequential([keras.Input((3,)), frozen, keras.layers.Dense(4)])
     frozen.set_weights([np.eye(3), np.zeros(3)])
@@ -384,8 +387,8 @@ def test_float8_scales_have_no_direction():
     steps = np.abs(ops.convert_to_numpy(hidden.kernel) - kernel)
     np.testing.assert_allclose(steps[steps > 0], 0.01, rtol=1e-3)
     assert steps.max() > 0
-    seen = ops.convert_to_numpy(hidden.inputs_amax_history)
-    np.testing.assert_allclose(seen.max(), np.abs(x).max(), rtol=1e-6)
+    history = ops.convert_to_numpy(hidden.inputs_amax_history)
+    np.testing.assert_allclose(history.max(), np.abs(x).max(), rtol=1e-6)
 
 
 @pytest.mark.skipif(
@@ -402,13 +405,13 @@ def test_a_direction_and_a_plain_optimizer_share_a_model():
 # Saving.
 
 
-def through_a_file(model, path):
+def save_and_load(model, path):
     model.save(path / "model.keras")
     return keras.models.load_model(path / "model.keras")
 
 
 COPIES = {
-    "file": through_a_file,
+    "file": save_and_load,
     "pickle": lambda model, path: pickle.loads(pickle.dumps(model)),
     "copy": lambda model, path: copy.deepcopy(model),
 }
@@ -423,20 +426,20 @@ COPIES = {
         pytest.param("copy", 2, marks=once),
     ],
 )
-def test_training_goes_on_where_it_stopped(way, accumulated, tmp_path):
-    # The first pattern that is found counts, and sorted they would be turned around.
+def test_a_loaded_or_copied_model_continues_training(way, accumulated, tmp_path):
+    # The first matching pattern counts. Sorting would reverse these patterns.
     optimizer = OrthogonalSGD(
         RATE,
         direction={"kernel": directions.Orthogonal(), "b": None, ".*": "sign"},
-        # Which is in the middle of a mean where training stops.
+        # With accumulation, training stops before a step is complete.
         gradient_accumulation_steps=accumulated,
     )
     model = by_hand.make_model(optimizer)
     by_hand.fit(model, epochs=1)
-    twin = COPIES[way](model, tmp_path)
-    assert type(twin.optimizer) is OrthogonalSGD
-    by_hand.fit(twin, epochs=1)
-    by_hand.assert_same(twin.get_weights(), descend(2, average=accumulated or 1))
+    loaded = COPIES[way](model, tmp_path)
+    assert type(loaded.optimizer) is OrthogonalSGD
+    by_hand.fit(loaded, epochs=1)
+    by_hand.assert_same(loaded.get_weights(), descend(2, average=accumulated or 1))
 
 
 def sorted_json(config):
@@ -458,12 +461,12 @@ def sorted_json(config):
     ],
     ids=["direction", "axes"],
 )
-def test_patterns_keep_their_order_where_keys_are_sorted(options, expected):
-    """The first pattern that is found counts, and it is not the first by name."""
+def test_patterns_keep_their_order_if_json_sorts_keys(options, expected):
+    """The first matching pattern counts. Sorting would put another one first."""
     config = keras_normopt.NormalizedSGD(1.0, **options).get_config()
-    twin = keras_normopt.NormalizedSGD.from_config(sorted_json(config))
-    (found,) = moved(twin, [KERNEL])
-    np.testing.assert_allclose(found, -expected, rtol=1e-5)
+    loaded = keras_normopt.NormalizedSGD.from_config(sorted_json(config))
+    (step,) = changes(loaded, [KERNEL])
+    np.testing.assert_allclose(step, -expected, rtol=1e-5)
 
 
 @once
@@ -476,16 +479,16 @@ def test_a_saved_optimizer_keeps_defaults_that_later_versions_change(monkeypatch
         "norm_epsilon": 1.0,
         "direction": "sign",
     }
-    now = inspect.getclosurevars(OrthogonalSGD.__init__).nonlocals["defaults"]
-    before = dict(now)
-    assert set(later) | {"norm"} == set(before)
+    defaults = inspect.getclosurevars(OrthogonalSGD.__init__).nonlocals["defaults"]
+    saved_defaults = dict(defaults)
+    assert set(later) | {"norm"} == set(saved_defaults)
     for name, value in later.items():
-        monkeypatch.setitem(now, name, value)
+        monkeypatch.setitem(defaults, name, value)
     assert OrthogonalSGD().momentum == 0.5
     loaded = keras.optimizers.deserialize(saved)
     assert loaded.direction.name == "orthogonal"
     for name in set(later) - {"direction"}:
-        assert getattr(loaded, name) == before[name]
+        assert getattr(loaded, name) == saved_defaults[name]
 
 
 @once
@@ -495,22 +498,22 @@ def test_an_optimizer_made_from_a_config_trains_another_model(is_built):
     if is_built:
         fitted(first)
     second = OrthogonalSGD.from_config(first.get_config())
-    model = fitted(second)  # The paths are others, and warnings are errors here.
+    model = fitted(second)  # The paths differ. A warning would be an error.
     by_hand.assert_same(model.get_weights(), descend())
 
 
 @once
-def test_a_copy_of_an_optimizer_is_the_same():
+def test_a_copied_optimizer_has_the_same_config():
     optimizer = OrthogonalSGD(RATE, direction={"k": directions.Orthogonal(steps=2)})
-    for twin in (copy.copy(optimizer), copy.deepcopy(optimizer)):
-        assert twin.get_config() == optimizer.get_config()
+    for copied in (copy.copy(optimizer), copy.deepcopy(optimizer)):
+        assert copied.get_config() == optimizer.get_config()
 
 
 # The interface of 2018.
 
 
 @once
-def test_an_optimizer_in_use_becomes_a_normalized_one_without_a_direction():
+def test_the_2018_interface_adds_no_direction_and_refuses_orthogonal_sgd():
     plain = keras.optimizers.SGD(RATE, MOMENTUM, nesterov=True)
     converted = keras_normopt.NormalizedOptimizer(plain)
     assert converted.direction is None
@@ -518,10 +521,10 @@ def test_an_optimizer_in_use_becomes_a_normalized_one_without_a_direction():
         keras_normopt.NormalizedOptimizer(OrthogonalSGD())
 
 
-# Layers whose axes are not known.
+# Layers with unknown axes.
 
 
-class Own(keras.layers.Layer):
+class Unknown(keras.layers.Layer):
     def build(self, shape):
         self.kernel = self.add_weight(shape=(*KERNEL.shape, 2), name="kernel")
         self.gain = self.add_weight(shape=(2,), name="gain")
@@ -536,9 +539,9 @@ class Own(keras.layers.Layer):
     ],
     ids=["excluded", "without direction"],
 )
-def test_no_warning_of_axes_on_which_nothing_depends(options):
-    layer = Own()
+def test_unknown_axes_do_not_warn_if_no_option_uses_them(options):
+    layer = Unknown()
     layer.build(None)
     optimizer = keras_normopt.NormalizedSGD(**options)
-    optimizer.build(layer.trainable_variables)  # Warnings are errors here.
+    optimizer.build(layer.trainable_variables)  # A warning would be an error.
     assert optimizer.built

@@ -1,4 +1,4 @@
-"""Adaptive learning rates, against their rules in NumPy."""
+"""Compares adaptive learning rates with their rules in NumPy."""
 
 import inspect
 import json
@@ -38,23 +38,24 @@ def train(optimizer, steps, weights):
     return {p: as_numpy(v) for p, v in zip(SHAPES, variables, strict=True)}
 
 
-def size(*arrays):
+def norm_or_1(*arrays):
+    """Returns the l2 norm of all entries, or 1 if it is 0."""
     return np.sqrt(sum(np.sum(a**2) for a in arrays)) or 1.0
 
 
 def factors(scope, weights):
     if scope == "global":
-        return dict.fromkeys(weights, size(*weights.values()))
+        return dict.fromkeys(weights, norm_or_1(*weights.values()))
     if scope == "layer":
-        return {p: size(*(weights[q] for q in b)) for b in LAYERS for p in b}
+        return {p: norm_or_1(*(weights[q] for q in b)) for b in LAYERS for p in b}
     if scope == "unit":
         return {
-            p: np.array([size(u) for u in np.moveaxis(w, -1, 0)])
+            p: np.array([norm_or_1(u) for u in np.moveaxis(w, -1, 0)])
             if w.ndim > 1
-            else size(w)
+            else norm_or_1(w)
             for p, w in weights.items()
         }
-    return {path: size(w) for path, w in weights.items()}
+    return {path: norm_or_1(w) for path, w in weights.items()}
 
 
 @pytest.mark.parametrize("exclude", [(), "bias$"])
@@ -64,47 +65,47 @@ def test_weight_norm_multiplies_steps_by_the_norm_of_the_weights(scope, exclude)
     optimizer = keras_normopt.NormalizedSGD(
         0.5, norm=None, scope=scope, exclude=exclude, step_size="weight_norm"
     )
-    moved = train(optimizer, [gradients], weights)
+    actual = train(optimizer, [gradients], weights)
     included = {p: w for p, w in weights.items() if not (exclude and "bias" in p)}
     if scope == "layer" and exclude:
-        by_block = {p: size(included[p]) for p in included}
+        factor_by_path = {p: norm_or_1(included[p]) for p in included}
     else:
-        by_block = factors(scope, included)
+        factor_by_path = factors(scope, included)
     for path, weight in weights.items():
-        expected = weight - 0.5 * by_block.get(path, 1.0) * gradients[path]
+        expected = weight - 0.5 * factor_by_path.get(path, 1.0) * gradients[path]
         np.testing.assert_allclose(
-            moved[path], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max()
+            actual[path], expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max()
         )
 
 
-def test_weight_norm_with_a_coefficient_and_momentum_is_lars():
-    # The rule of the paper without weight decay, in which the factor is inside.
+def test_weight_norm_with_a_coefficient_and_momentum_equals_lars():
+    # The rule of the paper, without weight decay. The velocity contains the factor.
     weights, velocity = make_weights(), 0
     optimizer = keras_normopt.NormalizedSGD(
         0.5, 0.9, step_size=WeightNorm(0.25), norm_epsilon=0
     )
     steps = [make_gradients(seed=s) for s in range(3)]
-    moved = train(optimizer, steps, weights)
+    actual = train(optimizer, steps, weights)
     path, w = "a/kernel", make_weights()["a/kernel"]
     for gradients in steps:
         g = gradients[path]
-        velocity = 0.9 * velocity - 0.5 * 0.25 * size(w) / size(g) * g
+        velocity = 0.9 * velocity - 0.5 * 0.25 * norm_or_1(w) / norm_or_1(g) * g
         w = w + velocity
-    np.testing.assert_allclose(moved[path], w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual[path], w, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.every_base
-def test_the_step_of_every_base_scales(cls):
-    # Adam's would not if the gradient were scaled instead.
+def test_weight_norm_multiplies_the_step_of_every_base(cls):
+    # If the factor multiplied the gradient, the steps of Adam would stay the same.
     weights, gradients = make_weights(), make_gradients()
-    decay = {"weight_decay": 0.0}  # Which is no part of the step.
-    if "adam_weight_decay" in inspect.signature(cls).parameters:  # Muon's, if recent.
+    decay = {"weight_decay": 0.0}  # Weight decay is not part of the step.
+    if "adam_weight_decay" in inspect.signature(cls).parameters:  # In recent Muon.
         decay["adam_weight_decay"] = 0.0
     plain = train(cls(1e-2, **decay), [gradients], weights)
     scaled = train(cls(1e-2, step_size=WeightNorm(3.0), **decay), [gradients], weights)
     for path, w in weights.items():
-        factor = 3 * size(w) if w.any() else 1.0
+        factor = 3 * norm_or_1(w) if w.any() else 1.0
         np.testing.assert_allclose(
             scaled[path] - w, factor * (plain[path] - w), rtol=1e-3, atol=2e-6
         )
@@ -113,13 +114,13 @@ def test_the_step_of_every_base_scales(cls):
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("step_size", [WeightNorm(1.0), GradientCorrelation()])
 @pytest.mark.every_base
-def test_a_factor_of_one_is_the_base(cls, step_size):
-    # Weights of norm 1, and gradients at right angles to the ones before.
+def test_a_factor_of_1_gives_the_steps_of_the_base(cls, step_size):
+    # The second gradient is 0, so its cosine with the first one is 0, too.
     weights = {path: np.zeros(shape) for path, shape in SHAPES.items()}
     first = make_gradients()
     steps = [first, {path: np.zeros(shape) for path, shape in SHAPES.items()}]
     if isinstance(step_size, WeightNorm):
-        steps = [first]  # From weights of zero: the factor is 1.
+        steps = [first]  # Weights of 0 have a factor of 1.
     with_factor = train(cls(0.01, step_size=step_size), steps, weights)
     without = train(cls(0.01), steps, weights)
     for path in weights:
@@ -131,7 +132,7 @@ def test_a_factor_of_one_is_the_base(cls, step_size):
 def test_gradient_correlation_follows_the_cosine_of_successive_gradients():
     steps = [
         make_gradients(1.0),
-        make_gradients(1e-30),  # The same direction, by far smaller.
+        make_gradients(1e-30),  # The same direction, but much smaller.
         make_gradients(-1e25),
         make_gradients(1.0, seed=3),
     ]
@@ -142,15 +143,15 @@ def test_gradient_correlation_follows_the_cosine_of_successive_gradients():
         step_size=GradientCorrelation(rate, minimum=smallest, maximum=largest),
     )
     weights = make_weights()
-    moved = train(optimizer, steps, weights)
+    actual = train(optimizer, steps, weights)
     for path, weight in weights.items():
         w, factor, before = weight, 1.0, np.zeros(SHAPES[path])
         for gradients in steps:
             g = gradients[path]
-            cosine = np.sum((g / size(g)) * (before / size(before)))
+            cosine = np.sum((g / norm_or_1(g)) * (before / norm_or_1(before)))
             factor = np.clip(factor * (1 + rate * cosine), smallest, largest)
-            w, before = w - 0.1 * factor * g / size(g), g
-        np.testing.assert_allclose(moved[path], w, rtol=1e-5, atol=1e-6)
+            w, before = w - 0.1 * factor * g / norm_or_1(g), g
+        np.testing.assert_allclose(actual[path], w, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("step_size", ["gradient_correlation", "weight_norm"])
@@ -163,14 +164,14 @@ def test_fit_gives_variables_of_equal_shapes_their_own_step_sizes(step_size):
     model.compile(keras_normopt.NormalizedSGD(0.1, step_size=step_size), loss="mse")
     model.fit(x, np.full((1, 4), 100.0), verbose=0)
     for old, new in zip(before, model.get_weights(), strict=True):
-        expected = 0.1 * (size(old) if step_size == "weight_norm" else 1.0)
-        assert size(new - old) == pytest.approx(expected, rel=1e-4)
+        expected = 0.1 * (norm_or_1(old) if step_size == "weight_norm" else 1.0)
+        assert norm_or_1(new - old) == pytest.approx(expected, rel=1e-4)
 
 
-# The rule is asked of all backends above. On the others eager steps take ten times as
-# long.
+# Tests above check the rule on all backends. Eager steps of JAX and TensorFlow take ten
+# times as long.
 @pytest.mark.skipif(BACKEND != "torch", reason="a thousand steps of one rule")
-def test_gradient_correlation_grows_where_gradients_agree_and_decays_under_noise():
+def test_gradient_correlation_grows_if_gradients_agree_and_decays_under_noise():
     def factors(steps, rate, noise):
         rng = np.random.default_rng(0)
         optimizer = keras_normopt.NormalizedSGD(
@@ -184,48 +185,48 @@ def test_gradient_correlation_grows_where_gradients_agree_and_decays_under_noise
 
     *_, last = factors(200, rate=1e-4, noise=0.0)
     assert last == 100.0
-    # As docs/options.md says; eager steps are slow, so not to its 3,000.
+    # docs/options.md gives these values. Its 3,000 steps would take too long here.
     under_noise = list(factors(1001, rate=0.5, noise=1.0))
     assert under_noise[500] == pytest.approx(0.547, abs=0.01)
     assert under_noise[1000] == pytest.approx(0.318, abs=0.01)
 
 
-def test_schedules_still_act():
+def test_weight_norm_multiplies_the_rate_of_a_schedule():
     weights = {path: np.ones(shape) for path, shape in SHAPES.items()}
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.5, 0.125])
     optimizer = keras_normopt.NormalizedSGD(schedule, step_size=WeightNorm())
     gradients = {path: np.ones(shape) for path, shape in SHAPES.items()}
-    moved = train(optimizer, [gradients] * 3, weights)
+    actual = train(optimizer, [gradients] * 3, weights)
     w = 1.0
     for rate in (0.5, 0.5, 0.125):
         w -= rate * abs(w)
-    np.testing.assert_allclose(moved["offset"], w, rtol=1e-5)
+    np.testing.assert_allclose(actual["offset"], w, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("base", "step_size"), [("SGD", "weight_norm"), ("Adam", "gradient_correlation")]
 )
-def test_a_step_size_goes_on_from_a_file(base, step_size, tmp_path):
+def test_training_with_a_step_size_continues_from_a_file(base, step_size, tmp_path):
     def make():
         cls = getattr(keras_normopt, f"Normalized{base}")
         return by_hand.make_model(cls(0.05, step_size=step_size, track_norms=True))
 
-    model, whole = make(), make()
+    model, uninterrupted = make(), make()
     by_hand.fit(model)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     config = loaded.optimizer.step_size.get_config()
     assert config == model.optimizer.step_size.get_config()
     by_hand.fit(loaded)
-    by_hand.fit(whole, epochs=2 * by_hand.EPOCHS)
-    for ours, expected in zip(
+    by_hand.fit(uninterrupted, epochs=2 * by_hand.EPOCHS)
+    for actual, expected in zip(
         [*loaded.weights, *loaded.optimizer.variables],
-        [*whole.weights, *whole.optimizer.variables],
+        [*uninterrupted.weights, *uninterrupted.optimizer.variables],
         strict=True,
     ):
-        if "mean" not in ours.path and "count" not in ours.path:
+        if "mean" not in actual.path and "count" not in actual.path:
             np.testing.assert_allclose(
-                ops.convert_to_numpy(ours),
+                ops.convert_to_numpy(actual),
                 ops.convert_to_numpy(expected),
                 rtol=1e-5,
                 atol=1e-6,
@@ -233,7 +234,7 @@ def test_a_step_size_goes_on_from_a_file(base, step_size, tmp_path):
 
 
 @pytest.mark.parametrize("with_options", [True, False])
-def test_slots_outlive_a_change_of_options(with_options, tmp_path):
+def test_slots_load_into_an_optimizer_with_other_options(with_options, tmp_path):
     options = {"step_size": "gradient_correlation", "track_norms": True}
     first, second = (options, {}) if with_options else ({}, options)
     model = by_hand.make_model(keras_normopt.NormalizedAdam(**first))
@@ -281,7 +282,7 @@ def test_a_config_keeps_the_step_size():
     ],
     ids=repr,
 )
-def test_what_is_no_step_size_is_refused(step_size):
+def test_an_invalid_step_size_is_refused(step_size):
     with pytest.raises(ValueError, match="step_size="):
         keras_normopt.NormalizedSGD(step_size=step_size)
 
@@ -301,12 +302,12 @@ def test_what_is_no_step_size_is_refused(step_size):
         (GradientCorrelation, "maximum", "2"),
     ],
 )
-def test_wrong_arguments_of_step_sizes_are_named(cls, argument, value):
+def test_errors_name_wrong_arguments_of_step_sizes(cls, argument, value):
     with pytest.raises(ValueError, match=f"`{argument}` must be.*{argument}="):
         cls(**{argument: value})
 
 
-def test_weight_norm_refuses_bases_that_scale_their_steps_themselves():
+def test_weight_norm_refuses_bases_that_set_their_own_step_size():
     for name in OWN_SCALE:
         with pytest.raises(ValueError, match=f"{name} sets the size of its steps"):
             getattr(keras_normopt, name)(step_size="weight_norm")
@@ -324,7 +325,7 @@ def test_weight_norm_refuses_bases_that_scale_their_steps_themselves():
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's sparse gradients")
-def test_step_sizes_scale_sparse_gradients_as_dense_ones():
+def test_step_sizes_scale_sparse_gradients_like_dense_ones():
     import tensorflow as tf
 
     table = np.linspace(-1, 1, 8).reshape(4, 2)
@@ -335,7 +336,7 @@ def test_step_sizes_scale_sparse_gradients_as_dense_ones():
     )
     dense = np.array([[0, 0], [3, 8], [0, 0], [0, 4]])
     for step_size, factor in [
-        ("weight_norm", size(table)),
+        ("weight_norm", norm_or_1(table)),
         ("gradient_correlation", 1.0),
     ]:
         variable = keras.Variable(table)
@@ -343,7 +344,7 @@ def test_step_sizes_scale_sparse_gradients_as_dense_ones():
         optimizer.apply([slices], [variable])
         expected = table - 0.5 * factor * np.float64(oracle.normalize("l2", dense))
         np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)
-    # A factor for each column, of which Keras would gather rows.
+    # Each column has a factor. Keras would gather rows of the factors.
     variable = keras.Variable(table)
     optimizer = keras_normopt.NormalizedSGD(
         0.5, norm=None, scope="unit", step_size="weight_norm"

@@ -1,4 +1,4 @@
-"""Thresholds that follow the weights or the past, against their rules in NumPy."""
+"""Compares thresholds that follow weights or earlier norms with their rules."""
 
 import json
 
@@ -25,7 +25,7 @@ SCOPES = ["variable", "unit", "layer", "global"]
 
 
 def blocks(scope):
-    """Lists of (path, unit or everything), one for each norm."""
+    """Returns the blocks of a scope, each a list of (path, index) pairs."""
     if scope == "unit":
         return [
             [(path, (..., unit))]
@@ -39,15 +39,15 @@ def blocks(scope):
 
 
 def norm_of(norm, arrays, block):
-    long = np.concatenate([np.ravel(arrays[path][place]) for path, place in block])
-    return float(oracle.norm(norm, long))
+    vector = np.concatenate([np.ravel(arrays[path][index]) for path, index in block])
+    return float(oracle.norm(norm, vector))
 
 
 def scaled(arrays, scope, factors):
     result = {path: np.array(array, "float64") for path, array in arrays.items()}
     for block, factor in zip(blocks(scope), factors, strict=True):
-        for path, place in block:
-            result[path][place] *= factor
+        for path, index in block:
+            result[path][index] *= factor
     return result
 
 
@@ -65,7 +65,7 @@ def assert_same(actual, expected, rtol=1e-5, atol=1e-6):
         )
 
 
-# Of the weights.
+# WeightNorm.
 
 
 @pytest.mark.parametrize("minimum", [0.0, 0.1])
@@ -81,33 +81,33 @@ def test_weight_norm_clips_by_the_norm_of_the_weights(scope, norm, minimum):
         max_norm=WeightNorm(0.25, minimum=minimum),
         track_norms=True,
     )
-    (moved,) = gradient_steps(optimizer, [gradients], weights)
+    (actual,) = gradient_steps(optimizer, [gradients], weights)
     factors = []
     for block in blocks(scope):
         limit = 0.25 * max(norm_of(norm, weights, block), minimum)
-        # Of weights that are 0, without a minimum, there is no limit.
+        # Without a minimum, weights of 0 set no limit.
         ratio = limit / norm_of(norm, gradients, block) if limit else np.inf
         factors.append(min(1.0, ratio))
-    assert_same(moved, scaled(gradients, scope, factors), atol=1e-4 / 255)
+    assert_same(actual, scaled(gradients, scope, factors), atol=1e-4 / 255)
     assert any(f < 1 for f in factors)
-    shares = optimizer.norm_tracker.clipped
+    clipped_shares = optimizer.norm_tracker.clipped
     if scope != "unit":
-        assert list(shares.values()) == [float(f < 1) for f in factors]
+        assert list(clipped_shares.values()) == [float(f < 1) for f in factors]
 
 
-def test_agc_lets_weights_of_zero_go():
-    # The first step of a bias, and the second, with the published numbers.
+def test_agc_moves_weights_of_zero():
+    # The first two steps of a bias, with the published values.
     optimizer = keras_normopt.ClippedSGD(1.0, max_norm=WeightNorm(0.01, minimum=1e-3))
     variable = keras.Variable(np.zeros(2))
     for _ in range(2):
         optimizer.apply([ops.convert_to_tensor([3.0, 4.0])], [variable])
-    # 1e-5 each, as the norm of 1e-5 is below the minimum as well.
+    # Both steps have length 1e-5, as the norm stays below the minimum.
     expected = [-3 / 5 * 2e-5, -4 / 5 * 2e-5]
     np.testing.assert_allclose(ops.convert_to_numpy(variable), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 4), (2, 3, 4), (2, 2, 3, 4), (2,) * 5])
-def test_agc_on_every_rank(shape):
+def test_agc_clips_variables_of_every_rank(shape):
     rng = np.random.default_rng(len(shape))
     weight, gradient = rng.normal(size=shape), 0.05 * rng.normal(size=shape)
     optimizer = keras_normopt.ClippedSGD(
@@ -116,18 +116,18 @@ def test_agc_on_every_rank(shape):
     variable = keras.Variable(weight)
     optimizer.apply([ops.convert_to_tensor(gradient, "float32")], [variable])
     axes = tuple(range(max(len(shape) - 1, min(len(shape), 1))))
-    of_weight = np.sqrt(np.sum(weight**2, axis=axes))
-    of_gradient = np.sqrt(np.sum(gradient**2, axis=axes))
-    factor = np.minimum(1, 0.05 * np.maximum(of_weight, 1e-3) / of_gradient)
-    moved = weight - as_numpy(variable)
-    np.testing.assert_allclose(moved, factor * gradient, rtol=1e-4, atol=1e-6)
+    weight_norms = np.sqrt(np.sum(weight**2, axis=axes))
+    gradient_norms = np.sqrt(np.sum(gradient**2, axis=axes))
+    factor = np.minimum(1, 0.05 * np.maximum(weight_norms, 1e-3) / gradient_norms)
+    actual = weight - as_numpy(variable)
+    np.testing.assert_allclose(actual, factor * gradient, rtol=1e-4, atol=1e-6)
 
 
-# Of the past.
+# RunningNorm.
 
 
 class ByHand:
-    """The rule of `RunningNorm`, a step at a time."""
+    """Computes the rule of `RunningNorm`, one step at a time."""
 
     def __init__(self, scope, norm, factor, decay, warmup):
         self.scope, self.norm = scope, norm
@@ -156,9 +156,9 @@ def test_running_norm_clips_by_the_mean_of_earlier_norms(scope, norm, warmup):
     )
     rule = ByHand(scope, norm, **arguments)
     steps = [make_gradients(s, seed=i) for i, s in enumerate(SIZES)]
-    moved = gradient_steps(optimizer, steps)
+    actual = gradient_steps(optimizer, steps)
     clipped = 0
-    for gradients, step in zip(steps, moved, strict=True):
+    for gradients, step in zip(steps, actual, strict=True):
         factors = list(rule.factors(gradients))
         expected = scaled(gradients, scope, factors)
         clipped += sum(f < 1 for f in factors)
@@ -184,21 +184,21 @@ def feed(optimizer, variable, sizes):
 
 @pytest.mark.parametrize("during_warmup", [True, False])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
-def test_what_is_no_number_does_not_stay(bad, during_warmup):
+def test_zero_and_non_finite_norms_do_not_change_the_running_norm(bad, during_warmup):
     arguments = {"factor": 2.0, "decay": 0.5, "warmup": 2}
     variable = keras.Variable(np.zeros(2))
     optimizer = keras_normopt.ClippedSGD(1.0, max_norm=RunningNorm(**arguments))
     sizes = [1.0, bad, 3.0] if during_warmup else [1.0, 3.0, bad]
     assert feed(optimizer, variable, sizes) == 2.0
-    if np.isnan(bad):  # It still reaches the weights, where it is seen.
+    if np.isnan(bad):  # NaN still reaches the weights, so that users notice it.
         assert np.isnan(ops.convert_to_numpy(variable)).any()
-    # The next is clipped as if that had not been.
+    # The next gradient is clipped as if the bad one had not occurred.
     variable.assign(np.zeros(2))
     assert feed(optimizer, variable, [10.0]) == 3.0
     np.testing.assert_allclose(ops.convert_to_numpy(variable), [-4.0, 0.0])
 
 
-def test_a_path_that_was_dead_is_not_shut():
+def test_zero_gradients_do_not_lower_the_running_norm():
     variable = keras.Variable(np.zeros(2))
     optimizer = keras_normopt.ClippedSGD(1.0, max_norm=RunningNorm(warmup=3))
     feed(optimizer, variable, [0.0] * 50)
@@ -209,7 +209,7 @@ def test_a_path_that_was_dead_is_not_shut():
     np.testing.assert_allclose(ops.convert_to_numpy(variable), expected, rtol=1e-6)
 
 
-def test_a_missing_gradient_counts_for_nothing():
+def test_a_missing_gradient_does_not_change_the_running_norm():
     optimizer = keras_normopt.ClippedSGD(1.0, max_norm=RunningNorm(warmup=1))
     first = make_gradients(1.0)
     second = make_gradients(2.0) | {"a/kernel": None, "offset": None}
@@ -217,25 +217,26 @@ def test_a_missing_gradient_counts_for_nothing():
         gradient_steps(optimizer, [first, second])
     for path, mean in zip(SHAPES, running_norms(optimizer), strict=True):
         size = np.linalg.norm(first[path])
-        grown = size if second[path] is None else 0.98 * size + 0.02 * 1.05 * size
-        assert mean == pytest.approx(grown, rel=1e-5)
+        updated = 0.98 * size + 0.02 * 1.05 * size
+        expected = size if second[path] is None else updated
+        assert mean == pytest.approx(expected, rel=1e-5)
 
 
-def test_excluded_variables_have_none():
+def test_the_running_norm_does_not_clip_excluded_variables():
     optimizer = keras_normopt.ClippedSGD(
         1.0, exclude="^b/", max_norm=RunningNorm(warmup=1)
     )
     steps = [make_gradients(1.0), make_gradients(10.0, seed=1)]
-    _, moved = gradient_steps(optimizer, steps)
+    _, second_step = gradient_steps(optimizer, steps)
     for path in SHAPES:
         size = np.linalg.norm(steps[1][path])
         if not path.startswith("b/"):
             size = 1.05 * np.linalg.norm(steps[0][path])
-        assert np.linalg.norm(moved[path]) == pytest.approx(size, rel=1e-4)
+        assert np.linalg.norm(second_step[path]) == pytest.approx(size, rel=1e-4)
 
 
 def train_by_hand(epochs, rule, average=1):
-    """SGD in NumPy, gradients clipped by the rule."""
+    """Returns weights and running means of SGD that clips by the rule, in NumPy."""
     kept = [[], []]
 
     def step(i, gradient):
@@ -255,8 +256,8 @@ if BACKEND != "torch":
 
 @pytest.mark.parametrize("accumulated", [None, 3])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_running_norm_goes_on_from_a_file(mode, accumulated, tmp_path):
-    # A factor below which a network that learns never is: every step clips.
+def test_a_running_norm_continues_from_a_file(mode, accumulated, tmp_path):
+    # A factor of 1 clips every gradient above the running mean.
     rule = RunningNorm(1.0, decay=0.5, warmup=1 if accumulated else 4)
     optimizer = keras_normopt.ClippedSGD(
         0.5, max_norm=rule, gradient_accumulation_steps=accumulated
@@ -275,7 +276,7 @@ def test_a_running_norm_goes_on_from_a_file(mode, accumulated, tmp_path):
     np.testing.assert_allclose(running_norms(loaded.optimizer), means, rtol=1e-5)
 
 
-def test_a_step_that_is_left_out_is_not_counted():
+def test_a_skipped_step_does_not_change_the_running_norm():
     inner = keras_normopt.ClippedSGD(1.0, max_norm=RunningNorm(warmup=1))
     outer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
     variable = keras.Variable(np.zeros(2))
@@ -286,10 +287,10 @@ def test_a_step_that_is_left_out_is_not_counted():
         if BACKEND != "jax":
             outer.apply(gradients, [variable])
             return
-        # Which is the only way there to call it.
+        # On JAX, this is the only way to call it.
         values = [v.value for v in outer.variables]
-        found = outer.stateless_apply(values, gradients, [variable.value])
-        for v, value in zip(outer.variables, found[1], strict=True):
+        _, state = outer.stateless_apply(values, gradients, [variable.value])
+        for v, value in zip(outer.variables, state, strict=True):
             v.assign(value)
 
     apply(8.0)
@@ -304,7 +305,7 @@ def test_a_step_that_is_left_out_is_not_counted():
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's sparse gradients")
 @pytest.mark.parametrize("max_norm", [RunningNorm(warmup=1), WeightNorm(0.1)])
 @pytest.mark.parametrize("scope", ["variable", "unit"])
-def test_thresholds_clip_sparse_gradients_as_dense_ones(scope, max_norm):
+def test_thresholds_clip_sparse_gradients_like_dense_ones(scope, max_norm):
     import tensorflow as tf
 
     table = np.linspace(-1, 1, 8).reshape(4, 2)
@@ -325,7 +326,7 @@ def test_thresholds_clip_sparse_gradients_as_dense_ones(scope, max_norm):
     np.testing.assert_allclose(*results, rtol=1e-5)
 
 
-# As an argument.
+# The argument `max_norm`.
 
 
 @pytest.mark.parametrize(
@@ -355,7 +356,9 @@ def test_a_threshold_can_be_set_until_the_optimizer_is_built():
     optimizer.max_norm = RunningNorm(warmup=1)
     variable = keras.Variable(np.zeros(2))
     assert feed(optimizer, variable, [2.0]) == 2.0
-    with pytest.raises(ValueError, match=r"is fixed once.*max_norm=0\.5.*Make a new"):
+    with pytest.raises(
+        ValueError, match=r"cannot change after.*max_norm=0\.5.*Make a new"
+    ):
         optimizer.max_norm = 0.5
     assert isinstance(optimizer.max_norm, RunningNorm)
 
@@ -389,7 +392,7 @@ def test_the_2018_interface_takes_a_threshold():
     ],
     ids=repr,
 )
-def test_what_is_no_threshold_is_refused(max_norm):
+def test_an_invalid_threshold_is_refused(max_norm):
     with pytest.raises(ValueError, match="max_norm="):
         keras_normopt.ClippedSGD(max_norm=max_norm)
 
@@ -411,11 +414,11 @@ def test_what_is_no_threshold_is_refused(max_norm):
         (WeightNorm, "minimum", np.nan),
     ],
 )
-def test_wrong_arguments_of_thresholds_are_named(cls, argument, value):
+def test_errors_name_wrong_arguments_of_thresholds(cls, argument, value):
     with pytest.raises(ValueError, match=f"`{argument}` must be.*{argument}="):
         cls(**{argument: value})
 
 
-def test_the_error_tells_the_limits():
+def test_the_error_for_a_wrong_decay_states_its_limits():
     with pytest.raises(ValueError, match=r"float below 1 and of at least 0\. Received"):
         RunningNorm(decay=1.5)

@@ -1,7 +1,7 @@
-"""Writes the stub of `keras_normopt.optimizers`, whose classes exist at run time only.
+"""Writes the stub of `keras_normopt.optimizers`, whose classes exist only at run time.
 
-`python tests/typing/make_stubs.py` writes it, with `--check` it only tells whether the
-one in the source tree is that of the classes. Needs the newest supported Keras.
+`python tests/typing/make_stubs.py` writes the stub. With `--check`, it only checks that
+the stub in the source tree matches the classes. Needs the newest supported Keras.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def main():
     if not parser.parse_args().check:
         PATH.write_text(make(), encoding="utf-8")
     elif not PATH.exists() or PATH.read_text(encoding="utf-8") != make():
-        sys.exit(f"{PATH} is not that of the classes; run {__file__}")
+        sys.exit(f"{PATH} does not match the classes; run {__file__}")
 
 
 if __name__ == "__main__":

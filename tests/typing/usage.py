@@ -1,6 +1,6 @@
-"""How a typed program uses the package. Type-checked by the lint session, never run.
+"""A typed program that uses the package. The lint session checks its types only.
 
-An unused `type: ignore` is an error there, so that each of them is a test.
+There, an unused `type: ignore` is an error, so each one is a test.
 """
 
 from typing import Any

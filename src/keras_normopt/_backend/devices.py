@@ -19,14 +19,14 @@ if _BACKEND == "jax":
             return None
         return frozenset(tensor.sharding.device_set)
 
-    def near(tensor, other):
+    def to_device_of(tensor, other):
         """Moves a tensor to the device of another, if each is on a single device."""
         if isinstance(tensor, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
             return tensor
-        one_each = (
+        are_on_one_device_each = (
             len(tensor.sharding.device_set) == len(other.sharding.device_set) == 1
         )
-        if not one_each or tensor.sharding == other.sharding:
+        if not are_on_one_device_each or tensor.sharding == other.sharding:
             return tensor
         return jax.device_put(tensor, other.sharding)
 
@@ -36,7 +36,7 @@ elif _BACKEND == "torch":
     def device_of(tensor):
         return tensor.device
 
-    def near(tensor, other):
+    def to_device_of(tensor, other):
         return tensor if tensor.device == other.device else tensor.to(other.device)
 
 else:
@@ -44,13 +44,13 @@ else:
     def device_of(tensor):
         return getattr(tensor, "device", None)  # Variables have no device.
 
-    def near(tensor, other):
+    def to_device_of(tensor, other):
         return tensor
 
 
-def constant_near(values, dtype, other):
+def constant_on_device_of(values, dtype, other):
     """Converts a list of numbers to a vector on the device of a tensor."""
     if _BACKEND == "torch":
         # Keras converts lists slowly, and PyTorch's compiler cannot trace NumPy arrays.
         return torch.tensor(values, dtype=getattr(torch, dtype), device=other.device)
-    return near(ops.convert_to_tensor(np.array(values, dtype)), other)
+    return to_device_of(ops.convert_to_tensor(np.array(values, dtype)), other)

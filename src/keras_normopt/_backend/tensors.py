@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt._backend.devices import near
+from keras_normopt._backend.devices import to_device_of
 from keras_normopt._backend.tracing import concrete_value, is_compiling
 
 _BACKEND = keras.backend.backend()
@@ -48,18 +48,18 @@ def safe_sqrt(squares):
     return ops.where(is_zero, squares, ops.sqrt(ops.where(is_zero, one, squares)))
 
 
-def divide(values, divisor, moves=None):
+def divide(values, divisor, keep=None):
     """Divides in the dtype of the divisor, and casts the quotient back.
 
     Args:
         values: Tensor.
         divisor: Tensor that broadcasts against `values`, not 0.
-        moves: Scalar boolean tensor. If it is false, the quotient is 0. On PyTorch it
-            is ignored: use `stop`.
+        keep: Scalar boolean tensor. If it is false, the quotient is 0. On PyTorch it
+            is ignored: use `mask_divisors`.
     """
     dtype = dtype_of(values)
     wide = cast(values, dtype_of(divisor))
-    divisor = near(divisor, wide)
+    divisor = to_device_of(divisor, wide)
     if _BACKEND != "torch":
         # XLA multiplies by the reciprocal of a scalar. It flushes the subnormal
         # reciprocals of the largest numbers to 0.
@@ -72,21 +72,21 @@ def divide(values, divisor, moves=None):
                 divisor < 1 / scale, constant_like(divisor, scale), factor
             )
         divisor = divisor * factor
-        if moves is not None:
-            moves = near(moves, wide)
-            factor = ops.where(moves, factor, ops.zeros_like(factor))
+        if keep is not None:
+            keep = to_device_of(keep, wide)
+            factor = ops.where(keep, factor, ops.zeros_like(factor))
         wide = wide * factor
     return cast(wide / divisor, dtype)
 
 
-def stop(divisors, moves):
+def mask_divisors(divisors, keep):
     """Makes divisors infinite on PyTorch if a scalar boolean tensor is false.
 
     Multiplying the quotients by 0 would take another pass over all gradients.
     """
-    if _BACKEND != "torch" or moves is None:
+    if _BACKEND != "torch" or keep is None:
         return divisors
-    return [ops.where(moves, d, constant_like(d, float("inf"))) for d in divisors]
+    return [ops.where(keep, d, constant_like(d, float("inf"))) for d in divisors]
 
 
 def pack(parts, stacked, joined=None):
@@ -121,7 +121,7 @@ def join(tensors):
     """Joins tensors into one vector, scalars first."""
     if not tensors:
         return ops.zeros((0,))
-    tensors = [near(tensor, tensors[0]) for tensor in tensors]
+    tensors = [to_device_of(tensor, tensors[0]) for tensor in tensors]
     # Even an empty `TensorShape` of TensorFlow is true.
     scalars = [t for t in tensors if not len(t.shape)]
     vectors = [

@@ -6,7 +6,7 @@ if keras.backend.backend() == "torch":
     from torch import nn
     from torch.nn.utils import parametrize
 
-    _NO_MATRIX = (
+    _VECTOR_MODULES = (
         nn.modules.batchnorm._NormBase,
         nn.LayerNorm,
         nn.GroupNorm,
@@ -18,7 +18,7 @@ if keras.backend.backend() == "torch":
     _GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
     _GATES |= {nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
 
-    def find(module, parameter):
+    def find_role(module, parameter):
         """Finds the role of a parameter in a module or its submodules.
 
         Returns:
@@ -27,7 +27,7 @@ if keras.backend.backend() == "torch":
             are split into `parts`. The name is the parameter's name in its module.
         """
         found = [
-            (*_of_module(inner, name, parameter), name)
+            (*_role_in(inner, name, parameter), name)
             for inner in module.modules()
             for name, own in _parameters(inner)
             if own is parameter
@@ -49,9 +49,9 @@ if keras.backend.backend() == "torch":
                     # A smaller part is a gain, as in `weight_norm`.
                     yield name if part.numel() == largest else f"{name}_gain", part
 
-    def _of_module(module, name, parameter):
+    def _role_in(module, name, parameter):
         """Returns the role and the number of parts of a parameter."""
-        if isinstance(module, _NO_MATRIX):
+        if isinstance(module, _VECTOR_MODULES):
             return "vector", 1
         for cls, gates in _GATES.items():
             if isinstance(module, cls) and name.startswith("weight"):
@@ -75,6 +75,6 @@ if keras.backend.backend() == "torch":
 
 else:
 
-    def find(module, parameter):
+    def find_role(module, parameter):
         """Finds nothing: only PyTorch has these modules."""
         return None, 1, ""

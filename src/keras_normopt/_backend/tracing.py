@@ -19,7 +19,7 @@ else:
 
 # Several threads may trace one optimizer at once on TensorFlow and JAX. PyTorch's
 # compiler cannot follow thread-local variables.
-Local: Any = object if _BACKEND == "torch" else threading.local
+ThreadLocal: Any = object if _BACKEND == "torch" else threading.local
 
 
 def cond(condition, if_true, if_false):

@@ -117,7 +117,7 @@ class Axes:
         tensor = ops.reshape(tensor, [shape[i] for i in order])
         return _transposed(tensor, [order.index(i) for i in range(len(order))])
 
-    def spread(self, values, shape):
+    def broadcast(self, values, shape):
         """Reshapes values, one for each unit, to broadcast against a gradient."""
         if not len(values.shape):
             return values
@@ -144,7 +144,7 @@ def _transposed(tensor, order):
     return tensor if order == sorted(order) else ops.transpose(tensor, order)
 
 
-def last(shape):
+def dense_axes(shape):
     """Returns the axes of a kernel whose only output is its last axis."""
     rank = len(shape)
     if rank < 2:

@@ -16,15 +16,15 @@ import keras
 
 from keras_normopt._backend import torch_modules
 from keras_normopt._blocks import layers
-from keras_normopt._blocks.arrangement import Axes, last
-from keras_normopt._blocks.patterns import first_match, warn_of_idle
+from keras_normopt._blocks.arrangement import Axes, dense_axes
+from keras_normopt._blocks.patterns import first_match, warn_of_unused_patterns
 
 #: Returns a variable's axes from its layer and its shape.
 Rule: TypeAlias = Callable[[Any, tuple[int, ...]], Axes]
 
 
-def _plain(layer, shape):
-    return last(shape)
+def _dense(layer, shape):
+    return dense_axes(shape)
 
 
 def _embedding(layer, shape):
@@ -32,14 +32,14 @@ def _embedding(layer, shape):
 
 
 def _gates(parts):
-    return lambda layer, shape: dataclasses.replace(last(shape), parts=parts)
+    return lambda layer, shape: dataclasses.replace(dense_axes(shape), parts=parts)
 
 
 def _grouped(layer, shape):
-    return dataclasses.replace(last(shape), parts=layer.groups)
+    return dataclasses.replace(dense_axes(shape), parts=layer.groups)
 
 
-def _swapped(layer, shape):
+def _conv_transpose(layer, shape):
     rank = len(shape)
     return Axes("kernel", (*range(rank - 2), rank - 1), (rank - 2,))
 
@@ -72,35 +72,35 @@ def _einsum_lora_b(layer, shape):
     """Returns the axes of the second LoRA kernel, from the rank or to it."""
     kernel = layer.equation.replace(" ", "").split("->")[0].split(",")[1]
     comes_first = len(kernel) - 1 in _einsum(layer, kernel).inputs
-    return Axes("kernel", (1,), (0,)) if comes_first else last(shape)
+    return Axes("kernel", (1,), (0,)) if comes_first else dense_axes(shape)
 
 
-_LORA = {"lora_kernel_a": _plain, "lora_kernel_b": _plain}
+_LORA = {"lora_kernel_a": _dense, "lora_kernel_b": _dense}
 _EINSUM_LORA = {"lora_kernel_a": _einsum_lora_a, "lora_kernel_b": _einsum_lora_b}
 
 #: Rules for variables that are not vectors, by class of Keras.
 _RULES: dict[str, dict[str, Rule]] = {
-    "Dense": {"kernel": _plain} | _LORA,
+    "Dense": {"kernel": _dense} | _LORA,
     "EinsumDense": {"kernel": _einsum} | _EINSUM_LORA,
     "BaseConv": {"kernel": _grouped} | _LORA,
-    "BaseConvTranspose": {"kernel": _swapped},
+    "BaseConvTranspose": {"kernel": _conv_transpose},
     "BaseDepthwiseConv": {"kernel": _depthwise},
-    "BaseSeparableConv": {"depthwise_kernel": _depthwise, "pointwise_kernel": _plain},
-    "SimpleRNNCell": {"kernel": _plain, "recurrent_kernel": _plain},
+    "BaseSeparableConv": {"depthwise_kernel": _depthwise, "pointwise_kernel": _dense},
+    "SimpleRNNCell": {"kernel": _dense, "recurrent_kernel": _dense},
     "GRUCell": {"kernel": _gates(3), "recurrent_kernel": _gates(3)},
     "LSTMCell": {"kernel": _gates(4), "recurrent_kernel": _gates(4)},
     "ConvLSTMCell": {"kernel": _gates(4), "recurrent_kernel": _gates(4)},
     "Embedding": {
         "embeddings": _embedding,
-        "reverse_embeddings": _plain,
+        "reverse_embeddings": _dense,
         "lora_embeddings_a": _embedding,
-        "lora_embeddings_b": _plain,
+        "lora_embeddings_b": _dense,
     },
-    "STFTSpectrogram": {"real_kernel": _plain, "imag_kernel": _plain},
+    "STFTSpectrogram": {"real_kernel": _dense, "imag_kernel": _dense},
 }
 
 
-def of_layer(layer, variable):
+def axes_of_layer(layer, variable):
     """Finds the axes of a variable in the layer that created it.
 
     Returns:
@@ -108,7 +108,7 @@ def of_layer(layer, variable):
     """
     shape = tuple(variable.shape)
     if isinstance(layer, keras.layers.TorchModuleWrapper):
-        return _of_torch(layer, variable, shape)
+        return _axes_of_torch(layer, variable, shape)
     for cls in type(layer).__mro__:
         if cls.__module__.partition(".")[0] != "keras":
             continue
@@ -120,7 +120,7 @@ def of_layer(layer, variable):
     if not is_own or _is_container(layer):
         return None
     # Users may add weights to a layer of Keras.
-    return _by_name(variable.name, shape)
+    return _axes_from_name(variable.name, shape)
 
 
 def _is_container(layer):
@@ -128,11 +128,11 @@ def _is_container(layer):
     return isinstance(layer, keras.Model) or "jax_layer" in type(layer).__module__
 
 
-def _of_torch(layer, variable, shape):
-    kind, parts, name = torch_modules.find(layer.module, variable.value)
+def _axes_of_torch(layer, variable, shape):
+    kind, parts, name = torch_modules.find_role(layer.module, variable.value)
     rank = len(shape)
     if kind is None:
-        return _by_name(name, shape)
+        return _axes_from_name(name, shape)
     if kind == "embedding":
         return Axes("embedding", (0,), (1,))
     if kind == "vector" or rank < 2:
@@ -156,7 +156,7 @@ _WORDS |= dict.fromkeys(
 _WORDS |= dict.fromkeys(("kernel", "weight", "dense", "proj", "projection"), "kernel")
 
 
-def _by_name(name, shape):
+def _axes_from_name(name, shape):
     """Finds the axes from a variable's name and shape.
 
     Returns:
@@ -170,23 +170,23 @@ def _by_name(name, shape):
     if is_row or role == "vector":
         return Axes("vector")
     if role == "embedding":
-        return dataclasses.replace(last(shape), role=role)
+        return dataclasses.replace(dense_axes(shape), role=role)
     return None
 
 
-def guess(variable, layer=None):
+def guess_axes(variable, layer=None):
     """Guesses the axes of a variable in an unknown layer.
 
     Returns:
         The `Axes`, and whether the name or the layer confirms them.
     """
     shape = tuple(variable.shape)
-    axes = _by_name(variable.name, shape)
+    axes = _axes_from_name(variable.name, shape)
     if axes is not None:
         return axes, True
     if len(shape) == 3 and _has_experts(layer, variable):
         return Axes("kernel", (1,), (2,)), True
-    return last(shape), False
+    return dense_axes(shape), False
 
 
 def _has_experts(layer, variable):
@@ -209,43 +209,44 @@ def find(variables, paths, patterns):
         A list of `Axes`, and a dict from the numbers of variables with guessed axes to
         their layers, or to `None`.
     """
-    warn_of_idle("axes", patterns or (), paths, stacklevel=5)
+    warn_of_unused_patterns("axes", patterns or (), paths, stacklevel=5)
     guessed: dict[int, Any] = {}
     result = []
     creators = layers.creators(variables)
-    for number, (variable, path, known) in enumerate(
+    for number, (variable, path, owners) in enumerate(
         zip(variables, paths, creators, strict=True)
     ):
-        axes = given(patterns, path, tuple(variable.shape))
+        axes = axes_from_user(patterns, path, tuple(variable.shape))
         if axes is None:
-            axes = _of_layers(known, variable)
+            axes = _axes_in_layers(owners, variable)
         if axes is None:
-            layer = known[0] if known else None
-            axes, is_known = guess(variable, layer)
-            if not is_known:
+            layer = owners[0] if owners else None
+            axes, is_certain = guess_axes(variable, layer)
+            if not is_certain:
                 guessed[number] = layer
         result.append(axes)
     if gc.get_freeze_count() and any(
-        not known and len(v.shape) > 1
-        for known, v in zip(creators, variables, strict=True)
+        not owners and len(v.shape) > 1
+        for owners, v in zip(creators, variables, strict=True)
     ):
         warnings.warn(
             "`gc.freeze()` hides the layers of some variables, so the axes of their "
-            "kernels are guessed. Build the optimizer first, or pass `axes`.",
+            "kernels are guessed. Build the optimizer before `gc.freeze()`, or pass "
+            "`axes`.",
             stacklevel=5,
         )
     return result, guessed
 
 
-def _of_layers(known, variable):
+def _axes_in_layers(owners, variable):
     """Returns the axes of a variable in one or several layers, or `None`."""
-    found = [of_layer(layer, variable) for layer in known]
+    candidates = [axes_of_layer(layer, variable) for layer in owners]
     # A shared table counts as an embedding. A wrapper may hold its layer's kernel.
     ranks = {"embedding": 0, "kernel": 1, "vector": 2}
-    return min((a for a in found if a), key=lambda a: ranks[a.role], default=None)
+    return min((a for a in candidates if a), key=lambda a: ranks[a.role], default=None)
 
 
-def given(patterns, path, shape):
+def axes_from_user(patterns, path, shape):
     """Returns the axes that the user gave for a variable, or `None`."""
     pattern = first_match(patterns or (), path)
     if pattern is None:
@@ -262,7 +263,7 @@ def given(patterns, path, shape):
     axes = Axes(role, inputs, outputs, *value[2:])
     every, problem = (*inputs, *outputs), None
     if any(not 0 <= i < rank for i in every):
-        problem = "It has no such axes."
+        problem = "The variable has no such axes."
     elif len(set(every)) < len(every):
         problem = "An axis is named twice."
     elif math.prod(shape[i] for i in outputs) % axes.parts:

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_normopt._backend import sparse
-from keras_normopt._backend.devices import near
+from keras_normopt._backend.devices import to_device_of
 from keras_normopt._backend.tensors import (
     Leaf,
     cast,
@@ -14,13 +14,17 @@ from keras_normopt._backend.tensors import (
     dtype_of,
     join,
     l2_norms_at_once,
+    mask_divisors,
     pack,
     split,
-    stop,
     unstack,
     widen,
 )
-from keras_normopt._blocks.stacking import arranged, arranged_shape, groups_of
+from keras_normopt._blocks.stacking import (
+    group_blocks,
+    shape_with_units_last,
+    with_units_last,
+)
 from keras_normopt.norms import l2
 from keras_normopt.norms._norm import Norm
 from keras_normopt.norms._reductions import Reductions, reductions_of
@@ -60,16 +64,16 @@ class Gradients:
     ):
         self.tensors, self.blocks = list(tensors), blocks
         self.variables, self.indices, self.rate = variables, indices, rate
-        self._moves = None if rate is None else ops.not_equal(rate, 0)
+        self._rate_is_nonzero = None if rate is None else ops.not_equal(rate, 0)
         self._units = units
         for i, axes in enumerate(units or ()):
             # A sparse gradient holds rows of the first axis only.
             if not axes.ends_with_units(len(self.tensors[i].shape)):
                 self.tensors[i] = sparse.densify(self.tensors[i])
-        self._groups = groups_of(self.tensors, blocks, units)
-        self._forget()
+        self._groups = group_blocks(self.tensors, blocks, units)
+        self._clear_cache()
 
-    def _forget(self):
+    def _clear_cache(self):
         """Discards results of gradients that have changed."""
         self._norms: dict[Norm, Any] = {}
         self._reductions: list[Reductions] | None = None
@@ -91,11 +95,12 @@ class Gradients:
             norm: The `Norm`.
         """
         if norm not in self._norms:
-            values = self._measure(norm, self.tensors, self._unit())
+            values = self._measure(norm, self.tensors, self._rate_divisor())
             if self.rate is not None:
-                moves = self._moves
+                is_nonzero = self._rate_is_nonzero
                 values = [
-                    ops.where(near(moves, v), v, ops.zeros_like(v)) for v in values
+                    ops.where(to_device_of(is_nonzero, v), v, ops.zeros_like(v))
+                    for v in values
                 ]
             self._norms[norm] = values
         return self._norms[norm]
@@ -170,19 +175,19 @@ class Gradients:
             divisors: Packed values.
         """
         if _ON_TORCH:
-            self._divide_stacks(stop(divisors, self._moves))
+            self._divide_stacks(mask_divisors(divisors, self._rate_is_nonzero))
             return
-        self._forget()
+        self._clear_cache()
         for number, divisor in self.by_block(divisors).items():
             for i in self.blocks[number]:
                 self._divide([i], None, divisor)
 
     def _divide_stacks(self, divisors):
         stacks = self._reductions or self._reduce(self.tensors)
-        self._forget()
+        self._clear_cache()
         parts = self._by_group(divisors)
         for group, reductions, part in zip(self._groups, stacks, parts, strict=True):
-            for positions in reversed(group.slots):
+            for positions in reversed(group.stack_positions):
                 # Frees each copy before the next one is divided.
                 stack = reductions.tensors.pop()
                 self._divide(positions, stack, reductions.broadcast(part, stack))
@@ -194,14 +199,14 @@ class Gradients:
         """
         first = self.tensors[positions[0]]
         if len(positions) == 1:
-            divisor = self._spread(divisor, positions[0])
+            divisor = self._broadcast_units(divisor, positions[0])
             self.tensors[positions[0]] = sparse.map_values(
-                lambda values: divide(values, divisor, self._moves), first
+                lambda values: divide(values, divisor, self._rate_is_nonzero), first
             )
             return
         quotients = cast(divide(stack, divisor), dtype_of(first))
         axes = self._units and self._units[positions[0]]
-        shape = arranged_shape(first, axes)
+        shape = shape_with_units_last(first, axes)
         if tuple(quotients.shape) != (len(positions), *shape):
             quotients = ops.reshape(quotients, (len(positions), *shape))
         each = ops.unstack(quotients, len(positions))
@@ -220,14 +225,14 @@ class Gradients:
         for i, factor in factors.items():
 
             def scale(values, factor=factor, i=i):
-                factor = near(self._spread(factor, i), values)
+                factor = to_device_of(self._broadcast_units(factor, i), values)
                 wide, factor = widen([values, factor])
                 return ops.cast(wide * factor, values.dtype)
 
             self.tensors[i] = sparse.map_values(scale, self.tensors[i])
-        self._forget()
+        self._clear_cache()
 
-    def replace(self, function, positions, by_row=False, divided=True):
+    def replace(self, function, positions, by_row=False, divide_by_rate=True):
         """Replaces gradients by the results of a function.
 
         Args:
@@ -237,68 +242,71 @@ class Gradients:
                 device.
             by_row: Whether the function treats each row of a gradient separately, and
                 maps zeros to zeros. Then sparse gradients stay sparse.
-            divided: Whether to call the function with u instead of lr · u.
+            divide_by_rate: Whether to call the function with u instead of lr · u.
         """
         first = self.tensors[positions[0]]
         if by_row and sparse.is_sparse(first):
             results = [
                 sparse.map_values(
-                    lambda v: self._replaced(function, [v], divided)[0], first
+                    lambda v: self._call_on_stack(function, [v], divide_by_rate)[0],
+                    first,
                 )
             ]
         else:
             dense = [sparse.densify(self.tensors[i]) for i in positions]
-            results = self._replaced(function, dense, divided)
+            results = self._call_on_stack(function, dense, divide_by_rate)
         for i, result in zip(positions, results, strict=True):
             self.tensors[i] = result
-        self._forget()
+        self._clear_cache()
 
-    def _replaced(self, function, tensors, divided):
+    def _call_on_stack(self, function, tensors, divide_by_rate):
         dtype, n = dtype_of(tensors[0]), len(tensors)
         wide = widen(tensors)
         stack = wide[0][None] if n == 1 else ops.stack(Leaf(wide))
-        if self.rate is None or not divided:
+        if self.rate is None or not divide_by_rate:
             result = function(stack)
         else:
-            unit, rate = (
-                near(ops.cast(scalar, stack.dtype), stack)
-                for scalar in (self._unit(), self.rate)
+            divisor, rate = (
+                to_device_of(ops.cast(scalar, stack.dtype), stack)
+                for scalar in (self._rate_divisor(), self.rate)
             )
-            result = function(stack / unit) * rate
+            result = function(stack / divisor) * rate
         result = cast(result, dtype)
         return [result[0]] if n == 1 else ops.unstack(result, n)
 
-    def _spread(self, values, position):
+    def _broadcast_units(self, values, position):
         """Reshapes values, one for each unit, to broadcast against a gradient."""
         if self._units is None:
             return values
         shape = tuple(self.tensors[position].shape)
-        return self._units[position].spread(values, shape)
+        return self._units[position].broadcast(values, shape)
 
-    def _unit(self):
+    def _rate_divisor(self):
         """Returns the divisor of updates lr · u to get u, or `None` for gradients."""
         if self.rate is None:
             return None
-        return ops.where(self._moves, self.rate, ops.ones_like(self.rate))
+        return ops.where(self._rate_is_nonzero, self.rate, ops.ones_like(self.rate))
 
-    def _measure(self, norm, tensors, unit=None):
+    def _measure(self, norm, tensors, divisor=None):
         if not self._groups:
             return pack([], [])
         if norm.takes_stacks:
             if tensors is not self.tensors:
-                return norm.measure(self._reduce(tensors), unit)
+                return norm.measure(self._reduce(tensors), divisor)
             reductions = self._reductions = self._reductions or self._reduce(tensors)
         else:
             dense = {
                 number: [
-                    arranged(sparse.densify(tensors[i]), self._units and self._units[i])
+                    with_units_last(
+                        sparse.densify(tensors[i]), self._units and self._units[i]
+                    )
                     for i in self.blocks[number]
                 ]
                 for number in self.numbers
             }
             per_unit = self._units is not None
             reductions = [reductions_of(d, per_unit) for d in dense.values()]
-        return norm.measure(reductions, unit)
+        return norm.measure(reductions, divisor)
 
     def _reduce(self, tensors):
         return [group.reductions(tensors) for group in self._groups]
@@ -306,8 +314,8 @@ class Gradients:
 
 def norms_of_each(tensors, norm):
     """Returns a list of the norms of tensors."""
-    alone = Gradients(tensors, {i: [i] for i in range(len(tensors))})
-    found = alone.by_block(alone.norms(norm))
+    gradients = Gradients(tensors, {i: [i] for i in range(len(tensors))})
+    found = gradients.by_block(gradients.norms(norm))
     return [found[i] for i in range(len(tensors))]
 
 

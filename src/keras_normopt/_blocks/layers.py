@@ -9,7 +9,7 @@ import gc
 import keras
 
 
-def around(variables):
+def containing_layers(variables):
     """Finds the layers and models that contain each variable.
 
     Args:
@@ -19,19 +19,19 @@ def around(variables):
         For each variable, a list of the existing layers and models with it among their
         weights, the innermost first.
     """
-    found: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
-    weights = [(layer, _weights_of(layer)) for layer in _alive()]
+    by_variable: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
+    weights = [(layer, _weights_of(layer)) for layer in _existing_layers()]
     for layer, of_layer in sorted(weights, key=lambda pair: len(pair[1])):
         for weight in of_layer:
-            if id(weight) in found:
-                found[id(weight)].append(layer)
-    return [found[id(v)] for v in variables]
+            if id(weight) in by_variable:
+                by_variable[id(weight)].append(layer)
+    return [by_variable[id(v)] for v in variables]
 
 
 def creators(variables):
     """Finds the layers that created each variable, or hold it directly.
 
-    Unlike `around`, it omits the layers and models around these.
+    Unlike `containing_layers`, it omits the layers and models around these.
 
     Args:
         variables: List of variables.
@@ -39,16 +39,16 @@ def creators(variables):
     Returns:
         For each variable, a list of layers. A shared variable has several.
     """
-    found: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
-    for layer in _alive():
+    by_variable: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
+    for layer in _existing_layers():
         for name in ("_trainable_variables", "_non_trainable_variables"):
             for variable in vars(layer).get(name, ()):
-                if id(variable) in found:
-                    found[id(variable)].append(layer)
-    return [found[id(v)] for v in variables]
+                if id(variable) in by_variable:
+                    by_variable[id(variable)].append(layer)
+    return [by_variable[id(v)] for v in variables]
 
 
-def _alive():
+def _existing_layers():
     """Returns all layers that exist."""
     # Not `isinstance`: it reads `__class__`, which runs code of some objects.
     return [o for o in gc.get_objects() if issubclass(type(o), keras.Layer)]
@@ -62,7 +62,7 @@ def _weights_of(layer):
         return []
 
 
-def told_apart(name, layers):
+def prefix_with_layer(name, layers):
     """Prefixes a name with the innermost layer that it does not contain yet."""
     parts = name.split("/")
     outer = next((layer.name for layer in layers if layer.name not in parts), None)

@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from keras_normopt._blocks import layers
-from keras_normopt._blocks.patterns import warn_of_idle
+from keras_normopt._blocks.patterns import warn_of_unused_patterns
 
 SCOPES = ("variable", "unit", "layer", "global")
 
@@ -25,7 +25,7 @@ class Blocks:
 
     Attributes:
         names: The names of the blocks, all different.
-        of: For each variable, the number of its block, or `None`.
+        block_of: For each variable, the number of its block, or `None`.
         excluded: Whether each variable is excluded.
     """
 
@@ -34,7 +34,7 @@ class Blocks:
         self.units = axes if scope == "unit" else None
         self.excluded = [any(re.search(p, path) for p in exclude) for path in paths]
         for pattern in exclude:
-            warn_of_idle("exclude", [pattern], paths, stacklevel=4)
+            warn_of_unused_patterns("exclude", [pattern], paths, stacklevel=4)
         included = [
             i
             for i, variable in enumerate(variables)
@@ -48,13 +48,13 @@ class Blocks:
                 stacklevel=4,
             )
         paths = [paths[i] for i in included]
-        around: list[list[Any]] = [[] for _ in included]
+        containers: list[list[Any]] = [[] for _ in included]
         if scope == "layer" or len(set(paths)) < len(paths):
-            around = layers.around([variables[i] for i in included])
-        self.names, numbers = partition(scope, paths, around)
-        self.of: list[int | None] = [None] * len(variables)
+            containers = layers.containing_layers([variables[i] for i in included])
+        self.names, numbers = partition(scope, paths, containers)
+        self.block_of: list[int | None] = [None] * len(variables)
         for i, number in zip(included, numbers, strict=True):
-            self.of[i] = number
+            self.block_of[i] = number
 
     def units_shape(self, index, variable):
         """Returns a gradient's shape, with units on the last axis if they have norms.
@@ -76,32 +76,32 @@ class Blocks:
     def norm_shapes(self, variables):
         """Returns the shape of each block's norm."""
         # Blocks of several variables have no units.
-        first = [self.of.index(number) for number in range(len(self.names))]
+        first = [self.block_of.index(number) for number in range(len(self.names))]
         return [self.norm_shape(i, variables[i]) for i in first]
 
-    def of_step(self, indices):
-        """Returns the blocks of the variables with a gradient in a step.
+    def positions_by_block(self, indices):
+        """Returns where the gradients of each block are in a step.
 
         Args:
-            indices: The numbers of these variables.
+            indices: The numbers of the variables with a gradient.
 
         Returns:
             Dict from the number of each block to a list of positions in `indices`.
         """
         positions: dict[int, list[int]] = {}
         for position, index in enumerate(indices):
-            if self.of[index] is not None:
-                positions.setdefault(self.of[index], []).append(position)
+            if self.block_of[index] is not None:
+                positions.setdefault(self.block_of[index], []).append(position)
         return positions
 
 
-def partition(scope, paths, around):
+def partition(scope, paths, containers):
     """Divides variables into blocks.
 
     Args:
         scope: One of `SCOPES`.
         paths: List of the variables' paths.
-        around: For each variable, its known layers, the innermost first.
+        containers: For each variable, its known layers, the innermost first.
 
     Returns:
         A list of the blocks' names, all different, and a list of each variable's block
@@ -111,51 +111,52 @@ def partition(scope, paths, around):
         return ["global"] * bool(paths), [0] * len(paths)
     keys = [(path, position) for position, path in enumerate(paths)]
     if scope == "layer":
-        keys = _layer_keys(paths, around)
+        keys = _layer_keys(paths, containers)
     blocks = list(dict.fromkeys(keys))
     names = [name for name, _ in blocks]
     for number, name in enumerate(list(names)):
         if [n for n, _ in blocks].count(name) > 1:
             first = keys.index(blocks[number])
-            names[number] = layers.told_apart(name, around[first])
-    return unique(names), [blocks.index(key) for key in keys]
+            names[number] = layers.prefix_with_layer(name, containers[first])
+    return make_unique(names), [blocks.index(key) for key in keys]
 
 
-def _layer_keys(paths, around):
+def _layer_keys(paths, containers):
     """Returns a key for each variable, equal within a layer."""
-    keys, alone, repeated = [], [], []
+    keys, without_layer, repeated = [], [], []
     seen: set[str] = set()
     start = 0
-    for position, (path, known) in enumerate(zip(paths, around, strict=True)):
+    for position, (path, owners) in enumerate(zip(paths, containers, strict=True)):
         layer, slash, _ = path.rpartition("/")
         if not slash:
             keys.append((path, position))
-            alone += [path] if known else []
-        elif known:
-            keys.append((layer, id(known[0])))
+            without_layer += [path] if owners else []
+        elif owners:
+            keys.append((layer, id(owners[0])))
         else:
-            if path in seen:  # Paths do not repeat in a layer: another begins.
+            if path in seen:  # Paths differ within a layer, so another begins.
                 seen, start = set(), position
                 repeated.append(path)
             seen.add(path)
             keys.append((layer, start))
-    if alone:
+    if without_layer:
         warnings.warn(
-            f'scope="layer" found no layer in the path of {len(alone)} of {len(paths)} '
-            f"variables. Each of them is a separate block: {reprlib.repr(alone)}.",
+            f'scope="layer" found no layer in the path of {len(without_layer)} of '
+            f"{len(paths)} variables. Each of them is a separate block: "
+            f"{reprlib.repr(without_layer)}.",
             stacklevel=5,
         )
     if repeated:
         warnings.warn(
-            'scope="layer" found variables with equal paths and no existing layer. It '
-            f"took each repeated path as the beginning of another layer: "
+            'scope="layer" found variables with equal paths, but not their layers. It '
+            "assumes that each repeated path begins another layer: "
             f"{reprlib.repr(repeated)}. Give the variables different paths.",
             stacklevel=5,
         )
     return keys
 
 
-def unique(names, taken=()):
+def make_unique(names, taken=()):
     """Appends a number to each name that is taken already."""
     result = []
     for name in names:

@@ -23,7 +23,9 @@ def first_match(patterns: Any, path: str) -> str | None:
     return next((p for p in patterns if re.search(p, path)), None)
 
 
-def warn_of_idle(name: str, patterns: Any, paths: Any, stacklevel: int) -> None:
+def warn_of_unused_patterns(
+    name: str, patterns: Any, paths: Any, stacklevel: int
+) -> None:
     """Warns of patterns that are not the first match of any path.
 
     It does not warn of a pattern that matches every path, which serves as a default.
@@ -42,8 +44,8 @@ def warn_of_idle(name: str, patterns: Any, paths: Any, stacklevel: int) -> None:
         why = f"matches none of the paths {reprlib.repr(list(paths))}"
         if matched:
             why = (
-                f"has no effect: an earlier pattern matches {reprlib.repr(matched)} as "
-                "well, and the first match counts"
+                "has no effect, because only the first match counts. An earlier "
+                f"pattern also matches {reprlib.repr(matched)}"
             )
         warnings.warn(
             f"`{name}`: the pattern {pattern!r} {why}.", stacklevel=stacklevel + 1

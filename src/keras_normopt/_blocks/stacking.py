@@ -49,7 +49,7 @@ class TorchReductions(Reductions):
 FastReductions = TorchReductions if _ON_TORCH else Reductions
 
 
-def groups_of(tensors, blocks, units=None):
+def group_blocks(tensors, blocks, units=None):
     """Divides blocks into groups of equal blocks.
 
     Args:
@@ -63,32 +63,34 @@ def groups_of(tensors, blocks, units=None):
     """
     equal: dict[tuple[Any, ...], list[int]] = {}
     for number, positions in blocks.items():
-        kinds = tuple(_kind(tensors[i], i, units and units[i]) for i in positions)
-        equal.setdefault(kinds, []).append(number)
+        keys = tuple(
+            _stacking_key(tensors[i], i, units and units[i]) for i in positions
+        )
+        equal.setdefault(keys, []).append(number)
     groups = []
-    for kinds, numbers in equal.items():
-        size = _stack_size(sum(math.prod(shape) for shape, *_ in kinds))
+    for keys, numbers in equal.items():
+        size = _stack_size(sum(math.prod(shape) for shape, *_ in keys))
         for start in range(0, len(numbers), size):
-            some = {n: blocks[n] for n in numbers[start : start + size]}
-            groups.append(Group(some, kinds))
+            chunk = {n: blocks[n] for n in numbers[start : start + size]}
+            groups.append(Group(chunk, keys))
     # Norms of blocks come before norms of units, as in `join` without stacks.
     return sorted(groups, key=lambda group: (group.has_units, group.stacked))
 
 
-def _kind(tensor, position, axes):
+def _stacking_key(tensor, position, axes):
     shape = tuple(tensor.shape)
     if sparse.is_sparse(tensor):
         return shape, axes, tensor.dtype, position  # Equal to no other.
     return shape, axes, tensor.dtype, device_of(tensor)
 
 
-def arranged(tensor, axes):
+def with_units_last(tensor, axes):
     """Moves the output units of a gradient to its last axis, if they have norms."""
     return tensor if axes is None else axes.to_units(tensor)
 
 
-def arranged_shape(tensor, axes):
-    """Returns the shape of the result of `arranged`."""
+def shape_with_units_last(tensor, axes):
+    """Returns the shape of the result of `with_units_last`."""
     shape = tuple(tensor.shape)
     return shape if axes is None else axes.units_shape(shape)
 
@@ -102,7 +104,7 @@ class Group:
 
     Args:
         blocks: Dict from the number of each block to the positions of its gradients.
-        kinds: Shape, axes, dtype and device of each gradient of a block. The axes are
+        keys: Shape, axes, dtype and device of each gradient of a block. The axes are
             `None` unless output units have norms.
 
     Attributes:
@@ -110,35 +112,37 @@ class Group:
         stacked: Whether there are several blocks.
         has_units: Whether each unit has a norm.
         shape: The shape of the norms.
-        slots: List of lists of positions. The gradients of a slot form one stack.
+        stack_positions: List of lists of positions. Each list forms one stack.
     """
 
-    def __init__(self, blocks, kinds):
+    def __init__(self, blocks, keys):
         self.numbers = list(blocks)
         self.stacked = len(blocks) > 1
-        shape, self._axes, *_ = kinds[0]
+        shape, self._axes, *_ = keys[0]
         if self._axes is not None:
             shape = self._axes.units_shape(shape)
         self.has_units = self._axes is not None and len(shape) > 1
         units = shape[-1:] if self.has_units else ()
         self.shape = (len(blocks),) * self.stacked + units
-        self.slots = list(self._slots(list(blocks.values()), kinds))
+        self.stack_positions = list(
+            self._positions_of_stacks(list(blocks.values()), keys)
+        )
 
-    def _slots(self, blocks, kinds):
+    def _positions_of_stacks(self, blocks, keys):
         members: dict[tuple[Any, ...], list[int]] = {}
-        for member, kind in enumerate(kinds):
-            members.setdefault(kind, []).append(member)
+        for member, key in enumerate(keys):
+            members.setdefault(key, []).append(member)
         for (shape, *_), equal in members.items():
             size = max(1, _stack_size(math.prod(shape)) // len(blocks))
             for start in range(0, len(equal), size):
-                some = equal[start : start + size]
-                yield [block[member] for block in blocks for member in some]
+                chunk = equal[start : start + size]
+                yield [block[member] for block in blocks for member in chunk]
 
     def reductions(self, tensors):
-        """Returns the `Reductions` of the blocks, one stack for each slot."""
+        """Returns the `Reductions` of the blocks."""
         stacks = [
-            self._stack([arranged(tensors[i], self._axes) for i in slot])
-            for slot in self.slots
+            self._stack([with_units_last(tensors[i], self._axes) for i in positions])
+            for positions in self.stack_positions
         ]
         return reductions_of(stacks, self.has_units, self.stacked, FastReductions)
 
@@ -146,8 +150,9 @@ class Group:
         if len(tensors) == 1:
             return tensors[0]
         stack = ops.stack(Leaf(tensors))
-        one_each = self.stacked and len(tensors) == len(self.numbers)
-        if one_each and len(stack.shape) > len(self.shape):  # Axes remain to reduce.
+        one_per_block = self.stacked and len(tensors) == len(self.numbers)
+        has_axes_to_reduce = len(stack.shape) > len(self.shape)
+        if one_per_block and has_axes_to_reduce:
             return stack
         rows, units = self.shape[: self.stacked], self.shape[self.stacked :]
         return ops.reshape(stack, (*rows, -1, *units))

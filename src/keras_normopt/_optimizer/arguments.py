@@ -30,7 +30,7 @@ def check_count(name: str, value: Any) -> None:
     is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_count or not 1 <= value < 2**31:
         raise ValueError(
-            f"`{name}` must be an integer of at least 1, below 2**31. "
+            f"`{name}` must be an integer from 1 to 2**31 - 1. "
             f"Received: {name}={reprlib.repr(value)}"
         )
 
@@ -63,42 +63,42 @@ def check_patterns(exclude: Any) -> tuple[str, ...]:
     return tuple(patterns)
 
 
-def fixed(name: str, about: str) -> Any:
+def read_only(name: str, doc: str) -> Any:
     """Returns a property for an argument that cannot change.
 
     Args:
         name: Name of the argument.
-        about: Docstring of the property, without a colon. Sphinx takes text before a
+        doc: Docstring of the property, without a colon. Sphinx takes text before a
             colon for a type.
     """
 
     def get(optimizer: Any) -> Any:
-        return _apart(getattr(optimizer, f"_{name}"))
+        return _copy(getattr(optimizer, f"_{name}"))
 
     def refuse(optimizer: Any, value: Any) -> None:
         raise AttributeError(
-            f"`{name}` of {type(optimizer).__name__} is fixed when it is made. "
-            f"Received: {name}={reprlib.repr(value)}. Make a new one."
+            f"`{name}` of {type(optimizer).__name__} cannot change. "
+            f"Received: {name}={reprlib.repr(value)}. Make a new optimizer."
         )
 
-    return property(get, refuse, doc=about)
+    return property(get, refuse, doc=doc)
 
 
-def _apart(value: Any) -> Any:
+def _copy(value: Any) -> Any:
     """Copies dictionaries and lists, so that users cannot change the original."""
     if isinstance(value, dict):
         return dict(value)
     if isinstance(value, list):
-        return [_apart(one) for one in value]
+        return [_copy(one) for one in value]
     return value
 
 
 def refuse_after_build(optimizer: Any, name: str, value: Any, advice: str) -> None:
     """Raises a `ValueError` for an argument that cannot change after `build`."""
     raise ValueError(
-        f"`{name}` of {type(optimizer).__name__} is fixed once it is built{advice}. "
-        f"Received: {name}={reprlib.repr(value)}, while it is "
-        f"{reprlib.repr(getattr(optimizer, name))}. Make a new optimizer, and compile "
+        f"`{name}` of {type(optimizer).__name__} cannot change after the optimizer is "
+        f"built{advice}. It is {reprlib.repr(getattr(optimizer, name))}. "
+        f"Received: {name}={reprlib.repr(value)}. Make a new optimizer, and compile "
         "the model with it."
     )
 
@@ -131,18 +131,18 @@ def check_axes(axes: Any) -> dict[str, Any] | None:
 def _checked_axes(pattern: str, value: Any) -> Any:
     if isinstance(value, str) and value in ("vector", "embedding"):
         return value
-    is_right = isinstance(value, list | tuple) and len(value) in (2, 3)
-    if is_right:
+    is_valid = isinstance(value, list | tuple) and len(value) in (2, 3)
+    if is_valid:
         inputs, outputs, *parts = value
-        is_right = all(
+        is_valid = all(
             isinstance(group, list | tuple) and all(type(i) is int for i in group)
             for group in (inputs, outputs)
         ) and all(type(number) is int and number > 0 for number in parts)
-    if not is_right:
+    if not is_valid:
         raise ValueError(
-            "The values of `axes` must be two tuples of integers, (inputs, outputs), "
-            "with a positive integer after them if the outputs are split into parts; "
-            "or 'vector', or 'embedding'. "
+            "The values of `axes` must be (inputs, outputs), (inputs, outputs, parts), "
+            "'vector' or 'embedding'. Inputs and outputs are tuples of integers, and "
+            "parts is a positive integer. "
             f"Received: axes={{{pattern!r}: {reprlib.repr(value)}}}"
         )
     return [list(inputs), list(outputs), *parts]

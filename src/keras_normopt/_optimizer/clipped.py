@@ -9,7 +9,7 @@ from keras import ops
 from keras_normopt._optimizer.arguments import (
     check_count,
     check_flag,
-    fixed,
+    read_only,
     refuse_after_build,
 )
 from keras_normopt._optimizer.mixin import OptimizerMixin
@@ -66,8 +66,8 @@ class ClippedMixin(OptimizerMixin):
     VERB = "clip"
     CLIPS = True
 
-    skip = fixed("skip", "Whether to skip steps whose gradient would be clipped.")
-    max_skips = fixed("max_skips", "How many steps in a row may be skipped.")
+    skip = read_only("skip", "Whether to skip steps whose gradient would be clipped.")
+    max_skips = read_only("max_skips", "How many steps in a row may be skipped.")
 
     def __init__(
         self,
@@ -102,7 +102,8 @@ class ClippedMixin(OptimizerMixin):
         """
         if not self.skip:
             raise AttributeError(
-                f"{type(self).__name__} skips no steps. Make it with `skip=True`."
+                f"{type(self).__name__} skips no steps, so it does not count them. "
+                "Make it with `skip=True`."
             )
         return int(ops.convert_to_numpy(self._all_skips)) if self.built else 0
 
@@ -134,21 +135,21 @@ class ClippedMixin(OptimizerMixin):
         norm, tracker = self._resolved_norm, self._norm_tracker
         threshold = thresholds.threshold_of(self.max_norm, lambda: self.iterations)
         shapes = self._blocks.norm_shapes(variables)
-        kept = threshold.add_limit_variables(self._add_own_variable, shapes)
+        state = threshold.add_limit_variables(self._add_own_variable, shapes)
 
         if self.skip:
             self._add_skip_variables()
 
         def clip_at_threshold(gradients):
-            limits = threshold.limits(gradients, norm, kept)
+            limits = threshold.limits(gradients, norm, state)
             skipped = None
             if self.skip and limits:
                 # There is one block. On PyTorch its norm is a vector.
-                [of_step] = gradients.norms(norm)
-                total = gradients.total() if any(self._blocks.excluded) else of_step
-                scalars = [ops.reshape(t, ()) for t in (of_step, *limits, total)]
-                skipped = self._decide(*scalars)
-                skipped = ops.reshape(skipped, of_step.shape)
+                [step_norm] = gradients.norms(norm)
+                total = gradients.total() if any(self._blocks.excluded) else step_norm
+                scalars = [ops.reshape(t, ()) for t in (step_norm, *limits, total)]
+                skipped = self._decide_skip(*scalars)
+                skipped = ops.reshape(skipped, step_norm.shape)
             above = clip(gradients, norm, limits)
             if skipped is not None:
                 above = [one & ops.logical_not(skipped) for one in above]
@@ -169,8 +170,8 @@ def _check_skip(norm="l2", scope="variable", apply_to="gradient", **other):
         (scope == "global", "scope", scope, '`scope="global"`'),
         (apply_to == "gradient", "apply_to", apply_to, '`apply_to="gradient"`'),
     ]
-    for is_right, name, value, needed in needs:
-        if not is_right:
+    for is_valid, name, value, needed in needs:
+        if not is_valid:
             raise ValueError(
                 "`skip=True` skips steps by the norm of the whole gradient, so it "
                 f"needs {needed}. Received: {name}={value!r}"

@@ -17,9 +17,10 @@ Raises:
 
 Example:
     >>> import keras, keras_normopt
-    >>> optimizer = {construction}
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
-    >>> model.compile(optimizer=optimizer, loss="mse")
+    >>> model.compile(optimizer={construction}, loss="mse")
+    >>> model.optimizer
+    {printed}
 
 References:
 {references}
@@ -52,7 +53,14 @@ def with_defaults(signature, defaults):
 
 
 def docstring(
-    base, mixin, construction, signature, summary=None, references=None, defaults=None
+    base,
+    mixin,
+    construction,
+    printed,
+    signature,
+    summary=None,
+    references=None,
+    defaults=None,
 ):
     """Returns the docstring of the class made from `base`, with every argument.
 
@@ -60,6 +68,7 @@ def docstring(
         base: The base optimizer class.
         mixin: The mixin that adds options to it.
         construction: Code that makes an instance, for the example.
+        printed: What the example prints, the `repr` of the instance.
         signature: The signature of the class.
         summary: The text before the arguments. Defaults to the mixin's.
         references: The list of references. Defaults to the mixin's.
@@ -70,14 +79,15 @@ def docstring(
     own_summary, _, rest = inspect.cleandoc(mixin.__doc__).partition("\n\nArgs:\n")
     _, _, own_references = rest.partition("\n\nReferences:\n")
     summary, references = summary or own_summary, references or own_references
-    # First the options that both mixins have.
+    # First the options that both mixins have, and last those that readers may know.
     options = "".join(_arguments_of(cls) for cls in (mixin.__mro__[1], mixin))
-    arguments = _base_arguments(base, signature, mixin.OPTIONS) + options
+    arguments = options + _base_arguments(base, signature, mixin.OPTIONS)
     for name, value in (defaults or {}).items():
         arguments = _with_default(arguments, name, value)
     text = _DOCSTRING.replace("{summary}", summary).replace("{references}", references)
     text = text.replace("{arguments}", textwrap.indent(arguments.rstrip(), "    "))
-    return text.replace("{construction}", construction).replace("{base}", base.__name__)
+    text = text.replace("{construction}", construction).replace("{printed}", printed)
+    return text.replace("{base}", base.__name__)
 
 
 def _with_default(arguments, name, value):

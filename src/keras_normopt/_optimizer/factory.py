@@ -17,7 +17,7 @@ from keras_normopt._optimizer.hook import HOOK
 from keras_normopt._optimizer.mixin import OptimizerMixin
 from keras_normopt._optimizer.normalized import NormalizedMixin
 
-_making = threading.Lock()
+_class_lock = threading.Lock()
 
 
 def normalized(optimizer_class: type) -> type[Any]:
@@ -54,9 +54,10 @@ def normalized(optimizer_class: type) -> type[Any]:
         >>> class MySGD(keras.optimizers.SGD):
         ...     pass
         >>> NormalizedMySGD = keras_normopt.normalized(MySGD)
-        >>> optimizer = NormalizedMySGD(learning_rate=0.1, norm="max")
+        >>> NormalizedMySGD(learning_rate=0.1, norm="max")
+        NormalizedMySGD(learning_rate=0.1, norm='max')
     """
-    return _made(optimizer_class, NormalizedMixin)
+    return _optimizer_class(optimizer_class, NormalizedMixin)
 
 
 def clipped(optimizer_class: type) -> type[Any]:
@@ -83,13 +84,14 @@ def clipped(optimizer_class: type) -> type[Any]:
     Example:
         >>> import keras, keras_normopt
         >>> ClippedNadam = keras_normopt.clipped(keras.optimizers.Nadam)
-        >>> optimizer = ClippedNadam(norm="max", max_norm=0.1)
+        >>> ClippedNadam(norm="max", max_norm=0.1)
+        ClippedNadam(norm='max', max_norm=0.1)
 
     References:
         - [Pascanu et al., 2013, On the difficulty of training recurrent neural
           networks](https://arxiv.org/abs/1211.5063)
     """
-    return _made(optimizer_class, ClippedMixin)
+    return _optimizer_class(optimizer_class, ClippedMixin)
 
 
 _FACTORIES = {NormalizedMixin: normalized, ClippedMixin: clipped}
@@ -97,36 +99,37 @@ for _factory in _FACTORIES.values():
     _factory.__module__ = "keras_normopt"  # For pickles.
 
 
-def _made(base, mixin):
+def _optimizer_class(base, mixin):
     _check_base(base, mixin)
-    with _making:
-        return _make(_used_by_keras(base), mixin)
+    with _class_lock:
+        return _make_class(_implementation_class(base), mixin)
 
 
 def _check_base(base, mixin):
     problem = "`optimizer_class` must be a subclass of `keras.optimizers.Optimizer`. "
     received = f"Received: optimizer_class={reprlib.repr(base)}. "
     if not isinstance(base, type):
-        way_out = "Pass a class, as in `normalized(keras.optimizers.Adam)`."
+        advice = "Pass a class, as in `normalized(keras.optimizers.Adam)`."
         if isinstance(base, keras.optimizers.Optimizer):
-            way_out = (
-                f"That is an instance: pass its class, {type(base).__name__}, or give "
+            advice = (
+                f"This is an instance. Pass its class, {type(base).__name__}, or pass "
                 f"the instance to `keras_normopt.{mixin.PREFIX}Optimizer`."
             )
-        raise TypeError(problem + received + way_out)
+        raise TypeError(problem + received + advice)
     if not issubclass(base, keras.optimizers.Optimizer):
         raise TypeError(problem + received + "Pass a Keras optimizer class.")
     if base is keras.optimizers.Optimizer:
         raise ValueError(
-            problem + received + "The abstract class itself makes no step: pass an "
+            problem + received + "This abstract class cannot make steps. Pass an "
             "optimizer such as `keras.optimizers.SGD`."
         )
     for outer in ("LossScaleOptimizer", "MultiOptimizer"):
         # The oldest supported Keras has no MultiOptimizer.
         if issubclass(base, getattr(keras.optimizers, outer, ())):
             raise ValueError(
-                f"`optimizer_class` must make steps of its own. {received}{outer} goes "
-                f"around an optimizer: `{outer}(...{mixin.PREFIX}Adam()...)`."
+                f"`optimizer_class` must update weights itself. {received}{outer} "
+                "wraps another optimizer. Wrap one of keras_normopt with it: "
+                f"`{outer}(...{mixin.PREFIX}Adam()...)`."
             )
     if issubclass(base, OptimizerMixin):
         has = "normalized" if issubclass(base, NormalizedMixin) else "clipped"
@@ -139,13 +142,13 @@ def _check_base(base, mixin):
         names = " and ".join(f"`{name}`" for name in sorted(taken))
         argument = "argument" if len(taken) == 1 else "arguments"
         raise ValueError(
-            f"`optimizer_class` must leave the {argument} {names} to the class made "
-            f"from it. {received}Rename the {argument}."
+            f"`optimizer_class` must not have the {argument} {names}, which "
+            f"keras_normopt adds. {received}Rename the {argument}."
         )
-    _check_entries(base, mixin, received)
+    _check_hook(base, mixin, received)
 
 
-def _check_entries(base, mixin, received):
+def _check_hook(base, mixin, received):
     if not hasattr(keras.optimizers.Optimizer, HOOK):
         raise RuntimeError(
             f"Keras {keras.version()} has no `Optimizer.{HOOK}`, where keras_normopt "
@@ -161,12 +164,11 @@ def _check_entries(base, mixin, received):
         owner = next((c for c in base.__mro__ if name in vars(c)), None)
         if owner and owner not in keras.optimizers.Optimizer.__mro__:
             raise ValueError(
-                f"`optimizer_class` must not override `{name}`: a gradient might not "
-                "reach the place where it is normalized, and the model would train "
-                f"un-normalized. {received}{owner.__name__} overrides it. If it goes "
-                "around another optimizer, as Lookahead does, give it one that "
-                f"normalizes: `{base.__name__}({mixin.PREFIX}Adam())`. If not, move "
-                "what it does to `update_step` or `_backend_update_step`, or into a "
+                f"`optimizer_class` must not override `{name}`, because keras_normopt "
+                f"might then miss gradients. {received}{owner.__name__} overrides it. "
+                "If it wraps another optimizer, as Lookahead does, wrap one of "
+                f"keras_normopt: `{base.__name__}({mixin.PREFIX}Adam())`. If not, move "
+                "the code to `update_step` or `_backend_update_step`. Or move it to a "
                 f"subclass: `class Mine({mixin.PREFIX}SGD)` may override `{name}` and "
                 "call `super()`."
             )
@@ -176,7 +178,7 @@ def _is_from_keras(optimizer_class):
     return optimizer_class.__module__.partition(".")[0] == "keras"
 
 
-def _used_by_keras(optimizer_class):
+def _implementation_class(optimizer_class):
     """Returns the class that Keras instantiates, on PyTorch a faster subclass."""
     if not _is_from_keras(optimizer_class):
         return optimizer_class
@@ -184,16 +186,18 @@ def _used_by_keras(optimizer_class):
 
 
 @functools.cache
-def _make(base, mixin):
+def _make_class(base, mixin):
     public = base
     if _is_from_keras(base):
         public = getattr(keras.optimizers, base.__name__, base)
     name = f"{mixin.PREFIX}{public.__name__}"
-    construction = f"keras_normopt.{name}(norm={mixin.OPTIONS['norm'].default!r})"
+    printed = f"{name}(norm='max')"
+    construction = f"keras_normopt.{printed}"
     module = "keras_normopt.optimizers"
     if not _is_from_keras(base):
         factory = mixin.PREFIX.lower()
         construction = f"keras_normopt.{factory}({public.__name__})(...)"
+        printed = f"{name}(...)"
         module = public.__module__
 
     def __init__(self, *args, **kwargs):  # noqa: N807
@@ -215,7 +219,9 @@ def _make(base, mixin):
     members = {
         "__init__": __init__,
         "__module__": module,
-        "__doc__": docstrings.docstring(public, mixin, construction, signature),
+        "__doc__": docstrings.docstring(
+            public, mixin, construction, printed, signature
+        ),
         "_made_from": (public, mixin),
     }
     metaclass: Any = _metaclass(type(base))  # type: ignore[arg-type]
@@ -248,8 +254,16 @@ def with_defaults(cls, name, summary, references, **defaults):
     __init__.__qualname__ = f"{name}.__init__"
     __init__.__module__ = cls.__module__
     base, mixin = cls._made_from
+    printed = f"{name}(learning_rate=0.03)"
     text = docstrings.docstring(
-        base, mixin, f"keras_normopt.{name}()", signature, summary, references, defaults
+        base,
+        mixin,
+        f"keras_normopt.{printed}",
+        printed,
+        signature,
+        summary,
+        references,
+        defaults,
     )
     members = {"__init__": __init__, "__module__": cls.__module__, "__doc__": text}
     made = type(cls)(name, (cls,), members)
@@ -259,19 +273,19 @@ def with_defaults(cls, name, summary, references, **defaults):
 def _hints(optimizer, given, message):
     """Returns a hint for each keyword that an error message calls unknown."""
     known = _keywords(type(optimizer))
-    of_all = NormalizedMixin.OPTIONS | ClippedMixin.OPTIONS
+    all_options = NormalizedMixin.OPTIONS | ClippedMixin.OPTIONS
     hints = []
     for name in given:
         if name in known or f"'{name}'" not in message:
             continue
-        close = difflib.get_close_matches(name, known | set(of_all), n=1)
+        close = difflib.get_close_matches(name, known | set(all_options), n=1)
         if not close:
             takes = ", ".join(sorted(known))
             hints.append(f"{type(optimizer).__name__} takes {takes}.")
         elif close[0] in known:
             hints.append(f"Did you mean `{close[0]}`?")
         else:
-            hints.append(_of_the_other(optimizer, close[0]))
+            hints.append(_hint_other_class(optimizer, close[0]))
     return hints
 
 
@@ -290,7 +304,7 @@ def _keywords(cls):
     return names
 
 
-def _of_the_other(optimizer, option):
+def _hint_other_class(optimizer, option):
     """Returns a hint for an option that only the other kind of class has."""
     other = NormalizedMixin if option in NormalizedMixin.OPTIONS else ClippedMixin
     name = spelled(optimizer, other.PREFIX.lower())

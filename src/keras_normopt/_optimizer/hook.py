@@ -14,7 +14,7 @@ import reprlib
 
 import keras
 
-from keras_normopt._backend.tracing import Local
+from keras_normopt._backend.tracing import ThreadLocal
 from keras_normopt._optimizer.types import MixinBase
 
 _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -22,10 +22,10 @@ _ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 HOOK = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
 
 
-class _Guard(Local):
+class _HookFlag(ThreadLocal):
     """A flag: whether the current step reached the hook, or did not have to."""
 
-    passed = False
+    reached = False
 
 
 class Hook(MixinBase):
@@ -35,7 +35,7 @@ class Hook(MixinBase):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._guard = _Guard()
+        self._hook_flag = _HookFlag()
 
     def apply_gradients(self, grads_and_vars):
         """Makes one step.
@@ -60,9 +60,9 @@ class Hook(MixinBase):
                 )
         if not pairs:
             return self._iterations
-        self._guard.passed = False
+        self._hook_flag.reached = False
         result = super().apply_gradients(pairs)
-        self._check_guard()
+        self._check_hook_reached()
         return result
 
     def apply(self, grads, trainable_variables=None):
@@ -86,21 +86,21 @@ class Hook(MixinBase):
         # Keras itself raises an error if variables are missing.
         if grads and (trainable_variables is not None or self.built):
             _check_shapes(grads, variables)
-        self._guard.passed = False
+        self._hook_flag.reached = False
         super().apply(grads, trainable_variables)
-        if not self._guard.passed:
-            self._guard.passed = not self._has_step_due(grads, variables)
-        self._check_guard()
+        if not self._hook_flag.reached:
+            self._hook_flag.reached = not self._should_reach_hook(grads, variables)
+        self._check_hook_reached()
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
-        self._guard.passed = False
+        self._hook_flag.reached = False
         result = super().stateless_apply(
             optimizer_variables, grads, trainable_variables
         )
-        self._check_guard()
+        self._check_hook_reached()
         return result
 
-    def _has_step_due(self, grads, variables):
+    def _should_reach_hook(self, grads, variables):
         """Returns whether this step should have reached the hook."""
         if not any(
             grad is not None and not getattr(variable, "overwrite_with_gradient", False)
@@ -110,31 +110,31 @@ class Hook(MixinBase):
         if not self.gradient_accumulation_steps:
             return True
         try:
-            taken = int(keras.ops.convert_to_numpy(self._iterations))
+            steps_so_far = int(keras.ops.convert_to_numpy(self._iterations))
         except (AttributeError, NotImplementedError, TypeError):
             # Tracing runs both branches, so the update should have reached the hook.
             return True
-        return taken % self.gradient_accumulation_steps == 0
+        return steps_so_far % self.gradient_accumulation_steps == 0
 
-    def _check_guard(self):
-        if not self._guard.passed:
+    def _check_hook_reached(self):
+        if not self._hook_flag.reached:
             raise RuntimeError(
                 f"{type(self).__name__} could not {self.VERB} its gradients: Keras "
                 f"{keras.version()} or the base optimizer did not call `{HOOK}`, "
-                "where keras_normopt does it. Training stops here, at the latest after "
-                "one step of the base optimizer. Install a version of Keras that "
-                "this version of keras_normopt supports, or a newer keras_normopt."
+                "where keras_normopt does this. Training stops, after at most one step "
+                "of the base optimizer. Install a version of Keras that this version "
+                "of keras_normopt supports, or a newer keras_normopt."
             )
 
-    def _require(self, option, *names):
+    def _require_methods(self, option, *names):
         """Raises an error if Keras lacks a private method that an option needs."""
-        missing = [name for name in names if self._next_in_line(name) is None]
+        missing = [name for name in names if self._base_that_defines(name) is None]
         if missing:
             raise RuntimeError(
-                f"{type(self).__name__} cannot take {option}: Keras "
-                f"{keras.version()} has no `{missing[0]}`, which keras_normopt needs "
-                "for it. Leave the option out, or install a version of Keras that this "
-                "version of keras_normopt supports, or a newer keras_normopt."
+                f"{type(self).__name__} does not support {option} here, because Keras "
+                f"{keras.version()} has no `{missing[0]}`. Leave the option out. Or "
+                "install a version of Keras that this version of keras_normopt "
+                "supports, or a newer keras_normopt."
             )
 
     def _transform_gradients(self, grads, variables):
@@ -143,7 +143,7 @@ class Hook(MixinBase):
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         if not _ON_TENSORFLOW or self._has_own_update():
-            self._guard.passed = True
+            self._hook_flag.reached = True
             grads = self._transform_gradients(grads, trainable_variables)
         super()._backend_update_step(grads, trainable_variables, learning_rate)
 
@@ -154,7 +154,7 @@ class Hook(MixinBase):
             if self._has_own_update():
                 return pairs
             grads, variables = zip(*pairs, strict=True)
-            self._guard.passed = True
+            self._hook_flag.reached = True
             grads = self._transform_gradients(grads, variables)
             return list(zip(grads, variables, strict=True))
 
@@ -164,24 +164,24 @@ class Hook(MixinBase):
             It is `False` with several replicas, where a base must not skip the sum.
             """
             replicas = self._distribution_strategy.num_replicas_in_sync
-            return replicas == 1 and not self._keeps("_backend_update_step")
+            return replicas == 1 and not self._is_keras_method("_backend_update_step")
 
-    def _next_in_line(self, name):
+    def _base_that_defines(self, name):
         """Returns the first class after `Hook` that has a method, or `None`."""
         mro = type(self).__mro__
         return next((c for c in mro[mro.index(Hook) + 1 :] if name in vars(c)), None)
 
-    def _keeps(self, name):
+    def _is_keras_method(self, name):
         """Returns whether a method is Keras's own, or does not exist."""
-        owner = self._next_in_line(name)
+        owner = self._base_that_defines(name)
         return owner is None or owner.__module__.partition(".")[0] == "keras"
 
 
 def _check_shapes(grads, variables):
     if len(grads) != len(variables):
         raise ValueError(
-            "Pass one gradient, or None, for each variable. Received: gradients: "
-            f"{len(grads)}, variables: {len(variables)}"
+            "Pass one gradient, or None, for each variable. Received: "
+            f"{len(grads)} gradients for {len(variables)} variables"
         )
     for grad, variable in zip(grads, variables, strict=True):
         given, expected = _known_shape(grad), _known_shape(variable)

@@ -5,19 +5,19 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_normopt._backend.tracing import Local
+from keras_normopt._backend.tracing import ThreadLocal
 from keras_normopt._optimizer.types import MixinBase
 
 _BACKEND = keras.backend.backend()
 
 
-class _Before(Local):
+class _WeightsBeforeStep(ThreadLocal):
     """The weights before a step."""
 
     weights: Any = ()
 
 
-def copies(variables):
+def copy_values(variables):
     """Returns the values of variables. Later steps do not change them."""
     if _BACKEND == "jax":  # JAX never changes a tensor in place.
         return [ops.convert_to_tensor(v) for v in variables]
@@ -34,11 +34,11 @@ class Measuring(MixinBase):
 
     _blocks: Any
     _norm_tracker: Any
-    _is_made: Any
+    _is_step_made: Any
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._before = _Before()
+        self._before = _WeightsBeforeStep()
 
     def _measures_updates(self):
         tracker = self._norm_tracker
@@ -47,7 +47,7 @@ class Measuring(MixinBase):
     # Keras calls this first in each step, with and without weight decay.
     def _apply_weight_decay(self, variables):
         if self._measures_updates():
-            self._before.weights = copies(self._measured_variables())
+            self._before.weights = copy_values(self._measured_variables())
         super()._apply_weight_decay(variables)
 
     def _measured_variables(self):
@@ -67,6 +67,9 @@ class Measuring(MixinBase):
         after = [ops.convert_to_tensor(v) for v in variables]
         changes = [new - old for new, old in zip(after, before, strict=True)]
         indices = [self._get_variable_index(v) for v in variables]
-        self._norm_tracker.update_made(
-            before, changes, self._blocks.of_step(indices), self._is_made()
+        self._norm_tracker.add_update_norms(
+            before,
+            changes,
+            self._blocks.positions_by_block(indices),
+            self._is_step_made(),
         )

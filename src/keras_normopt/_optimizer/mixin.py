@@ -20,12 +20,13 @@ from keras_normopt._optimizer.arguments import (
     check_choice,
     check_flag,
     check_patterns,
-    fixed,
+    read_only,
     refuse_after_build,
 )
 from keras_normopt._optimizer.docstrings import options_of
 from keras_normopt._optimizer.measuring import Measuring
 from keras_normopt._optimizer.rates import Rates
+from keras_normopt._optimizer.representation import represent
 from keras_normopt._optimizer.skipping import Skipping
 from keras_normopt._optimizer.state import OwnVariables, Paths
 from keras_normopt._optimizer.types import (
@@ -106,12 +107,16 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
             because they set the size of their steps. Defaults to `None`.
     """
 
-    scope = fixed("scope", 'Which gradients share a norm, such as `"variable"`.')
-    exclude = fixed("exclude", "Regular expressions for paths of excluded variables.")
-    track_norms = fixed("track_norms", 'Whether norms are kept, a boolean or `"all"`.')
-    apply_to = fixed("apply_to", 'What is rescaled, `"gradient"` or `"update"`.')
-    centralize = fixed("centralize", "Whether the mean of each unit is subtracted.")
-    axes = fixed("axes", "Dictionary from patterns to the axes of kernels.")
+    scope = read_only("scope", 'Which gradients share a norm, such as `"variable"`.')
+    exclude = read_only(
+        "exclude", "Regular expressions for paths of excluded variables."
+    )
+    track_norms = read_only(
+        "track_norms", 'Whether norms are kept, a boolean or `"all"`.'
+    )
+    apply_to = read_only("apply_to", 'What is rescaled, `"gradient"` or `"update"`.')
+    centralize = read_only("centralize", "Whether the mean of each unit is subtracted.")
+    axes = read_only("axes", "Dictionary from patterns to the axes of kernels.")
 
     PREFIX: str
     CLIPS = False
@@ -176,7 +181,14 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
             "axes": self.axes and [list(pair) for pair in self.axes.items()],
             "step_size": step_size_argument.serialize(self.step_size),
         }
-        return self._with_paths(super().get_config() | config)
+        return self._add_paths(super().get_config() | config)
+
+    def __repr__(self) -> str:
+        return represent(self)
+
+    def _kept(self, name, default):
+        """Returns what the optimizer keeps for the default of an option."""
+        return default
 
     @property
     def norm(self) -> NormLike:
@@ -195,7 +207,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         """Returns the `Norm` that the argument `norm` stands for, or `None`."""
         resolved = _registry.get(norm)
         if resolved is not None and scope != "variable":
-            reason = f"Received: scope={scope!r}, where variables share a norm"
+            reason = f"Received: scope={scope!r}, which needs the norm"
             resolved.require_norm(norm, reason)
         return resolved
 
@@ -235,13 +247,13 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
             A list of functions for gradients, and one for updates.
         """
         # First, because it uses raw gradients.
-        on_gradients, last = self._make_step_sizes(variables)
+        on_gradients, final_updates = self._make_step_sizes(variables)
         if self.track_norms == "all":
-            self._require('track_norms="all"', "_apply_weight_decay")
+            self._require_methods('track_norms="all"', "_apply_weight_decay")
         if self.track_norms:
             self._norm_tracker = NormTracker(
                 self._blocks.names,
-                functools.partial(self._add_own_variable, observes=True),
+                functools.partial(self._add_own_variable, changes_when_skipped=True),
                 clips=self.CLIPS,
                 skips=getattr(self, "skip", False),
                 updates=self.track_norms == "all",
@@ -260,7 +272,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
             rescale = self._make_rescaling(variables)
             target = on_gradients if self.apply_to == "gradient" else on_updates
             target.append(rescale)
-        return on_gradients, on_updates + last
+        return on_gradients, on_updates + final_updates
 
     def _rescales(self):
         """Returns whether a norm or a direction changes gradients or updates."""
@@ -275,7 +287,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         wrong = [
             path
             for variable, path, number in zip(
-                variables, self._paths, self._blocks.of, strict=True
+                variables, self._paths, self._blocks.block_of, strict=True
             )
             if "complex" in keras.backend.standardize_dtype(variable.dtype)
             and (number is not None or self.track_norms)
@@ -291,12 +303,12 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
     def _transform_gradients(self, grads, variables):
         if self._gradient_transforms is None:
             raise RuntimeError(
-                f"{type(self).__name__} is not built, because its `build` failed or "
-                "was not called, and its gradients would not be changed. Make a new "
+                f"{type(self).__name__} cannot {self.VERB} gradients, because it is "
+                "not built: its `build` failed or was not called. Make a new "
                 "optimizer, and compile the model with it."
             )
         grads = self._transform(self._gradient_transforms, grads, variables)
-        self._decay_now()
+        self._apply_pending_decay()
         return grads
 
     def _transform_updates(self, updates, variables, learning_rate):
@@ -310,7 +322,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         if not transforms:
             return tensors
         indices = [self._get_variable_index(v) for v in variables]
-        blocks = self._blocks.of_step(indices)
+        blocks = self._blocks.positions_by_block(indices)
         tensors = [
             sparse.prepare(t, v) for t, v in zip(tensors, variables, strict=True)
         ]

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_normopt._blocks.partition import unique
+from keras_normopt._blocks.partition import make_unique
 
 
 def inner_optimizers(optimizer):
@@ -69,7 +69,7 @@ def named_trackers(model):
         prefix = f"{attribute}/" if len(held) > 1 else ""
         for tracker in (o.norm_tracker for o in found if o.norm_tracker):
             # Each optimizer of a `MultiOptimizer` may have a block `global`.
-            names = unique([prefix + name for name in tracker.names], taken)
+            names = make_unique([prefix + name for name in tracker.names], taken)
             taken += names
             trackers.append((tracker, dict(zip(tracker.names, names, strict=True))))
     return trackers

@@ -6,7 +6,7 @@ import functools
 import warnings
 from typing import Any
 
-from keras_normopt._optimizer.arguments import fixed
+from keras_normopt._optimizer.arguments import read_only
 from keras_normopt._optimizer.mixin import OptimizerMixin
 from keras_normopt._optimizer.types import DirectionLike
 from keras_normopt._transforms import direction_argument
@@ -63,7 +63,7 @@ class NormalizedMixin(OptimizerMixin):
           SGD](https://arxiv.org/abs/2002.03305), for `apply_to="update"`
     """
 
-    direction = fixed(
+    direction = read_only(
         "direction", "An object of `keras_normopt.directions`, a dictionary, or `None`."
     )
 
@@ -79,7 +79,7 @@ class NormalizedMixin(OptimizerMixin):
     ) -> None:
         direction = direction_argument.get(direction)
         if norm_epsilon is None:
-            norm_epsilon = 1e-30 if direction is None else 1e-20
+            norm_epsilon = _default_epsilon(direction)
         norm_epsilon = checked_float(norm_epsilon, "norm_epsilon", at_least=0)
         if direction is not None:
             _check_direction(direction, **kwargs)
@@ -95,6 +95,13 @@ class NormalizedMixin(OptimizerMixin):
             "direction": direction_argument.serialize(self.direction),
         }
         return super().get_config() | config
+
+    def _kept(self, name, default):
+        if name == "norm_epsilon" and default is None:
+            return _default_epsilon(self.direction)
+        if name == "norm" and self.direction is not None:
+            return None
+        return default
 
     @OptimizerMixin.norm.setter  # type: ignore[attr-defined]
     def norm(self, norm):
@@ -116,13 +123,13 @@ class NormalizedMixin(OptimizerMixin):
         if self.built:
             return
         super().build(variables)
-        self._warn_of_clipping_in_vain()
+        self._warn_of_useless_clipping()
 
     def _uses_axes(self):
         return super()._uses_axes() or self.direction is not None
 
     def _is_doubtful(self, path, layer, variable):
-        direction = direction_argument.of_path(self.direction, path)
+        direction = direction_argument.direction_of_path(self.direction, path)
         if direction is None or not direction.uses_axes:
             return super()._is_doubtful(path, layer, variable)
         return layer is not None or len(variable.shape) > 2
@@ -136,7 +143,7 @@ class NormalizedMixin(OptimizerMixin):
             axes = self._variable_axes
             paths = [
                 None if number is None else path
-                for number, path in zip(self._blocks.of, self._paths, strict=True)
+                for number, path in zip(self._blocks.block_of, self._paths, strict=True)
             ]
             self._directions = direction_argument.resolve(self.direction, paths, axes)
             return functools.partial(
@@ -147,30 +154,33 @@ class NormalizedMixin(OptimizerMixin):
             )
         return functools.partial(normalize, norm=self._resolved_norm, epsilon=epsilon)
 
-    def _warn_of_clipping_in_vain(self):
+    def _warn_of_useless_clipping(self):
         # Only built-in norms are known to be homogeneous.
-        divides = isinstance(self._resolved_norm, BuiltIn)
-        points = self.direction is not None and all(self._directions)
+        has_norm = isinstance(self._resolved_norm, BuiltIn)
+        has_directions = self.direction is not None and all(self._directions)
         if self.apply_to == "update" or any(self._blocks.excluded):
             return
-        if not (divides or points):
+        if not (has_norm or has_directions):
             return
-        in_vain = ["global_clipnorm"]
+        useless = ["global_clipnorm"]
         if self.scope in ("variable", "unit"):
-            in_vain.append("clipnorm")
-        for name in in_vain:
+            useless.append("clipnorm")
+        for name in useless:
             if (getattr(self, name) or 0) > 0:
                 option = f"norm={self.norm!r}"
-                if points:
+                if has_directions:
                     option = f"direction={self.direction}"
                 warnings.warn(
                     f"{name}={getattr(self, name)} has no effect on "
-                    f"{type(self).__name__} with {option}: it only "
-                    "changes the length of the raw gradient, which is divided out "
-                    f"after that. Leave `{name}` out, or use `clipvalue`, which "
-                    "bounds each entry.",
+                    f"{type(self).__name__} with {option}. It only scales the raw "
+                    "gradient, and the optimizer divides out this scale. Leave "
+                    f"`{name}` out, or use `clipvalue`, which bounds each entry.",
                     stacklevel=3,
                 )
+
+
+def _default_epsilon(direction):
+    return 1e-30 if direction is None else 1e-20
 
 
 def _check_direction(direction, norm=None, scope="variable", **other):

@@ -7,9 +7,9 @@ import keras
 from keras import ops
 
 from keras_normopt._backend import sparse
-from keras_normopt._backend.devices import near
-from keras_normopt._backend.tracing import Local
-from keras_normopt._optimizer.arguments import fixed
+from keras_normopt._backend.devices import to_device_of
+from keras_normopt._backend.tracing import ThreadLocal
+from keras_normopt._optimizer.arguments import read_only
 from keras_normopt._optimizer.types import MixinBase
 from keras_normopt._transforms import step_size_argument, step_sizes
 
@@ -17,7 +17,7 @@ _BACKEND = keras.backend.backend()
 
 
 # Not local to a thread: TensorFlow decays weights outside a replica's thread.
-class _Decay(object if _BACKEND == "tensorflow" else Local):  # type: ignore[misc]
+class _Decay(object if _BACKEND == "tensorflow" else ThreadLocal):  # type: ignore[misc]
     """The `Multiplier` of weight decay for the current group, or `None`."""
 
     multiplier: Any = None
@@ -30,11 +30,11 @@ class Rates(MixinBase):
     act on the variables in blocks.
     """
 
-    step_size = fixed("step_size", "An object, a dictionary, a list, or `None`.")
+    step_size = read_only("step_size", "An object, a dictionary, a list, or `None`.")
     _blocks: Any
     _paths: Any
     _add_own_variable: Any
-    _require: Any
+    _require_methods: Any
     apply_to: Any
 
     def __init__(self, *args, **kwargs):
@@ -47,32 +47,38 @@ class Rates(MixinBase):
 
     def _check_base_takes_factors(self):
         # Ftrl recomputes its weights from sums over all learning rates so far.
-        scales = isinstance(self, keras.optimizers.Lamb | keras.optimizers.Ftrl)
-        scales = scales or bool(getattr(self, "relative_step", False))
+        sets_step_size = isinstance(self, keras.optimizers.Lamb | keras.optimizers.Ftrl)
+        sets_step_size = sets_step_size or bool(getattr(self, "relative_step", False))
         received = f"Received: step_size={self.step_size}."
-        if scales and self._factor_object is not None and self.apply_to == "gradient":
+        if (
+            sets_step_size
+            and self._factor_object is not None
+            and self.apply_to == "gradient"
+        ):
             raise ValueError(
-                f"{type(self).__name__} sets the size of its steps by itself, so there "
-                f"is no learning rate to multiply. {received} Leave it out, or "
+                f"{type(self).__name__} sets the size of its steps itself, so there is "
+                f"no learning rate to multiply. {received} Leave `step_size` out, or "
                 "use another base (or Adafactor with `relative_step=False`)."
             )
         patterns = step_size_argument.patterns_of(self.step_size)
         if isinstance(self, keras.optimizers.Ftrl) and not all(
             isinstance(factor, float) and factor > 0
-            for one in patterns
-            for factor in one.values()
+            for patterns_of_one in patterns
+            for factor in patterns_of_one.values()
         ):
             raise ValueError(
                 f"{type(self).__name__} divides by the learning rate, so factors must "
-                f"be floats above 0, and no schedules. {received} To freeze layers, "
+                f"be floats above 0, not schedules. {received} To freeze layers, "
                 "set `trainable = False` on them."
             )
-        if self.apply_to == "gradient" and not self._keeps("_backend_update_step"):
-            owner = self._next_in_line("_backend_update_step")
+        if self.apply_to == "gradient" and not self._is_keras_method(
+            "_backend_update_step"
+        ):
+            owner = self._base_that_defines("_backend_update_step")
             raise ValueError(
-                f"{owner.__name__} updates all variables together, in its "
-                "`_backend_update_step`, with one learning rate. "
-                f"{received} Leave it out, or move the update to `update_step`."
+                f"{owner.__name__} updates all variables together in its "
+                f"`_backend_update_step`, with one learning rate. {received} Leave "
+                "`step_size` out, or move the update to `update_step`."
             )
 
     @property
@@ -96,7 +102,7 @@ class Rates(MixinBase):
         self._multipliers = step_size_argument.multipliers(self.step_size, self._paths)
         if self._multipliers:
             names = "_apply_weight_decay", "_get_current_learning_rate"
-            self._require("`step_size`", *names)
+            self._require_methods("`step_size`", *names)
         if self._multipliers and self._multiplies_updates():
             on_updates.append(self._multiply_updates)
         step_size = self._factor_object
@@ -104,12 +110,12 @@ class Rates(MixinBase):
             self._add_factors(step_size, variables)
             on_gradients.append(
                 functools.partial(
-                    step_sizes.set_factors, step_size=step_size, kept=self._factors
+                    step_sizes.set_factors, step_size=step_size, state=self._factors
                 )
             )
             if self._multiplies_updates():
                 on_updates.append(
-                    functools.partial(step_sizes.multiply, kept=self._factors)
+                    functools.partial(step_sizes.multiply, state=self._factors)
                 )
         return on_gradients, on_updates
 
@@ -117,7 +123,7 @@ class Rates(MixinBase):
         # Factors are variables, because TensorFlow passes nothing else from the hook to
         # the updates of the replicas.
         for i, variable in enumerate(variables):
-            if self._blocks.of[i] is not None:
+            if self._blocks.block_of[i] is not None:
                 self._factors[i] = step_size.add_factor_variables(
                     self._add_own_variable,
                     i,
@@ -132,13 +138,13 @@ class Rates(MixinBase):
         is_used = self._factors or self._multipliers
         return bool(is_used) and not self._multiplies_updates()
 
-    def _multiplied(self, learning_rate, multiplier):
+    def _multiply_rate(self, learning_rate, multiplier):
         if multiplier is None:
             return learning_rate
         factor = multiplier.at(self.iterations)
         return ops.convert_to_tensor(learning_rate) * factor
 
-    def _by_multiplier(self, variables):
+    def _group_by_multiplier(self, variables):
         """Returns pairs: a `Multiplier` or `None`, and positions of variables."""
         groups: dict[Any, tuple[Any, list[int]]] = {}
         for position, variable in enumerate(variables):
@@ -151,15 +157,15 @@ class Rates(MixinBase):
     def update_step(self, gradient, variable, learning_rate):
         if self._multiplies_rates():
             index = self._get_variable_index(variable)
-            learning_rate = self._multiplied(
+            learning_rate = self._multiply_rate(
                 learning_rate, self._multipliers.get(index)
             )
-            kept = self._factors.get(index)
-            if kept:
-                factor = ops.cast(ops.convert_to_tensor(kept[0]), variable.dtype)
+            state = self._factors.get(index)
+            if state:
+                factor = ops.cast(ops.convert_to_tensor(state[0]), variable.dtype)
                 if self._blocks.units is not None:
-                    factor = self._blocks.units[index].spread(factor, variable.shape)
-                factor = near(factor, ops.convert_to_tensor(variable))
+                    factor = self._blocks.units[index].broadcast(factor, variable.shape)
+                factor = to_device_of(factor, ops.convert_to_tensor(variable))
                 learning_rate = ops.cast(learning_rate, variable.dtype) * factor
                 if factor.shape:  # Keras would also gather rows of the factor.
                     gradient = sparse.densify(gradient)
@@ -172,7 +178,7 @@ class Rates(MixinBase):
         # Only if needed: this adds an attribute, and PyTorch would compile once more.
         if self.weight_decay is not None:  # On PyTorch an empty list fails.
             variables = [v for v in variables if self._use_weight_decay(v)]
-        for multiplier, positions in self._by_multiplier(variables):
+        for multiplier, positions in self._group_by_multiplier(variables):
             self._decay.multiplier = multiplier
             try:
                 super()._apply_weight_decay([variables[i] for i in positions])
@@ -181,7 +187,7 @@ class Rates(MixinBase):
 
     def _get_current_learning_rate(self):
         rate = super()._get_current_learning_rate()
-        return self._multiplied(rate, self._decay.multiplier)
+        return self._multiply_rate(rate, self._decay.multiplier)
 
     if _BACKEND == "torch":
 
@@ -193,14 +199,14 @@ class Rates(MixinBase):
             # Nadam multiplies its product of momenta in each call for several weights.
             if self._factors or isinstance(self, keras.optimizers.Nadam):
                 # The class after this one updates weight by weight.
-                foreach = self._next_in_line("_backend_update_step")
+                foreach = self._base_that_defines("_backend_update_step")
                 super(foreach, self)._backend_update_step(
                     grads, variables, learning_rate
                 )
                 return
-            for multiplier, positions in self._by_multiplier(variables):
+            for multiplier, positions in self._group_by_multiplier(variables):
                 super()._parallel_update_step(
                     [grads[i] for i in positions],
                     [variables[i] for i in positions],
-                    self._multiplied(learning_rate, multiplier),
+                    self._multiply_rate(learning_rate, multiplier),
                 )

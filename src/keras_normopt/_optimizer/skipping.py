@@ -5,14 +5,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_normopt._backend.tracing import Local, is_compiling
-from keras_normopt._optimizer.measuring import copies
+from keras_normopt._backend.tracing import ThreadLocal, is_compiling
+from keras_normopt._optimizer.measuring import copy_values
 from keras_normopt._optimizer.types import MixinBase
 
 _BACKEND = keras.backend.backend()
 
 
-class _Waiting(Local):
+class _PendingDecay(ThreadLocal):
     """The variables that decay only if the step is made."""
 
     variables: Any = ()
@@ -32,10 +32,10 @@ class Skipping(MixinBase):
 
     _blocks: Any
     _own_variables: Any
-    _observing: Any
+    _changed_when_skipped: Any
     _add_own_variable: Any
-    _merged: Any
-    _require: Any
+    _call_once_for_replicas: Any
+    _require_methods: Any
     max_skips: Any
 
     def __init__(self, *args, **kwargs):
@@ -44,25 +44,31 @@ class Skipping(MixinBase):
         self._is_skipped: Any = None
         self._skips_in_a_row: Any = None
         self._all_skips: Any = None
-        self._waiting = _Waiting()
+        self._pending_decay = _PendingDecay()
 
     def _add_skip_variables(self):
         """Adds the variables. After that, steps may be skipped."""
-        self._require("`skip`", "_apply_weight_decay", "_backend_apply_gradients")
+        self._require_methods(
+            "`skip`", "_apply_weight_decay", "_backend_apply_gradients"
+        )
         self._is_skipped, self._skips_in_a_row, self._all_skips = (
             self._add_own_variable(
-                name, shape=(), dtype="int32", initializer="zeros", observes=True
+                name,
+                shape=(),
+                dtype="int32",
+                initializer="zeros",
+                changes_when_skipped=True,
             )
             for name in ("is_skipped", "skips_in_a_row", "skipped_steps")
         )
 
-    def _is_made(self):
+    def _is_step_made(self):
         """Returns whether the step is made, a boolean tensor, or `None` for always."""
         if self._is_skipped is None:
             return None
         return ops.equal(ops.convert_to_tensor(self._is_skipped), 0)
 
-    def _decide(self, norm, limit, total):
+    def _decide_skip(self, norm, limit, total):
         """Decides whether to skip the step, and counts skipped steps.
 
         Args:
@@ -74,16 +80,16 @@ class Skipping(MixinBase):
             Scalar boolean tensor, whether to skip.
         """
         row = ops.convert_to_tensor(self._skips_in_a_row)
-        is_free = ops.less(row, self.max_skips)
+        may_skip = ops.less(row, self.max_skips)
         # TensorFlow turns the negation of `<=` into `>`, which is false for NaN.
         is_above = norm > ops.cast(limit, norm.dtype)
         is_finite = ops.isfinite(norm) & ops.isfinite(total)
-        skips = (is_above & is_free) | ops.logical_not(is_finite)
+        skips = (is_above & may_skip) | ops.logical_not(is_finite)
         count = ops.cast(skips, "int32")
         self._is_skipped.assign(count)
         # At 0, steps would be skipped again while gradients stay large.
-        goes_on = ops.where(is_above, row, ops.zeros_like(row))
-        self._skips_in_a_row.assign(ops.where(skips, row + 1, goes_on))
+        row_if_made = ops.where(is_above, row, ops.zeros_like(row))
+        self._skips_in_a_row.assign(ops.where(skips, row + 1, row_if_made))
         self._all_skips.assign(ops.convert_to_tensor(self._all_skips) + count)
         return skips
 
@@ -99,11 +105,11 @@ class Skipping(MixinBase):
         if self._is_skipped is None:
             super()._apply_weight_decay(variables)
         else:
-            self._waiting.variables = variables
+            self._pending_decay.variables = variables
 
-    def _decay_now(self):
+    def _apply_pending_decay(self):
         if self._is_skipped is not None:
-            variables, self._waiting.variables = self._waiting.variables, ()
+            variables, self._pending_decay.variables = self._pending_decay.variables, ()
             super()._apply_weight_decay(variables)
 
     def _backend_apply_gradients(self, grads, trainable_variables):
@@ -112,18 +118,18 @@ class Skipping(MixinBase):
             return
         # On JAX a batch that is only accumulated restores this value.
         self._is_skipped.assign(0)
-        of_step = self._variables_of_a_step()
+        variables = self._variables_of_step()
         if self._ends_early():
-            of_step = [v for v in self._own_variables.values() if id(v) in of_step]
+            variables = [v for v in self._own_variables.values() if id(v) in variables]
         else:
-            of_step = [*of_step.values()]
-        before = copies(of_step)
+            variables = [*variables.values()]
+        before = copy_values(variables)
         try:
             super()._backend_apply_gradients(grads, trainable_variables)
         except _Skipped:
             if self.gradient_accumulation_steps:
                 self._backend_reset_gradient_accumulators()
-        self._restore(of_step, before)
+        self._restore(variables, before)
         # Keras adds 1 for each accumulated batch.
         batches = self.gradient_accumulation_steps or 1
         count = ops.cast(self._is_skipped, self._iterations.dtype) * batches
@@ -138,17 +144,17 @@ class Skipping(MixinBase):
             if variable is not None:
                 variable.assign(ops.zeros_like(variable))
 
-    def _variables_of_a_step(self):
+    def _variables_of_step(self):
         """Returns the variables that a step changes, by `id`."""
-        out = [self._iterations, *getattr(self, "_accumulated_gradients", ())]
-        left_out = {id(v) for v in out} | self._observing
-        every = [*self._trainable_variables, *self.variables]
-        return {id(v): v for v in every if id(v) not in left_out}
+        excluded = [self._iterations, *getattr(self, "_accumulated_gradients", ())]
+        left_out = {id(v) for v in excluded} | self._changed_when_skipped
+        all_variables = [*self._trainable_variables, *self.variables]
+        return {id(v): v for v in all_variables if id(v) not in left_out}
 
     def _restore(self, variables, before):
         """Assigns the old values to variables if the step is skipped."""
         if _BACKEND != "tensorflow":
-            is_made = self._is_made()
+            is_made = self._is_step_made()
             for variable, old in zip(variables, before, strict=True):
                 new = ops.convert_to_tensor(variable)
                 variable.assign(ops.where(is_made, new, old))
@@ -163,4 +169,6 @@ class Skipping(MixinBase):
                     variable, assign, args=(old, is_made), group=False
                 )
 
-        self._merged(restore, [v.value for v in variables], before, self._is_made())
+        self._call_once_for_replicas(
+            restore, [v.value for v in variables], before, self._is_step_made()
+        )

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_normopt._blocks.arrangement import Axes, last
-from keras_normopt._blocks.axes import find, given
+from keras_normopt._blocks.arrangement import Axes, dense_axes
+from keras_normopt._blocks.axes import axes_from_user, find
 from keras_normopt._optimizer.types import MixinBase
 from keras_normopt._transforms.step_size_argument import patterns_of
 
@@ -41,9 +41,9 @@ class Paths(MixinBase):
     def from_config(cls, config, custom_objects=None):
         own = ("variable_paths", "variable_axes", "variable_shapes")
         paths, axes, shapes = map(config.get, own)
-        of_earlier = {"norm", "scope", "exclude", "apply_to", "centralize"}
+        earlier_options = {"norm", "scope", "exclude", "apply_to", "centralize"}
         # A whole config without `axes` is from an earlier version.
-        knows_axes = "axes" in config or not of_earlier <= set(config)
+        knows_axes = "axes" in config or not earlier_options <= set(config)
         config = {k: v for k, v in config.items() if k not in own}
         exclude = config.get("exclude")
         if exclude == "" or (isinstance(exclude, list | tuple) and "" in exclude):
@@ -51,7 +51,7 @@ class Paths(MixinBase):
             warnings.warn(
                 f"{cls.__name__} was saved with an empty pattern, "
                 f"exclude={exclude!r}, which excludes every variable: nothing "
-                "is normalized. Make a new optimizer without it.",
+                "is normalized. Make a new optimizer without this pattern.",
                 stacklevel=2,
             )
             config["exclude"] = [".*"]
@@ -64,7 +64,7 @@ class Paths(MixinBase):
             optimizer._saved_shapes = [tuple(shape) for shape in shapes]
         return optimizer
 
-    def _with_paths(self, config):
+    def _add_paths(self, config):
         """Adds paths, axes and shapes to a config, if an option uses them."""
         if not self._knows_axes:
             del config["axes"]
@@ -81,7 +81,7 @@ class Paths(MixinBase):
         """Returns the saved paths if they fit the variables, or the current paths."""
         paths = tuple(getattr(v, "path", v.name) for v in variables)
         saved = self._paths or paths
-        if len(saved) == len(paths) and all(map(_are_one, saved, paths)):
+        if len(saved) == len(paths) and all(map(_is_same_path, saved, paths)):
             return saved
         self._paths_match = False
         used = {"exclude": self.exclude, "step_size": patterns_of(self.step_size)}
@@ -89,8 +89,8 @@ class Paths(MixinBase):
             if patterns:
                 warnings.warn(
                     f"{type(self).__name__} was saved with other variables than it is "
-                    f"built on. {name}={patterns} is searched for in the new paths. "
-                    "Check that it matches the right variables.",
+                    f"built on now. It searches for {name}={patterns} in the new "
+                    "paths. Check that the patterns match the right variables.",
                     stacklevel=4,
                 )
         return paths
@@ -98,16 +98,16 @@ class Paths(MixinBase):
     def _axes_of(self, variables):
         """Returns the saved axes if they fit the variables, or finds the axes."""
         shapes = [tuple(v.shape) for v in variables]
-        are_known = self._saved_axes and self._paths_match
-        are_known = are_known and self._saved_shapes == shapes
+        has_saved_axes = self._saved_axes and self._paths_match
+        has_saved_axes = has_saved_axes and self._saved_shapes == shapes
         self._saved_shapes = shapes
         if not self._knows_axes:
             # So that running norms belong to the same units as before.
-            return [last(shape) for shape in shapes]
-        if are_known:
+            return [dense_axes(shape) for shape in shapes]
+        if has_saved_axes:
             # The user may have set `axes` since.
             return [
-                given(self.axes, path, shape) or saved
+                axes_from_user(self.axes, path, shape) or saved
                 for path, shape, saved in zip(
                     self._paths, shapes, self._saved_axes, strict=True
                 )
@@ -116,8 +116,8 @@ class Paths(MixinBase):
         if self._saved_axes and self._saved_axes != found:
             warnings.warn(
                 f"{type(self).__name__} was saved with variables of other paths or "
-                "shapes than it is built on. It looked for the input and output axes "
-                "of kernels again and found other ones.",
+                "shapes than it is built on now. It searched for the input and output "
+                "axes of kernels again, and found other axes. Pass `axes` to set them.",
                 stacklevel=4,
             )
         self._warn_of_guesses(variables, found, self._guessed)
@@ -136,7 +136,7 @@ class Paths(MixinBase):
                 f"{type(self).__name__} does not know the layers of some variables, "
                 "and guesses which axes are inputs and which are outputs (inputs | "
                 f"outputs): {'; '.join(named[:4])}{'; …' if len(named) > 4 else ''}. "
-                "Pass `axes` to say which they are.",
+                "Pass `axes` to set them.",
                 stacklevel=5,
             )
 
@@ -146,7 +146,7 @@ class Paths(MixinBase):
         return is_used and layer is not None and len(variable.shape) > 2
 
 
-def _are_one(path, other):
+def _is_same_path(path, other):
     """Returns whether two paths are equal, except for a prefix of one of them."""
     return path == other or path.endswith(f"/{other}") or other.endswith(f"/{path}")
 
@@ -162,16 +162,18 @@ class OwnVariables(MixinBase):
         self._own_variables: dict[str, Any] = {}
         self._not_saved: set[str] = set()
         #: The ids of variables that skipped steps also change.
-        self._observing: set[int] = set()
+        self._changed_when_skipped: set[int] = set()
 
-    def _add_own_variable(self, name, value=None, observes=False, **arguments):
+    def _add_own_variable(
+        self, name, value=None, changes_when_skipped=False, **arguments
+    ):
         """Adds a variable, the same on all replicas.
 
         Args:
             name: Name of the variable.
             value: Float or `None`. A float makes a scalar variable, which is not saved,
                 because the config holds its value.
-            observes: Whether skipped steps also change it.
+            changes_when_skipped: Whether skipped steps also change it.
             arguments: Arguments of `add_variable`.
         """
         if value is not None:
@@ -182,8 +184,8 @@ class OwnVariables(MixinBase):
             name=name, aggregation="only_first_replica", **arguments
         )
         self._own_variables[name] = variable
-        if observes:
-            self._observing.add(id(variable))
+        if changes_when_skipped:
+            self._changed_when_skipped.add(id(variable))
         return variable
 
     def _assign_own_variable(self, name, value):
@@ -198,18 +200,18 @@ class OwnVariables(MixinBase):
         return [v for v in self.variables if id(v) not in own]
 
     def save_own_variables(self, store):
-        of_base = self._base_variables
+        base_variables = self._base_variables
         own = {n: v for n, v in self._own_variables.items() if n not in self._not_saved}
-        for key, variable in [*enumerate(of_base), *own.items()]:
+        for key, variable in [*enumerate(base_variables), *own.items()]:
             store[str(key)] = ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):
-        of_base = self._base_variables
+        base_variables = self._base_variables
         stored = [key for key in store.keys() if key.isdecimal()]  # noqa: SIM118
-        if len(stored) != len(of_base):
+        if len(stored) != len(base_variables):
             super().load_own_variables(store)  # It says what is wrong.
             return
-        for i, variable in enumerate(of_base):
+        for i, variable in enumerate(base_variables):
             variable.assign(store[str(i)])
         for name, variable in self._own_variables.items():
             if name in store and tuple(store[name].shape) == tuple(variable.shape):

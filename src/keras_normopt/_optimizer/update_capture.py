@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from keras_normopt._backend import sparse
-from keras_normopt._backend.tracing import Local
+from keras_normopt._backend.tracing import ThreadLocal
 from keras_normopt._optimizer.hook import Hook
 
 _BACKEND = keras.backend.backend()
@@ -22,10 +22,10 @@ elif _BACKEND == "torch":
     import torch
 
 # They recompute weights from slots, or slots from weights.
-_WITH_INVARIANTS = ("Ftrl", "ScheduleFreeAdamW")
+_COUPLE_WEIGHTS_AND_SLOTS = ("Ftrl", "ScheduleFreeAdamW")
 
 
-class _Captured(Local):
+class _Captured(ThreadLocal):
     """The updates of this step so far."""
 
     def __init__(self):
@@ -41,7 +41,7 @@ class _Shared:
     updates: Any = ()
 
 
-class _Zeros:
+class _ZeroWeight:
     """Zeros in place of a weight: the base adds the update to them.
 
     Keras's optimizers for PyTorch change all weights in one call.
@@ -61,20 +61,20 @@ class UpdateCapture(Hook):
 
     def _check_base_can_be_captured(self):
         name = type(self).__name__
-        advice = 'Take another base, or apply_to="gradient".'
-        for excluded in _WITH_INVARIANTS:
+        advice = 'Use another base optimizer, or apply_to="gradient".'
+        for excluded in _COUPLE_WEIGHTS_AND_SLOTS:
             if isinstance(self, getattr(keras.optimizers, excluded, ())):
                 raise ValueError(
-                    f"{excluded} keeps a relation between weights and slots, which a "
-                    f'changed update would break. {name} received: apply_to="update". '
-                    f"{advice}"
+                    f"{excluded} computes weights from slots, or slots from weights, "
+                    f"so other updates would break it. {name} received: "
+                    f'apply_to="update". {advice}'
                 )
-        if not self._keeps("_backend_update_step"):
-            owner = self._next_in_line("_backend_update_step")
+        if not self._is_keras_method("_backend_update_step"):
+            owner = self._base_that_defines("_backend_update_step")
             raise ValueError(
-                f"{owner.__name__} updates all variables together, in its "
-                f"`_backend_update_step`, where no update can be captured. {name} "
-                f'received: apply_to="update". {advice}'
+                f"{owner.__name__} updates all variables together in its "
+                "`_backend_update_step`, so keras_normopt cannot change the updates. "
+                f'{name} received: apply_to="update". {advice}'
             )
 
     def _captures_updates(self):
@@ -90,14 +90,14 @@ class UpdateCapture(Hook):
         super()._backend_update_step(grads, trainable_variables, learning_rate)
         if self._captures_updates():
             variables = trainable_variables
-            updates = self._take_updates(variables)
+            updates = self._pop_updates(variables)
             if len(updates) < len(variables):
                 raise RuntimeError(
                     f"{type(self).__name__} could not {self.VERB} its updates: Keras "
                     f"{keras.version()} did not call `update_step`, where "
-                    "keras_normopt captures them. Training stops here, after one step "
-                    "of the base optimizer. Install a version of Keras that this "
-                    "version of keras_normopt supports, or a newer keras_normopt."
+                    "keras_normopt receives them. Training stops, after one step of "
+                    "the base optimizer. Install a version of Keras that this version "
+                    "of keras_normopt supports, or a newer keras_normopt."
                 )
             updates = self._transform_updates(updates, variables, learning_rate)
             self._add_updates(variables, updates)
@@ -113,9 +113,10 @@ class UpdateCapture(Hook):
             self._captured.variable = None
         if self._get_variable_index(variable) not in self._captured.updates:
             raise RuntimeError(
-                f"The base of {type(self).__name__} updated a weight in another way "
-                'than by `assign_add` or `assign_sub`: apply_to="update" has nothing '
-                'to rescale. Let it use them, or take apply_to="gradient".'
+                f"The base of {type(self).__name__} did not change a weight by "
+                "`self.assign_add` or `self.assign_sub` in its `update_step`, so "
+                'apply_to="update" has no update to rescale. Call one of them, or use '
+                'apply_to="gradient".'
             )
 
     def _capture(self, variable, update):
@@ -123,17 +124,17 @@ class UpdateCapture(Hook):
         if number in self._captured.updates:
             raise RuntimeError(
                 f"The base of {type(self).__name__} updates a weight twice in one "
-                '`update_step`, and apply_to="update" can rescale one update only. Let '
-                'it add up what it assigns, or take apply_to="gradient".'
+                '`update_step`, but apply_to="update" can rescale only one update. Add '
+                'the two updates before you assign them, or use apply_to="gradient".'
             )
         self._captured.updates[number] = update
 
     def assign(self, variable, value):
         if variable is self._captured.variable:
             raise RuntimeError(
-                f"The base of {type(self).__name__} assigns a weight anew, so its "
-                "update is known to few digits only. Let it use `assign_add` "
-                'or `assign_sub`, or use apply_to="gradient".'
+                f"The base of {type(self).__name__} calls `assign` for a weight, so "
+                "rounding hides most digits of the update. Call `assign_add` or "
+                '`assign_sub` instead, or use apply_to="gradient".'
             )
         super().assign(variable, value)
 
@@ -168,11 +169,14 @@ class UpdateCapture(Hook):
                 for g, v in grads_and_vars
             ]
 
-        def _take_updates(self, variables):
+        def _pop_updates(self, variables):
             """Returns the updates of this replica."""
             context = tf.distribute.get_replica_context()
             number = int(tf.get_static_value(context.replica_id_in_sync_group))
-            return [here[number % len(here)] for here in self._shared.updates]
+            return [
+                replica_updates[number % len(replica_updates)]
+                for replica_updates in self._shared.updates
+            ]
 
         def _add_updates(self, variables, updates):
             def add(distribution, variables, updates):
@@ -184,9 +188,9 @@ class UpdateCapture(Hook):
             values = [
                 v.value if isinstance(v, keras.Variable) else v for v in variables
             ]
-            self._merged(add, values, updates)
+            self._call_once_for_replicas(add, values, updates)
 
-        def _merged(self, function, *args):
+        def _call_once_for_replicas(self, function, *args):
             """Calls a function once for all replicas."""
             return tf.__internal__.distribute.interim.maybe_merge_call(
                 function, self._distribution_strategy, *args
@@ -195,25 +199,25 @@ class UpdateCapture(Hook):
     else:
 
         def _get_variable_index(self, variable):
-            if isinstance(variable, _Zeros):
+            if isinstance(variable, _ZeroWeight):
                 variable = variable.variable
             return super()._get_variable_index(variable)
 
         def _is_foreach(self):
             """Returns whether Keras's own method updates all weights at once."""
-            owner = self._next_in_line("_parallel_update_step")
-            return owner is not None and self._keeps("_parallel_update_step")
+            owner = self._base_that_defines("_parallel_update_step")
+            return owner is not None and self._is_keras_method("_parallel_update_step")
 
         def _parallel_update_step(self, grads, variables, learning_rate):
             if not (self._captures_updates() and self._is_foreach()):
                 super()._parallel_update_step(grads, variables, learning_rate)
                 return
-            zeros = [_Zeros(variable) for variable in variables]
+            zeros = [_ZeroWeight(variable) for variable in variables]
             super()._parallel_update_step(grads, zeros, learning_rate)
             for zero in zeros:
                 self._captured.updates[self._get_variable_index(zero)] = zero.value
 
-        def _take_updates(self, variables):
+        def _pop_updates(self, variables):
             numbers = [self._get_variable_index(variable) for variable in variables]
             captured, self._captured.updates = self._captured.updates, {}
             return [captured[number] for number in numbers if number in captured]

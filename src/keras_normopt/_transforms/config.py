@@ -17,7 +17,7 @@ class Configured:
         # Compiled steps would not see the change.
         if name in vars(self):
             raise AttributeError(
-                f"`{name}` of {type(self).__name__} is fixed when it is made. "
+                f"`{name}` of {type(self).__name__} cannot change. "
                 f"Received: {name}={reprlib.repr(value)}. Make a new object, and a new "
                 "optimizer with it."
             )
@@ -32,7 +32,7 @@ class Configured:
         raise NotImplementedError
 
 
-def find(identifier: Any, argument: str, classes: dict[str, Any]) -> Any:
+def find_object(identifier: Any, argument: str, classes: dict[str, Any]) -> Any:
     """Returns the object for the value of an argument, or `None` if there is none.
 
     Args:
@@ -53,11 +53,13 @@ def find(identifier: Any, argument: str, classes: dict[str, Any]) -> Any:
     try:
         return classes[name](**arguments)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"Wrong {argument}={name!r}: {error}") from error
+        raise ValueError(
+            f"Cannot make {argument}={name!r} from its config: {error}"
+        ) from error
 
 
 def config_of(configured: Any) -> dict[str, Any] | None:
-    """Returns a JSON-compatible config from which `find` makes an equal object."""
+    """Returns a JSON-compatible config, from which `find_object` makes an equal one."""
     if configured is None:
         return None
     return {"name": configured.name, "config": configured.get_config()}
@@ -82,7 +84,7 @@ def checked_float(
     Raises:
         ValueError: If it is not a finite real number within float32 and the bounds.
     """
-    is_right = (
+    is_valid = (
         is_real(value)
         and -_LARGEST <= value <= _LARGEST
         and (above is None or value > above)
@@ -90,7 +92,7 @@ def checked_float(
         and (at_least is None or value >= at_least)
         and (up_to is None or value <= up_to)
     )
-    if not is_right:
+    if not is_valid:
         bounds = {
             "above": above,
             "below": below,
@@ -99,7 +101,7 @@ def checked_float(
         }
         text = " and ".join(f"{k} {v}" for k, v in bounds.items() if v is not None)
         if below is None and up_to is None:
-            text += ", within float32"
+            text += ", in the range of float32"
         raise ValueError(
             f"`{name}` must be a finite float {text}. "
             f"Received: {name}={reprlib.repr(value)}"
@@ -122,12 +124,12 @@ def schedule_of(value: Any) -> Any:
     if not isinstance(value, dict) or "class_name" not in value:
         return None
     try:
-        found = schedules.deserialize(value)
+        schedule = schedules.deserialize(value)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{reprlib.repr(value)} is not a `LearningRateSchedule` config: {error}"
         ) from error
-    return found if isinstance(found, schedules.LearningRateSchedule) else None
+    return schedule if isinstance(schedule, schedules.LearningRateSchedule) else None
 
 
 def schedule_config(schedule: Any) -> Any:

@@ -12,9 +12,9 @@ import numpy as np
 from keras import ops
 
 from keras_normopt._backend import sparse
-from keras_normopt._backend.devices import device_of, near
+from keras_normopt._backend.devices import device_of, to_device_of
 from keras_normopt._backend.tensors import constant_like, dtype_of
-from keras_normopt._transforms.config import Configured, find
+from keras_normopt._transforms.config import Configured, find_object
 
 #: The largest number of entries in one stack. A stack is a copy, and stacking large
 #: matrices does not speed up their products.
@@ -89,8 +89,8 @@ def unit_vectors(tensor, axes, floor):
     # Compilers flush numbers below the smallest normal number to 0.
     one_if_zero = ops.cast(largest < limits.tiny, tensor.dtype)
     # XLA multiplies by reciprocals. It would flush those of the largest numbers.
-    most = constant_like(largest, 2.0 ** (limits.maxexp - 2))
-    divisor = ops.where(largest > most, most, largest + one_if_zero)
+    maximum = constant_like(largest, 2.0 ** (limits.maxexp - 2))
+    divisor = ops.where(largest > maximum, maximum, largest + one_if_zero)
     # The quotients do not depend on this scale, so its derivative is left out.
     tensor = tensor / ops.stop_gradient(divisor)
     squares = ops.sum(tensor * tensor, axis=axes, keepdims=True)
@@ -112,62 +112,64 @@ def point(gradients, directions, axes, epsilon):
     for position in gradients.positions:
         number = gradients.indices[position]
         tensor = gradients.tensors[position]
-        direction, of_variable = directions[number], axes[number]
+        direction, variable_axes = directions[number], axes[number]
         if direction is None or not math.prod(tensor.shape):
             continue
         key = (
             id(direction),
-            of_variable,
+            variable_axes,
             tuple(tensor.shape),
             tensor.dtype,
             position if sparse.is_sparse(tensor) else device_of(tensor),
         )
         equal.setdefault(key, []).append(position)
-    scalars = _Scalars(epsilon, gradients.rate)
-    for (_, of_variables, shape, *_), positions in equal.items():
+    floor_and_factor = _FloorAndFactor(epsilon, gradients.rate)
+    for (_, variable_axes, shape, *_), positions in equal.items():
         direction = directions[gradients.indices[positions[0]]]
 
-        def function(stack, direction=direction, of_variables=of_variables):
-            return direction.point(stack, of_variables, *scalars.near(stack))
+        def function(stack, direction=direction, variable_axes=variable_axes):
+            return direction.point(
+                stack, variable_axes, *floor_and_factor.on_device_of(stack)
+            )
 
         size = max(1, _STACK_ENTRIES // math.prod(shape))
         for start in range(0, len(positions), size):
             gradients.replace(
                 function,
                 positions[start : start + size],
-                by_row=direction.is_by_row(of_variables),
-                divided=False,
+                by_row=direction.is_by_row(variable_axes),
+                divide_by_rate=False,
             )
 
 
-class _Scalars:
+class _FloorAndFactor:
     """The floor and the factor of directions, once for each dtype and device."""
 
     def __init__(self, epsilon, rate):
         self._epsilon, self._rate = epsilon, rate
-        self._known: dict[Any, Any] = {}
+        self._cache: dict[Any, Any] = {}
 
-    def near(self, stack):
+    def on_device_of(self, stack):
         """Returns the floor, above 0, and the factor, on the device of a tensor."""
         key = stack.dtype, device_of(stack)
-        if key not in self._known:
-            self._known[key] = self._computed(stack)
-        return self._known[key]
+        if key not in self._cache:
+            self._cache[key] = self._compute(stack)
+        return self._cache[key]
 
-    def _computed(self, stack):
+    def _compute(self, stack):
         floor, factor = ops.cast(self._epsilon, stack.dtype), 1.0
         if self._rate is not None:
             # With the floor lr · ε, lr · u has the direction of u, or of -u.
             factor = ops.abs(ops.cast(self._rate, stack.dtype))
-            floor = near(floor, factor) * factor
-            factor = near(factor, stack)
+            floor = to_device_of(floor, factor) * factor
+            factor = to_device_of(factor, stack)
         tiny = constant_like(floor, np.finfo(dtype_of(stack)).tiny)
-        return near(ops.where(floor < tiny, tiny, floor), stack), factor
+        return to_device_of(ops.where(floor < tiny, tiny, floor), stack), factor
 
 
-def get_one(identifier, argument):
+def get_direction(identifier, argument):
     """Returns the `Direction` for the value of an argument, or `None`: see `get`."""
-    found = find(identifier, argument, Direction.classes)
+    found = find_object(identifier, argument, Direction.classes)
     if found is None and identifier is not None:
         raise ValueError(
             f"`{argument}` must be None, {', '.join(map(repr, Direction.classes))}, or "

@@ -5,9 +5,13 @@ import reprlib
 import warnings
 from typing import Any
 
-from keras_normopt._blocks.patterns import check_pattern, first_match, warn_of_idle
+from keras_normopt._blocks.patterns import (
+    check_pattern,
+    first_match,
+    warn_of_unused_patterns,
+)
 from keras_normopt._transforms.config import config_of
-from keras_normopt._transforms.direction import get_one
+from keras_normopt._transforms.direction import get_direction
 
 
 def get(identifier: Any) -> Any:
@@ -31,12 +35,15 @@ def get(identifier: Any) -> Any:
     elif isinstance(identifier, dict) and set(identifier) == {"name", "config"}:
         patterns = None
     if not isinstance(patterns, dict):
-        return get_one(identifier, "direction")
+        return get_direction(identifier, "direction")
     if not patterns:
-        raise ValueError("`direction` must not be an empty dictionary.")
+        raise ValueError(
+            "`direction` must not be an empty dictionary. Received: direction={}. Add "
+            "a pattern, or pass None for no direction."
+        )
     for pattern in patterns:
         check_pattern("direction", pattern, identifier)
-    return {p: get_one(d, "direction") for p, d in patterns.items()}
+    return {p: get_direction(d, "direction") for p, d in patterns.items()}
 
 
 def serialize(direction: Any) -> Any:
@@ -47,7 +54,7 @@ def serialize(direction: Any) -> Any:
     return config_of(direction)
 
 
-def of_path(direction: Any, path: str) -> Any:
+def direction_of_path(direction: Any, path: str) -> Any:
     """Returns the direction for a path, or `None`, from a result of `get`."""
     if not isinstance(direction, dict):
         return direction
@@ -63,8 +70,10 @@ def resolve(direction: Any, paths: Any, axes: list[Any]) -> list[Any]:
         paths: List of the variables' paths, `None` for variables without direction.
         axes: List of their `Axes`.
     """
-    found = [None if path is None else of_path(direction, path) for path in paths]
-    result = [d and d.of_role(a.role) for d, a in zip(found, axes, strict=True)]
+    directions = [
+        None if path is None else direction_of_path(direction, path) for path in paths
+    ]
+    result = [d and d.of_role(a.role) for d, a in zip(directions, axes, strict=True)]
     if isinstance(direction, dict):
         roles = zip(paths, axes, strict=True)
         _warn_of_patterns(direction, {p: a.role for p, a in roles if p is not None})
@@ -78,7 +87,7 @@ def _warn_of_patterns(direction, roles):
         direction: Dictionary from patterns to directions.
         roles: Dictionary from the paths of the variables to the roles of their axes.
     """
-    warn_of_idle("direction", direction, roles, stacklevel=6)
+    warn_of_unused_patterns("direction", direction, roles, stacklevel=6)
     matches = {path: first_match(direction, path) for path in roles}
     for pattern, of_pattern in direction.items():
         matched = [path for path, first in matches.items() if first == pattern]
@@ -88,15 +97,16 @@ def _warn_of_patterns(direction, roles):
         if not any(of_pattern.of_role(roles[path]) for path in matched):
             warnings.warn(
                 f"direction={{{pattern!r}: {of_pattern}}} does not change "
-                f"{reprlib.repr(matched)}. These are vectors or embeddings, and keep "
-                "their raw gradients: see its `vectors` and `embeddings`.",
+                f"{reprlib.repr(matched)}. These are vectors or embeddings, so they "
+                "keep their raw gradients. To give them a direction, set its `vectors` "
+                "or `embeddings`.",
                 stacklevel=6,
             )
     without = [p for p, first in matches.items() if not first and roles[p] != "vector"]
     if without:
         warnings.warn(
             f"`direction` has no pattern for {reprlib.repr(without)}. These variables "
-            'step with their raw gradients. Add a last pattern, ".*", for all others: '
-            "a direction, or None to keep them as they are.",
+            'keep their raw gradients. Add a last pattern, ".*", for all other '
+            "variables. Its value is a direction, or None for raw gradients.",
             stacklevel=6,
         )

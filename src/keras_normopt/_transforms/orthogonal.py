@@ -11,7 +11,7 @@ from keras_normopt._transforms.direction import (
     RMS,
     Direction,
     checked_scale,
-    get_one,
+    get_direction,
     unit_vectors,
 )
 from keras_normopt._transforms.vector_directions import Rows
@@ -76,9 +76,9 @@ class Orthogonal(Direction):
     Example:
         >>> import keras_normopt
         >>> from keras_normopt import directions
-        >>> optimizer = keras_normopt.OrthogonalSGD(
-        ...     0.01, direction=directions.Orthogonal(scale="operator")
-        ... )
+        >>> direction = directions.Orthogonal(scale="operator")
+        >>> keras_normopt.OrthogonalSGD(0.03, direction=direction)
+        OrthogonalSGD(learning_rate=0.03, direction=Orthogonal(scale='operator'))
 
     References:
         - [Jordan et al., 2024, Muon: An optimizer for hidden layers in neural
@@ -108,8 +108,8 @@ class Orthogonal(Direction):
         self.scale = checked_scale(scale, choices)
         self.coefficients = _checked_coefficients(coefficients)
         self.steps = _checked_steps(steps)
-        self.embeddings = get_one(embeddings, "embeddings")
-        self.vectors = get_one(vectors, "vectors")
+        self.embeddings = get_direction(embeddings, "embeddings")
+        self.vectors = get_direction(vectors, "vectors")
 
     def get_config(self):
         """Returns the arguments, by name."""
@@ -128,13 +128,13 @@ class Orthogonal(Direction):
 
     def point(self, stack, axes, floor, factor):
         n, *shape = stack.shape
-        unit, fade = unit_vectors(axes.to_matrices(stack), (1, 2), floor)
+        unit, shrinkage = unit_vectors(axes.to_matrices(stack), (1, 2), floor)
         # After the reductions above: XLA copies what it reduces in another order.
         is_tall = unit.shape[1] > unit.shape[2]
         unit = transposed(unit) if is_tall else unit
         result = newton_schulz(unit, self._polynomials())
         result = transposed(result) if is_tall else result
-        result = result * (fade * (self.length(axes, shape) * factor))
+        result = result * (shrinkage * (self.length(axes, shape) * factor))
         return axes.from_matrices(result, n, shape)
 
     def _polynomials(self):
@@ -185,8 +185,8 @@ def _is_triple(value):
 
 
 def _checked_steps(steps):
-    is_right = isinstance(steps, int) and not isinstance(steps, bool) and steps > 0
-    if steps is not None and not is_right:
+    is_valid = isinstance(steps, int) and not isinstance(steps, bool) and steps > 0
+    if steps is not None and not is_valid:
         raise ValueError(
             "`steps` must be None or an integer of at least 1. "
             f"Received: steps={reprlib.repr(steps)}"

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_normopt._backend.devices import near
+from keras_normopt._backend.devices import to_device_of
 from keras_normopt._backend.tensors import constant_like, dtype_of
 
 #: The limit of a block without limit. It is finite, because checks for infinities would
@@ -35,12 +35,12 @@ def clip(gradients, norm, limits):
     """
     above, divisors = [], []
     for n, limit in zip(gradients.norms(norm), limits, strict=True):
-        limit = near(ops.cast(limit, dtype_of(n)), n)
+        limit = to_device_of(ops.cast(limit, dtype_of(n)), n)
         has_limit = limit < NO_LIMIT
         above.append((n > limit) & has_limit)
         # A NaN is neither above nor below its limit. It must reach the user.
-        is_free = (n <= limit) | ops.logical_not(has_limit)
-        divisors.append(ops.where(is_free, ops.ones_like(n), n / limit))
+        is_within_limit = (n <= limit) | ops.logical_not(has_limit)
+        divisors.append(ops.where(is_within_limit, ops.ones_like(n), n / limit))
     gradients.divide(divisors)
     return above
 
@@ -51,5 +51,5 @@ def _at_least(floor, norm):
     # the smallest normal number to 0.
     floor, smallest = ops.cast(floor, dtype_of(norm)), np.finfo(dtype_of(norm)).tiny
     floor = ops.where(floor < smallest, constant_like(floor, smallest), floor)
-    floor = near(floor, norm)
+    floor = to_device_of(floor, norm)
     return ops.where(norm < floor, floor, norm)  # False for NaN, which stays.

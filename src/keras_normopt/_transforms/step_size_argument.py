@@ -7,11 +7,15 @@ from typing import Any
 
 from keras import ops
 
-from keras_normopt._blocks.patterns import check_pattern, first_match, warn_of_idle
+from keras_normopt._blocks.patterns import (
+    check_pattern,
+    first_match,
+    warn_of_unused_patterns,
+)
 from keras_normopt._transforms.config import (
     checked_float,
     config_of,
-    find,
+    find_object,
     schedule_config,
     schedule_of,
 )
@@ -69,18 +73,18 @@ def get(identifier: Any) -> Any:
     if identifier is None:
         return None
     if not isinstance(identifier, list | tuple):
-        return _get_one(identifier)
-    found = [_get_one(one) for one in identifier]
-    objects = [one for one in found if not isinstance(one, dict)]
-    if not found or len(objects) > 1:
+        return _get_part(identifier)
+    parts = [_get_part(part) for part in identifier]
+    objects = [part for part in parts if not isinstance(part, dict)]
+    if not parts or len(objects) > 1:
         raise ValueError(
             "A list in `step_size` must not be empty. It may hold dictionaries, and at "
             f"most one object or name. Received: step_size={reprlib.repr(identifier)}"
         )
-    return found
+    return parts
 
 
-def _get_one(identifier):
+def _get_part(identifier):
     patterns = identifier
     pairs = identifier.get("patterns") if isinstance(identifier, dict) else None
     if isinstance(pairs, list) and all(
@@ -91,7 +95,7 @@ def _get_one(identifier):
         patterns = None
     if isinstance(patterns, dict):
         return {p: _factor(p, f, identifier) for p, f in patterns.items()}
-    found = find(identifier, "step_size", _CLASSES)
+    found = find_object(identifier, "step_size", _CLASSES)
     if found is None:
         raise ValueError(
             f"`step_size` must be None, {', '.join(map(repr, _CLASSES))}, an object of "
@@ -111,8 +115,8 @@ def _factor(pattern, factor, received):
         return checked_float(factor, "factor", at_least=0)
     except ValueError as error:
         raise ValueError(
-            "The factors of `step_size` must be finite floats of at least 0, within "
-            "float32, or `LearningRateSchedule` objects. "
+            "The factors of `step_size` must be finite floats of at least 0 in the "
+            "range of float32, or `LearningRateSchedule` objects. "
             f"Received: step_size={{{pattern!r}: {reprlib.repr(factor)}}}"
         ) from error
 
@@ -120,7 +124,7 @@ def _factor(pattern, factor, received):
 def serialize(step_size: Any) -> Any:
     """Returns a JSON-compatible config from which `get` makes an equal value."""
     if isinstance(step_size, list):
-        return [serialize(one) for one in step_size]
+        return [serialize(part) for part in step_size]
     if isinstance(step_size, dict):
         # Pairs, because some file formats sort the keys of dictionaries.
         pairs = [
@@ -152,7 +156,7 @@ def multipliers(step_size: Any, paths: Any) -> dict[int, Multiplier]:
     """
     dictionaries = patterns_of(step_size)
     for patterns in dictionaries:
-        warn_of_idle("step_size", patterns, paths, stacklevel=6)
+        warn_of_unused_patterns("step_size", patterns, paths, stacklevel=6)
     result = {}
     for number, path in enumerate(paths):
         matches = [(patterns, first_match(patterns, path)) for patterns in dictionaries]

@@ -39,12 +39,12 @@ class WeightNorm(Configured):
     Example:
         >>> import keras_normopt
         >>> from keras_normopt import WeightNorm
-        >>> lars = keras_normopt.NormalizedSGD(
-        ...     0.1, scope="layer", step_size=WeightNorm(coefficient=0.01)
-        ... )
-        >>> agc = keras_normopt.ClippedSGD(
-        ...     0.1, scope="unit", max_norm=WeightNorm(0.01, minimum=0.001)
-        ... )
+        >>> lars = WeightNorm(coefficient=0.01)
+        >>> keras_normopt.NormalizedSGD(scope="layer", step_size=lars)
+        NormalizedSGD(scope='layer', step_size=WeightNorm(coefficient=0.01))
+        >>> agc = WeightNorm(coefficient=0.02)
+        >>> keras_normopt.ClippedSGD(scope="unit", max_norm=agc)
+        ClippedSGD(scope='unit', max_norm=WeightNorm(coefficient=0.02))
 
     References:
         - [You et al., 2017, Large Batch Training of Convolutional
@@ -81,15 +81,17 @@ class WeightNorm(Configured):
             )
         ]
 
-    def factors(self, gradients, kept):
+    def factors(self, gradients, state):
         """Returns the factor of each weight in a block, by position.
 
         Args:
             gradients: The raw `Gradients`.
-            kept: List of the result of `add_factor_variables` for each weight.
+            state: List of the result of `add_factor_variables` for each weight.
         """
-        sizes = self._sizes(gradients.weight_norms(l2.norm))
-        factors = [ops.where(ops.equal(s, 0), ops.ones_like(s), s) for s in sizes]
+        scaled_norms = self._scaled_norms(gradients.weight_norms(l2.norm))
+        factors = [
+            ops.where(ops.equal(s, 0), ops.ones_like(s), s) for s in scaled_norms
+        ]
         by_block = gradients.by_block(factors)
         return {
             position: by_block[number]
@@ -100,20 +102,21 @@ class WeightNorm(Configured):
     def add_limit_variables(self, add_variable, shapes):
         """Adds no variables: limits follow the weights."""
 
-    def limits(self, gradients, norm, kept):
+    def limits(self, gradients, norm, state):
         """Returns the limits of the norms of one step, packed.
 
         Args:
             gradients: The `Gradients`.
             norm: The `Norm`.
-            kept: The result of `add_limit_variables`.
+            state: The result of `add_limit_variables`.
         """
-        sizes = self._sizes(gradients.weight_norms(norm))
+        scaled_norms = self._scaled_norms(gradients.weight_norms(norm))
         return [
-            ops.where(ops.equal(s, 0), constant_like(s, NO_LIMIT), s) for s in sizes
+            ops.where(ops.equal(s, 0), constant_like(s, NO_LIMIT), s)
+            for s in scaled_norms
         ]
 
-    def _sizes(self, norms):
+    def _scaled_norms(self, norms):
         if self.minimum:  # Not `ops.maximum`, which computes in float32 on PyTorch.
             floors = [constant_like(n, self.minimum) for n in norms]
             norms = [
@@ -148,9 +151,8 @@ class GradientCorrelation(Configured):
     Example:
         >>> import keras_normopt
         >>> from keras_normopt.step_sizes import GradientCorrelation
-        >>> optimizer = keras_normopt.NormalizedSGD(
-        ...     0.001, step_size=GradientCorrelation(rate=0.05)
-        ... )
+        >>> keras_normopt.NormalizedSGD(step_size=GradientCorrelation(rate=0.05))
+        NormalizedSGD(step_size=GradientCorrelation(rate=0.05))
     """
 
     __module__ = "keras_normopt.step_sizes"
@@ -181,12 +183,12 @@ class GradientCorrelation(Configured):
             ),
         ]
 
-    def factors(self, gradients, kept):
+    def factors(self, gradients, state):
         """Returns the factor of each weight in a block, by position."""
         positions = [i for block in gradients.blocks.values() for i in block]
         raw = [sparse.densify(gradients.tensors[i]) for i in positions]
         previous = [
-            sparse.densify(ops.convert_to_tensor(kept[i][1])) for i in positions
+            sparse.densify(ops.convert_to_tensor(state[i][1])) for i in positions
         ]
         # Divides by the norms first, because products of gradients may overflow.
         units, previous_units = _unit_vectors(raw), _unit_vectors(previous)
@@ -195,7 +197,7 @@ class GradientCorrelation(Configured):
             positions, raw, units, previous_units, strict=True
         ):
             cosine = ops.cast(ops.sum(ops.multiply(unit, previous_unit)), "float32")
-            factor, previous_gradient = kept[i]
+            factor, previous_gradient = state[i]
             factor = ops.multiply(factor, 1 + self.rate * cosine)
             result[i] = ops.clip(factor, self.minimum, self.maximum)
             previous_gradient.assign(ops.cast(new, previous_gradient.dtype))
@@ -213,30 +215,30 @@ def _unit_vectors(tensors):
     ]
 
 
-def set_factors(gradients, step_size, kept):
+def set_factors(gradients, step_size, state):
     """Stores the factor of each weight that has a gradient.
 
     Args:
         gradients: The raw `Gradients`.
         step_size: The object that computes the factors.
-        kept: Dict from the numbers of weights to results of `add_factor_variables`.
+        state: Dict from the numbers of weights to results of `add_factor_variables`.
     """
-    of_step = [kept.get(index) for index in gradients.indices]
-    for position, factor in step_size.factors(gradients, of_step).items():
-        variable, *_ = of_step[position]
+    step_state = [state.get(index) for index in gradients.indices]
+    for position, factor in step_size.factors(gradients, step_state).items():
+        variable, *_ = step_state[position]
         variable.assign(ops.cast(factor, "float32"))
 
 
-def multiply(gradients, kept):
+def multiply(gradients, state):
     """Multiplies each update by the factor of its weight.
 
     Args:
         gradients: The `Gradients`, which are updates.
-        kept: As for `set_factors`.
+        state: As for `set_factors`.
     """
-    of_step = [kept.get(index) for index in gradients.indices]
+    step_state = [state.get(index) for index in gradients.indices]
     gradients.multiply(
-        {i: ops.convert_to_tensor(k[0]) for i, k in enumerate(of_step) if k}
+        {i: ops.convert_to_tensor(k[0]) for i, k in enumerate(step_state) if k}
     )
 
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt._backend.devices import constant_near, near
+from keras_normopt._backend.devices import constant_on_device_of, to_device_of
 from keras_normopt._backend.tensors import cast, constant_like, join
 from keras_normopt._backend.tracing import cond
 from keras_normopt._transforms import config
@@ -51,9 +51,9 @@ class RunningNorm(Configured):
 
     Example:
         >>> import keras_normopt
-        >>> optimizer = keras_normopt.ClippedAdam(
-        ...     0.001, max_norm=keras_normopt.RunningNorm(factor=1.5, warmup=20)
-        ... )
+        >>> threshold = keras_normopt.RunningNorm(factor=1.5, warmup=20)
+        >>> keras_normopt.ClippedAdam(max_norm=threshold)
+        ClippedAdam(max_norm=RunningNorm(factor=1.5, warmup=20))
 
     References:
         - [Wang et al., 2025, AdaGC: Improving Training Stability for Large Language
@@ -79,7 +79,7 @@ class RunningNorm(Configured):
             or not 1 <= warmup < 2**24
         ):
             raise ValueError(
-                "`warmup` must be an integer of at least 1, below 2**24. "
+                "`warmup` must be an integer from 1 to 2**24 - 1. "
                 f"Received: warmup={reprlib.repr(warmup)}"
             )
         self.warmup = int(warmup)
@@ -101,30 +101,30 @@ class RunningNorm(Configured):
         numbers = range(len(shapes))
         # The order of `join`, which saved files have.
         order = sorted(numbers, key=lambda number: bool(shapes[number]))
-        places = _places(order, shapes)
+        offsets = _offsets(order, shapes)
         shape = (sum(map(math.prod, shapes)),)
         means = add_variable("running_norm", shape=shape, dtype="float32")
         counts = add_variable("running_norm_count", shape=shape, dtype="float32")
-        return means, counts, places, shapes
+        return means, counts, offsets, shapes
 
-    def limits(self, gradients, norm, kept):
+    def limits(self, gradients, norm, state):
         """Updates the running means, and returns the limits of one step, packed.
 
         Args:
             gradients: The `Gradients`.
             norm: The `Norm`.
-            kept: The result of `add_limit_variables`.
+            state: The result of `add_limit_variables`.
         """
-        *variables, places, shapes = kept
+        *variables, offsets, shapes = state
         means, counts = map(ops.convert_to_tensor, variables)
-        values = near(cast(join(gradients.norms(norm)), "float32"), means)
-        places_of_step = _places(gradients.numbers, shapes)
-        is_same = places_of_step == places  # Saves two copies of many norms.
-        if not is_same:
+        values = to_device_of(cast(join(gradients.norms(norm)), "float32"), means)
+        step_offsets = _offsets(gradients.numbers, shapes)
+        has_all_blocks = step_offsets == offsets  # Avoids two copies of many norms.
+        if not has_all_blocks:
             # A block without a gradient is skipped like a norm of 0.
             padded = ops.append(values, ops.zeros_like(means[:1]))
             absent = values.shape[0]
-            sources = {number: places_of_step.get(number, absent) for number in places}
+            sources = {number: step_offsets.get(number, absent) for number in offsets}
             indices = ops.minimum(_indices(sources, shapes, means), absent)
             values = ops.take(padded, indices)
         is_warm = counts >= self.warmup
@@ -135,8 +135,8 @@ class RunningNorm(Configured):
         change = (ops.where(counted, clipped, means) - means) * weight
         variables[0].assign(means + change)
         variables[1].assign(counts + ops.cast(counted, "float32"))
-        if not is_same:
-            targets = {number: places[number] for number in gradients.numbers}
+        if not has_all_blocks:
+            targets = {number: offsets[number] for number in gradients.numbers}
             limits = ops.take(limits, _indices(targets, shapes, means))
         if _ON_TORCH:  # A branch would wait for the device.
             return gradients.from_vector(limits)
@@ -148,31 +148,31 @@ class RunningNorm(Configured):
         )
 
 
-def _places(numbers, shapes):
+def _offsets(numbers, shapes):
     """Returns where the norms of each block begin if they are joined in this order."""
-    places: dict[int, int] = {}
+    offsets: dict[int, int] = {}
     start = 0
     for number in numbers:
-        places[number] = start
+        offsets[number] = start
         start += math.prod(shapes[number])
-    return places
+    return offsets
 
 
-def _indices(places, shapes, other):
+def _indices(offsets, shapes, other):
     """Returns the indices of all norms of some blocks, on the device of a tensor.
 
     Args:
-        places: Dict from the numbers of blocks to where their norms begin. Blocks with
+        offsets: Dict from the numbers of blocks to where their norms begin. Blocks with
             a scalar norm come first.
         shapes: List of the shapes of the blocks' norms.
         other: The tensor.
     """
-    scalars = [place for number, place in places.items() if not shapes[number]]
-    parts = [constant_near(scalars, "int32", other)]
+    scalars = [offset for number, offset in offsets.items() if not shapes[number]]
+    parts = [constant_on_device_of(scalars, "int32", other)]
     # Not as a list, which would have one entry for each unit.
     parts += [
-        constant_near([place], "int32", other) + ops.arange(shapes[number][0])
-        for number, place in places.items()
+        constant_on_device_of([offset], "int32", other) + ops.arange(shapes[number][0])
+        for number, offset in offsets.items()
         if shapes[number]
     ]
     return ops.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -188,9 +188,9 @@ class _Constant:
         """Adds a variable, so that compiled steps see the limit change."""
         return add_variable("max_norm", value=self._value)
 
-    def limits(self, gradients, norm, kept):
+    def limits(self, gradients, norm, state):
         """Returns the limits of the norms of one step, packed."""
-        return [ops.convert_to_tensor(kept)] * len(gradients.norms(norm))
+        return [ops.convert_to_tensor(state)] * len(gradients.norms(norm))
 
 
 class _Scheduled:
@@ -207,7 +207,7 @@ class _Scheduled:
     def add_limit_variables(self, add_variable, shapes):
         """Adds no variables: optimizers count their steps."""
 
-    def limits(self, gradients, norm, kept):
+    def limits(self, gradients, norm, state):
         """Returns the limits of the norms of one step, packed."""
         limit = ops.cast(self._schedule(self._iterations()), "float32")
         # Avoids division by 0.
@@ -233,11 +233,11 @@ def get(identifier: Any) -> Any:
         return checked_float(identifier, "max_norm", above=0)
     found = config.schedule_of(identifier)
     if found is None:
-        found = config.find(identifier, "max_norm", _CLASSES)
+        found = config.find_object(identifier, "max_norm", _CLASSES)
     if found is None:
         choices = ", ".join(map(repr, _CLASSES))
         raise ValueError(
-            "`max_norm` must be a finite float above 0, within float32, a "
+            "`max_norm` must be a finite float above 0 in the range of float32, a "
             f"`LearningRateSchedule`, {choices}, or an object of "
             "`keras_normopt.WeightNorm` or `keras_normopt.RunningNorm`. "
             f"Received: max_norm={reprlib.repr(identifier)}"

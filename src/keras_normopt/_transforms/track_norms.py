@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_normopt._backend.devices import constant_near, near
+from keras_normopt._backend.devices import constant_on_device_of, to_device_of
 from keras_normopt._backend.tensors import cast
 from keras_normopt._blocks.gradients import l2_norms
-from keras_normopt._blocks.partition import unique
+from keras_normopt._blocks.partition import make_unique
 from keras_normopt.norms import l2
 
 #: The name of the l2 norm of all variables together, beside those of the blocks.
@@ -30,30 +30,30 @@ class Statistics:
 
     def __init__(self, name, names, add_variable):
         self.names = names
-        self._places = slice(None)
+        self._slice = slice(None)
         shape = (len(names),)
         self._last = add_variable(f"{name}_last", shape=shape, dtype="float32")
         self._mean = add_variable(f"{name}_mean", shape=shape, dtype="float32")
         self._max = add_variable(f"{name}_max", shape=shape, dtype="float32")
         self._count = add_variable(f"{name}_count", shape=(), dtype="float32")
 
-    def part(self, names, start):
+    def view(self, names, start):
         """Returns a view of some of the values, under other names.
 
         Args:
             names: List of the names.
             start: The place of the first value.
         """
-        part = copy.copy(self)
-        part.names, part._places = names, slice(start, start + len(names))
-        return part
+        view = copy.copy(self)
+        view.names, view._slice = names, slice(start, start + len(names))
+        return view
 
-    def take(self, values, counts=None):
+    def add_step(self, values, is_counted=None):
         """Adds the values of one step.
 
         Args:
             values: Vector of the values.
-            counts: Scalar boolean tensor, whether the step counts. Defaults to yes.
+            is_counted: Scalar boolean tensor, whether the step counts. Defaults to yes.
         """
         count = ops.add(self._count, 1.0)
         change = ops.divide(ops.subtract(values, self._mean), count)
@@ -64,8 +64,8 @@ class Statistics:
             (self._count, count),
         ]
         for variable, value in new:
-            if counts is not None:
-                value = ops.where(counts, value, ops.convert_to_tensor(variable))
+            if is_counted is not None:
+                value = ops.where(is_counted, value, ops.convert_to_tensor(variable))
             variable.assign(value)
 
     @property
@@ -99,7 +99,7 @@ class Statistics:
             variable.assign(np.zeros(variable.shape, "float32"))
 
     def _read(self, variable):
-        values = ops.convert_to_numpy(variable)[self._places]
+        values = ops.convert_to_numpy(variable)[self._slice]
         return dict(zip(self.names, values.tolist(), strict=True))
 
 
@@ -125,18 +125,18 @@ class NormTracker:
 
     def __init__(self, blocks, add_variable, clips=False, skips=False, updates=False):
         self.blocks = blocks
-        self.names = unique([*blocks, TOTAL])
+        self.names = make_unique([*blocks, TOTAL])
         self.statistics = {
             "gradients": Statistics("gradient_norm", self.names, add_variable)
         }
-        self._of_updates: Any = None
+        self._statistics_of_updates: Any = None
         if updates:
             # In one vector, because each operation is slow on PyTorch.
             whole = Statistics("update_norm", self.names * 3, add_variable)
-            self._of_updates = whole
+            self._statistics_of_updates = whole
             for i, kind in enumerate(("weights", "updates", "ratios")):
-                part = whole.part(self.names, i * len(self.names))
-                self.statistics[kind] = part
+                view = whole.view(self.names, i * len(self.names))
+                self.statistics[kind] = view
         self.shares = {
             name: add_variable(f"{name}_share", shape=(len(blocks),), dtype="float32")
             for name, is_kept in (("clipped", clips), ("skipped", skips))
@@ -159,10 +159,10 @@ class NormTracker:
         if norm is l2.norm and not is_shared:
             each = gradients.l2_norms_at_once()
         if each is None:
-            norms = self._norms(gradients, norm)
+            norms = self._norms_with_total(gradients, norm)
         else:
             norms = self._with_total(cast(each, "float32")[None], gradients.blocks)[0]
-        self._gradients.take(norms)
+        self._gradients.add_step(norms)
 
     def update_share(self, name, gradients, packed):
         """Adds which norms of a step were clipped or skipped. Call it after `update`.
@@ -173,26 +173,30 @@ class NormTracker:
             packed: Packed booleans. Those of a block's units are averaged.
         """
         share, count = self.shares[name], self._gradients._count
-        change = self._means(gradients, packed) - share
+        change = self._block_means(gradients, packed) - share
         share.assign(share + change / count)
 
-    def update_made(self, weights, updates, blocks, counts=None):
+    def add_update_norms(self, weights, updates, blocks, is_counted=None):
         """Adds the norms of weights before a step, and of their updates.
 
         Args:
             weights: List of tensors.
             updates: List of tensors.
             blocks: Dict from the numbers of blocks to lists of positions in `weights`.
-            counts: Scalar boolean tensor, whether the step was made.
+            is_counted: Scalar boolean tensor, whether the step was made.
         """
         norms = cast(l2_norms([*weights, *updates]), "float32")
         norms = ops.reshape(norms, (2, -1))
         norms = self._with_total(norms, blocks)
-        sizes, changes = norms[0], norms[1]
-        is_zero = ops.equal(sizes, 0)
-        ratios = changes / ops.where(is_zero, ops.ones_like(sizes), sizes)
+        weight_norms, update_norms = norms[0], norms[1]
+        is_zero = ops.equal(weight_norms, 0)
+        ratios = update_norms / ops.where(
+            is_zero, ops.ones_like(weight_norms), weight_norms
+        )
         ratios = ops.where(is_zero, ops.zeros_like(ratios), ratios)
-        self._of_updates.take(ops.concatenate([sizes, changes, ratios]), counts)
+        self._statistics_of_updates.add_step(
+            ops.concatenate([weight_norms, update_norms, ratios]), is_counted
+        )
 
     def _with_total(self, norms, blocks):
         """Returns the l2 norms of all blocks, and of the total.
@@ -202,19 +206,21 @@ class NormTracker:
             blocks: Dict from the numbers of blocks to lists of positions of tensors.
         """
         members = [blocks.get(number, []) for number in range(len(self.blocks))]
-        return ops.concatenate([_of_groups(norms, members), _lengths(norms)], axis=1)
+        return ops.concatenate(
+            [_group_norms(norms, members), _row_norms(norms)], axis=1
+        )
 
-    def _norms(self, gradients, norm):
+    def _norms_with_total(self, gradients, norm):
         """Returns a vector of the norms of all blocks, and of the total."""
-        norms = self._means(gradients, gradients.norms(norm))
-        total = near(cast(gradients.total(), "float32"), norms)
+        norms = self._block_means(gradients, gradients.norms(norm))
+        total = to_device_of(cast(gradients.total(), "float32"), norms)
         return ops.append(norms, total)
 
-    def _means(self, gradients, packed):
+    def _block_means(self, gradients, packed):
         """Returns the mean of packed values over each block, or 0 without values."""
         values = [cast(value, "float32") for value in packed]
-        means = near(gradients.block_means(values), self._gradients.tensor)
-        return _in_order(means, gradients.numbers, len(self.blocks))
+        means = to_device_of(gradients.block_means(values), self._gradients.tensor)
+        return _order_by_number(means, gradients.numbers, len(self.blocks))
 
     @property
     def last(self):
@@ -266,7 +272,7 @@ class NormTracker:
             variable.assign(np.zeros(variable.shape, "float32"))
 
 
-def _in_order(values, numbers, count):
+def _order_by_number(values, numbers, count):
     """Orders the values of blocks by number. Blocks without a value get 0.
 
     Args:
@@ -276,11 +282,11 @@ def _in_order(values, numbers, count):
     """
     place = {number: i for i, number in enumerate(numbers)}
     indices = [place.get(number, len(place)) for number in range(count)]
-    padded = ops.append(values, near(ops.zeros((1,)), values))
-    return ops.take(padded, constant_near(indices, "int32", values))
+    padded = ops.append(values, to_device_of(ops.zeros((1,)), values))
+    return ops.take(padded, constant_on_device_of(indices, "int32", values))
 
 
-def _of_groups(rows, groups):
+def _group_norms(rows, groups):
     """Returns the l2 norm of each group of entries, in each row.
 
     Args:
@@ -295,11 +301,11 @@ def _of_groups(rows, groups):
     padded = [[*group, *[count] * (longest - len(group))] for group in groups]
     zeros = ops.zeros_like(rows[:, :1])
     rows = ops.concatenate([rows, zeros], axis=1)
-    members = ops.take(rows, constant_near(padded, "int32", rows), axis=1)
-    return _lengths(members)[..., 0]
+    members = ops.take(rows, constant_on_device_of(padded, "int32", rows), axis=1)
+    return _row_norms(members)[..., 0]
 
 
-def _lengths(rows):
+def _row_norms(rows):
     """Returns the l2 norm along the last axis, even if its squares overflow."""
     # `l2` would first try without the scale, and check the result.
     largest = ops.amax(rows, axis=-1, keepdims=True)

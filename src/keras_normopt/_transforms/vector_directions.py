@@ -30,9 +30,10 @@ class Sign(Direction):
 
     Example:
         >>> import keras_normopt
-        >>> signum = keras_normopt.NormalizedSGD(
+        >>> keras_normopt.NormalizedSGD(
         ...     0.001, momentum=0.9, apply_to="update", direction="sign"
-        ... )
+        ... ).direction
+        Sign(scale=None)
 
     References:
         - [Bernstein et al., 2018, signSGD: Compressed Optimisation for Non-Convex
@@ -98,9 +99,9 @@ class Rows(Direction):
         >>> import keras_normopt
         >>> from keras_normopt import directions
         >>> rows = directions.Rows("match_rms_adamw")
-        >>> optimizer = keras_normopt.NormalizedAdam(
-        ...     apply_to="update", direction={"embeddings": rows, ".*": None}
-        ... )
+        >>> direction = {"embeddings": rows, ".*": None}
+        >>> keras_normopt.NormalizedAdam(direction=direction).direction["embeddings"]
+        Rows(scale='match_rms_adamw', over='auto')
 
     References:
         - [Pethick et al., 2025, Training Deep Learning Models with Norm-Constrained
@@ -130,9 +131,9 @@ class Rows(Direction):
     def point(self, stack, axes, floor, factor):
         shape = stack.shape[1:]
         over = tuple([i + 1 for i in self._axes(axes, len(shape))])
-        unit, fade = unit_vectors(stack, over, floor)
+        unit, shrinkage = unit_vectors(stack, over, floor)
         length = self.length(axes, shape) * factor
-        return unit * (fade * length)
+        return unit * (shrinkage * length)
 
     def _axes(self, axes, rank):
         """Returns the axes of a row."""

@@ -10,7 +10,7 @@ from keras_normopt._optimizer.normalized import NormalizedMixin
 from keras_normopt.diagnosis import setup_findings as setup
 from keras_normopt.diagnosis.finding import Finding, kernels, some, typical
 
-# `docs/diagnosis.md` tells what was measured for these numbers.
+# `docs/results/diagnosis.md` has the measurements behind these numbers.
 APART = 1000  # Between the rms of kernels.
 VANISHED = 1e-4  # Gradient over weights.
 MOVES = 1e-5  # First update over weights.

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_normopt.diagnosis.finding import Finding, kernels, some
 
-# `docs/diagnosis.md` has the measurements behind these numbers.
+# `docs/results/diagnosis.md` has the measurements behind these numbers.
 LARGE = 30  # The rms of inputs and targets.
 SMALL = 0.03
 # The size of outputs over that of a healthy model. A cross-entropy grows with it, and a

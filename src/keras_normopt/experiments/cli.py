@@ -20,19 +20,22 @@ with experiments.needing_extra():
     from keras_normopt.experiments.published.tasks import TASKS
 
 MAP = "map"
-OF_PUBLISHED = ("dataset", "data_dir", "fraction", "networks", "schedule")
+PUBLISHED_OPTIONS = ("dataset", "data_dir", "fraction", "networks", "schedule")
 
 
 def main(arguments=None):
     """Runs the command, and returns its exit status."""
-    parser = _parser()
+    parser = _make_parser()
     options = parser.parse_args(arguments)
     if options.task == MAP and options.own is None:
-        return _map(parser, options)
-    if (options.task is None) == (options.own is None) or options.task == MAP:
-        parser.error(f"give either one of {', '.join(TASKS)}, or --task of your own")
+        return _write_map(parser, options)
+    is_one_given = (options.task is None) != (options.own is None)
+    if not is_one_given or options.task == MAP:
+        parser.error(f"give either one of {', '.join(TASKS)}, or your own --task")
     try:
-        subjects = _own(options) if options.own else _published(options)
+        subjects = (
+            _own_subjects(options) if options.own else _published_subjects(options)
+        )
         plan: dict[runs.Run, object] = {}
         for subject in subjects:
             plan |= runs.plan(
@@ -45,7 +48,7 @@ def main(arguments=None):
                 scopes=options.scopes,
                 momentum=options.momentum,
             )
-        comparison = _kind(options, subjects)(
+        comparison = _comparison_class(options, subjects)(
             plan,
             options.out,
             options.monitor,
@@ -60,7 +63,7 @@ def main(arguments=None):
         status = 0
     except KeyboardInterrupt:
         status = 130  # Shells use this status after Ctrl+C.
-        comparison.found.read()  # The interrupt may have come just before it.
+        comparison.results.read()  # The interrupt may have come just before it.
     if len(comparison.rows):
         mpl.use("agg")
         comparison.write()
@@ -69,22 +72,22 @@ def main(arguments=None):
             print("", comparison.coordinates().to_string(), sep="\n")
     if status:
         print(
-            f"Interrupted with {sum(run in comparison.found for run in plan)} of "
-            f"{len(plan)} runs in {comparison.found.path}. The same command goes on "
-            "from there.",
+            f"Interrupted with {sum(run in comparison.results for run in plan)} of "
+            f"{len(plan)} runs in {comparison.results.path}. To continue, run the same "
+            "command again.",
             file=sys.stderr,
         )
     return status
 
 
-def _kind(options, subjects):
+def _comparison_class(options, subjects):
     """Returns the constructor: of `Transfer` for several sizes, else of `Comparison`.
 
     Raises:
         ValueError: If an option needs several sizes, or does not allow them.
     """
-    word = "size" if options.sizes else options.task and TASKS[options.task].size
-    if not word or len({name for s in subjects for name in s.networks}) < 2:
+    size_name = "size" if options.sizes else options.task and TASKS[options.task].size
+    if not size_name or len({name for s in subjects for name in s.networks}) < 2:
         if options.coordinates:
             raise ValueError("--coordinates needs a task with two or more sizes")
         return comparing.Comparison
@@ -97,11 +100,11 @@ def _kind(options, subjects):
         transferring.Transfer,
         subjects=subjects,
         optimizers=options.optimizers,
-        size=word,
+        size=size_name,
     )
 
 
-def _map(parser, options):
+def _write_map(parser, options):
     """Compares the results in all directories. Returns the exit status."""
     try:
         overview.write(options.out or pathlib.Path("experiments"))
@@ -110,10 +113,10 @@ def _map(parser, options):
     return 0
 
 
-def _published(options):
+def _published_subjects(options):
     """Fills in the defaults of a published task. Returns its subjects."""
     if options.sizes:
-        raise ValueError("--sizes needs --task; published tasks have --networks")
+        raise ValueError("--sizes needs --task. Published tasks have --networks")
     task = TASKS[options.task]
     quick = {
         "epochs": len(task.stages),
@@ -129,16 +132,18 @@ def _published(options):
         "fraction": 1.0,
         "out": pathlib.Path("experiments") / options.task,
     }
-    _complete(options, vars(task) | defaults | (quick if options.quick else {}))
+    _fill_in(options, vars(task) | defaults | (quick if options.quick else {}))
     return task.subjects(options)
 
 
-def _own(options):
+def _own_subjects(options):
     """Loads the user's task, and fills in defaults. Returns its subjects."""
-    given = [name for name in OF_PUBLISHED if getattr(options, name) is not None]
+    given = [name for name in PUBLISHED_OPTIONS if getattr(options, name) is not None]
     if given:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{names} cannot be combined with --task; leave it out")
+        raise ValueError(
+            f"{names} cannot be combined with --task. Use only one of the two"
+        )
     make_model, fit_arguments = load_task(options.own)
     test_data = fit_arguments.pop("test_data", None)
     defaults = {
@@ -150,19 +155,21 @@ def _own(options):
         "out": pathlib.Path("experiments") / options.own.replace(":", "."),
     }
     quick = {"seeds": 1, "epochs": 1, "learning_rates": [0.01]}
-    _complete(options, defaults | (quick if options.quick else {}))
+    _fill_in(options, defaults | (quick if options.quick else {}))
     if options.sizes:
-        arguments = fit_arguments | _given(batch_size=(options.batch_size or [None])[0])
+        arguments = fit_arguments | _without_none(
+            batch_size=(options.batch_size or [None])[0]
+        )
         return transferring.subjects_of(make_model, options.sizes, arguments, test_data)
     return [
         comparing.subject_of(
-            make_model, fit_arguments | _given(batch_size=size), test_data
+            make_model, fit_arguments | _without_none(batch_size=size), test_data
         )
         for size in options.batch_size or [None]
     ]
 
 
-def _given(**arguments):
+def _without_none(**arguments):
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -174,7 +181,10 @@ def load_task(name):
             arguments of `fit`.
     """
     module, _, function = name.partition(":")
-    form = "--task must be MODULE:FUNCTION, as my_module:my_task for my_module.py here."
+    form = (
+        "--task must be MODULE:FUNCTION. For example, my_module:my_task is the "
+        "function my_task of my_module.py in the current directory."
+    )
     if not (module and function):
         raise ValueError(f"{form} Received: {name}")
     # This directory is missing under `python -P`, or if a test calls `main`.
@@ -201,20 +211,21 @@ def load_task(name):
         and "x" in found[1]
     ):
         raise ValueError(
-            f"{name} must be a function of no arguments that returns (make_model, "
-            "fit_arguments): a function that makes a model, and a dictionary of "
-            f"arguments of `fit`, with 'x' among them. Received: {found!r}"
+            f"{name} must be a function without arguments that returns a tuple "
+            "(make_model, fit_arguments). `make_model` is a function that returns a "
+            "model. `fit_arguments` is a dictionary of arguments of `fit`, including "
+            f"'x'. Received: {found!r}"
         )
     return found[0], {"y": None} | found[1]
 
 
-def _complete(options, defaults):
+def _fill_in(options, defaults):
     for name, value in vars(options).items():
         if value is None:
             setattr(options, name, defaults.get(name))
 
 
-def _parser():
+def _make_parser():
     parser = argparse.ArgumentParser(
         prog="python -m keras_normopt.experiments",
         description=experiments.__doc__ and experiments.__doc__.split("\n\n")[1],
@@ -227,7 +238,7 @@ def _parser():
         choices=[*TASKS, MAP],
         nargs="?",
         help=f"a published task, or {MAP}: it trains nothing, but compares all results "
-        "in directories under --out, and writes map.png, map.md and map.csv",
+        "in directories under --out, and writes map-*.png, map.md and map.csv",
     )
     add(
         "--task",
@@ -238,7 +249,7 @@ def _parser():
     )
     add(
         "--sizes",
-        type=lambda text: [_size(item) for item in _names(text)],
+        type=lambda text: [_parse_size(item) for item in _split_list(text)],
         metavar="N,...",
         help="with --task: compare the best learning rates of these sizes; "
         "`make_model` takes a size",
@@ -263,13 +274,15 @@ def _parser():
     )
     add(
         "--fraction",
-        type=_number(float, lambda value: 0 < value <= 1, "above 0, at most 1"),
+        type=_number_parser(
+            float, lambda value: 0 < value <= 1, "above 0 and at most 1"
+        ),
         metavar="F",
         help="share of the training data to use",
     )
     add(
         "--networks",
-        type=_names,
+        type=_split_list,
         metavar="N,...",
         help="; ".join(
             f"of {name}: {', '.join(task.networks)}"
@@ -280,28 +293,30 @@ def _parser():
     )
     add(
         "--optimizers",
-        type=_optimizers,
+        type=_parse_optimizers,
         metavar="NAME,...",
         help="names that model.compile takes; sgd:0.01 sets a learning rate, and "
         '"adam(beta_1=0.8, global_clipnorm=1)" sets options',
     )
     add(
         "--norms",
-        type=_names,
+        type=_split_list,
         metavar="NORM,...",
         help=f"for normalized and clipped optimizers: {', '.join(norms.__all__)}",
     )
     add(
         "--scopes",
-        type=_names,
+        type=_split_list,
         default=[None],
         metavar="SCOPE,...",
         help=f"for the same optimizers: {', '.join(SCOPES)}; default: variable",
     )
-    add("--learning-rates", type=_rates, metavar="LR,...")
+    add("--learning-rates", type=_parse_rates, metavar="LR,...")
     add(
         "--momentum",
-        type=_number(float, lambda value: 0 <= value < 1, "at least 0, below 1"),
+        type=_number_parser(
+            float, lambda value: 0 <= value < 1, "at least 0 and below 1"
+        ),
         metavar="M",
         help="Nesterov momentum of all SGD and Muon optimizers; 0 is plain SGD; "
         "default: .9, or with --task the optimizer's own",
@@ -312,11 +327,13 @@ def _parser():
         help="stages: a new optimizer and a lower rate in each stage, as published; "
         "cosine: decay to zero; warmup: a rise over a tenth of the steps, then cosine",
     )
-    positive = _number(int, lambda value: value > 0, "a whole number of at least 1")
+    positive = _number_parser(
+        int, lambda value: value > 0, "a whole number of at least 1"
+    )
     add("--epochs", type=positive, metavar="N")
     add(
         "--batch-size",
-        type=lambda text: [positive(size) for size in _names(text)],
+        type=lambda text: [positive(size) for size in _split_list(text)],
         metavar="N,...",
     )
     add("--seeds", type=positive, metavar="N", help="seeds 0 to N - 1")
@@ -364,7 +381,7 @@ def _epilog():
     )
 
 
-def _names(text):
+def _split_list(text):
     # Commas within parentheses are part of a name.
     depth = itertools.accumulate((c == "(") - (c == ")") for c in text)
     separated = (
@@ -372,26 +389,26 @@ def _names(text):
     )
     names = [name.strip() for name in "".join(separated).split("\n") if name.strip()]
     if not names:
-        raise argparse.ArgumentTypeError(f"must be one or more, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be one or more values, not {text!r}")
     return names
 
 
-def _optimizers(text):
+def _parse_optimizers(text):
     try:
-        return comparing.parse(_names(text))
+        return comparing.parse(_split_list(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def _rates(text):
-    return [_rate(item) for item in _names(text)]
+def _parse_rates(text):
+    return [_parse_rate(item) for item in _split_list(text)]
 
 
-def _number(kind, holds, expected):
+def _number_parser(kind, is_valid, expected):
     def parse(text):
         try:
             value = kind(text)
-            valid = holds(value)
+            valid = is_valid(value)
         except ValueError:
             valid = False
         if not valid:
@@ -401,12 +418,12 @@ def _number(kind, holds, expected):
     return parse
 
 
-def _size(text):
-    size = _number(float, lambda value: value > 0, "a number above 0")(text)
+def _parse_size(text):
+    size = _number_parser(float, lambda value: value > 0, "a number above 0")(text)
     return int(size) if size.is_integer() else size
 
 
-def _rate(text):
+def _parse_rate(text):
     try:
         return comparing.check_rate(text)
     except ValueError as error:

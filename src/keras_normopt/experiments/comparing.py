@@ -116,10 +116,11 @@ def compare(
     fit_arguments = {"x": x, "y": y} | fit_arguments
     subject = subject_of(make_model, fit_arguments, test_data)
     check(learning_rates, seeds, epochs, mode)
-    asked = {"learning_rates": list(learning_rates), "seeds": seeds, "epochs": epochs}
-    plan = runs.plan(subject, parse(optimizers), **asked)
+    settings: dict[str, Any] = {"learning_rates": list(learning_rates)}
+    settings |= {"seeds": seeds, "epochs": epochs}
+    plan = runs.plan(subject, parse(optimizers), **settings)
     named = [optimizers] if isinstance(optimizers, str) else list(optimizers)
-    arguments = {"optimizers": named} | asked
+    arguments = {"optimizers": named} | settings
     out = None if out is None else pathlib.Path(out)
     comparison = Comparison(plan, out, monitor, mode, arguments)
     comparison.train()
@@ -143,18 +144,18 @@ class Comparison:
         self.plan, self.out, self.epoch = plan, out, epoch
         self.monitor, self.mode = monitor, mode
         self.arguments = arguments or {}
-        self.found = results.Results(out)
+        self.results = results.Results(out)
         self.paths: list[Any] = []
 
     def train(self):
         """Trains the runs that have not finished yet."""
-        left = [run for run in self.plan if run not in self.found]
-        with Progress(self.plan, left) as progress:
-            for run in left:
+        unfinished = [run for run in self.plan if run not in self.results]
+        with Progress(self.plan, unfinished) as progress:
+            for run in unfinished:
                 progress.begin(run)
-                if run not in self.found:  # Another process may have trained it.
-                    self.found.add(self._train(run, progress))
-                progress.end(run, self.found.of([run]))
+                if run not in self.results:  # Another process may have trained it.
+                    self.results.add(self._train(run, progress))
+                progress.end(run, self.results.of([run]))
 
     def _train(self, run, progress):
         choice = {"monitor": self.monitor, "mode": self.mode}
@@ -163,14 +164,14 @@ class Comparison:
     def write(self):
         """Writes the summary and figures to `out`, if there are results."""
         if self.out and len(self.rows):
-            self.found.summarize(self.plan, self.judge, self.arguments)
+            self.results.summarize(self.plan, self.judge, self.arguments)
             drawn = (self.rows, self.judge, self.out, self.epoch, self.size)
             self.paths = figures.draw(*drawn)
 
     @property
     def rows(self) -> Any:
         """DataFrame with a row for each epoch of each finished run."""
-        return self.found.of(self.plan)
+        return self.results.of(self.plan)
 
     @functools.cached_property
     def judge(self):
@@ -210,21 +211,23 @@ def parse(optimizers):
     function.
     """
     if isinstance(optimizers, collections.abc.Mapping):
-        return [(str(label), *_found(value)) for label, value in optimizers.items()]
+        return [
+            (str(label), *_parse_value(value)) for label, value in optimizers.items()
+        ]
     if isinstance(optimizers, str):
         optimizers = [optimizers]
-    return [_parsed(item) for item in optimizers]
+    return [_parse_item(item) for item in optimizers]
 
 
-def _found(value):
+def _parse_value(value):
     """Returns the identifier and the rate of a value in a dictionary."""
     if callable(value):
         return value, None
-    _, identifier, rate = _parsed(value)
+    _, identifier, rate = _parse_item(value)
     return identifier, rate
 
 
-def _parsed(item):
+def _parse_item(item):
     name, rate = item, None
     if isinstance(item, str):
         name, colon, rate = item.rpartition(":")
@@ -234,15 +237,16 @@ def _parsed(item):
         name, rate = item
     if not isinstance(name, str):
         raise ValueError(
-            "`optimizers` must be a list of names, as 'adam' or 'adam:0.001', of pairs "
-            "(name, rate), or a dictionary, whose values may be functions from the "
-            f"learning rate to an optimizer as well. Received: {item!r}"
+            "`optimizers` must be a list or a dictionary. A list has names, such as "
+            "'adam' or 'adam:0.001', or pairs (name, rate). A dictionary has these as "
+            "values, or functions from the learning rate to an optimizer. "
+            f"Received: {item!r}"
         )
-    label, identifier = _called(name)
+    label, identifier = _parse_name(name)
     return label, identifier, None if rate is None else check_rate(rate)
 
 
-def _called(text):
+def _parse_name(text):
     """Returns the label and identifier of `normalized_adam(apply_to=update)`."""
     if "(" not in text:
         return text, text
@@ -252,37 +256,39 @@ def _called(text):
     )
     try:
         call: Any = ast.parse(quoted, mode="eval").body
-        options = {keyword.arg: _value(keyword.value) for keyword in call.keywords}
+        options = {keyword.arg: _evaluate(keyword.value) for keyword in call.keywords}
         if call.args or None in options:
-            raise ValueError("it has arguments without names")
+            raise ValueError("each option must have a name")
         label = ", ".join(part.strip() for part in text.split(","))
         return label, (call.func.id, options)
     except (SyntaxError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(
-            "An optimizer with options is written as normalized_adam(apply_to=update) "
+            "Write an optimizer with options as normalized_adam(apply_to=update) "
             "or clipped_sgd(max_norm=WeightNorm(0.01), scope=unit). "
             f"Received: {text!r} ({error})"
         ) from error
 
 
-def _value(node: Any) -> Any:
+def _evaluate(node: Any) -> Any:
     """Returns a literal, a name as a string, or an object of this package."""
     if isinstance(node, ast.Call):
-        named = {str(k.arg): _value(k.value) for k in node.keywords}
+        named = {str(k.arg): _evaluate(k.value) for k in node.keywords}
         name: str = getattr(node.func, "id", "")
         if name not in _OBJECTS:
-            raise ValueError(f"unknown: {name}; known: {', '.join(_OBJECTS)}")
-        return _OBJECTS[name](*map(_value, node.args), **named)
+            raise ValueError(f"{name} is not one of {', '.join(_OBJECTS)}")
+        return _OBJECTS[name](*map(_evaluate, node.args), **named)
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.List | ast.Tuple):
-        return [_value(element) for element in node.elts]
+        return [_evaluate(element) for element in node.elts]
     if isinstance(node, ast.Dict):
-        return dict(zip(map(_value, node.keys), map(_value, node.values), strict=True))
+        return dict(
+            zip(map(_evaluate, node.keys), map(_evaluate, node.values), strict=True)
+        )
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise ValueError(f"not a value: {node and ast.unparse(node)}") from None
+        raise ValueError(f"{node and ast.unparse(node)} is not a value") from None
 
 
 def check_rate(rate):
@@ -330,24 +336,25 @@ def subject_of(make_model, fit_arguments, test_data=None, network=None):
     # A model is callable, too.
     if not callable(make_model) or isinstance(make_model, keras.Model):
         raise ValueError(
-            "`make_model` must be a function of no arguments that makes a new model, "
-            f"since each run begins with one. Received: make_model={make_model!r}"
+            "`make_model` must be a function without arguments that returns a new "
+            "model, because each run needs a new one. "
+            f"Received: make_model={make_model!r}"
         )
     model, other = runs.compiled(make_model()), runs.compiled(make_model())
-    ours = {id(v) for v in model.trainable_variables}
-    if model is other or ours & {id(v) for v in other.trainable_variables}:
+    weight_ids = {id(v) for v in model.trainable_variables}
+    if model is other or weight_ids & {id(v) for v in other.trainable_variables}:
         raise ValueError(
             "`make_model` must return a model with new weights at each call. Received: "
-            "two models that share weights; make their layers within the function."
+            "two models that share weights. Make their layers inside the function."
         )
     name = network or _without_counters(model.name)
-    seen = joblib.hash([_of_model(model), _of_data(given)])
+    subject_hash = joblib.hash([_model_key(model), _data_key(given)])
     return runs.Subject(
         task="compare",
         networks={name: make_model},
         fit_arguments=fit_arguments,
         test_data=test_data,
-        fingerprint=functools.partial(_fingerprint, seen),
+        fingerprint=functools.partial(_fingerprint, subject_hash),
     )
 
 
@@ -356,7 +363,7 @@ def check_data(arguments):
     for name, value in arguments.items():
         if isinstance(value, collections.abc.Iterator):
             raise ValueError(
-                f"`{name}` is used up by the first run. Pass arrays, a "
+                f"The first run would use up `{name}`. Pass arrays, a "
                 "`keras.utils.PyDataset`, a `tf.data.Dataset` or a `DataLoader`, not a "
                 f"generator or iterator. Received: {name}={value!r}"
             )
@@ -367,11 +374,11 @@ def check_data(arguments):
 # data sets that are not arrays.
 
 
-def _fingerprint(seen, optimizer):
-    return joblib.hash([seen, _config(optimizer.get_config)])[:8]
+def _fingerprint(subject_hash, optimizer):
+    return joblib.hash([subject_hash, _config(optimizer.get_config)])[:8]
 
 
-def _of_model(model):
+def _model_key(model):
     compiled = _config(lambda: model.get_compile_config() | {"optimizer": None})
     shapes = [tuple(variable.shape) for variable in model.variables]
     return type(model).__name__, _config(model.get_config), compiled, shapes
@@ -393,12 +400,12 @@ def _without_counters(text):
     return re.sub(r"_\d+\b", "", text)
 
 
-def _of_data(fit_arguments):
+def _data_key(fit_arguments):
     relevant = {k: v for k, v in fit_arguments.items() if k != "verbose"}
-    return keras.tree.map_structure(_of_value, relevant)
+    return keras.tree.map_structure(_value_key, relevant)
 
 
-def _of_value(value):
+def _value_key(value):
     if keras.ops.is_tensor(value):
         value = keras.ops.convert_to_numpy(value)
     if hasattr(value, "__array__"):

@@ -40,24 +40,24 @@ def figures(rows, judge, epoch="epoch", size=None):
     """
     groups = list(results.groups(rows))
     drawings = [
-        ("" if len(groups) == 1 else f"{_file(name)}_", of_group, _grids)
-        for name, of_group in groups
+        ("" if len(groups) == 1 else f"{_file_name(name)}_", group_rows, _grids)
+        for name, group_rows in groups
     ]
     if rows["batch_size"].nunique() > 1:
         drawings = [("", rows, _over_batch_sizes)]
     if size:
-        drawings = [("", rows, functools.partial(_of_sizes, size=size))]
+        drawings = [("", rows, functools.partial(_over_sizes, size=size))]
     for prefix, drawn, grids in drawings:
         # This keeps the user's own settings.
         with mpl.rc_context():
             sns.set_theme(style="whitegrid", font_scale=TEXT / 12)
             for name, grid in grids(drawn, judge, epoch):
-                about = textwrap.fill(_about(drawn, grid), 75)
-                grid.figure.suptitle(about, y=1, va="bottom", size=TEXT)
+                caption = textwrap.fill(_caption(drawn, grid), 75)
+                grid.figure.suptitle(caption, y=1, va="bottom", size=TEXT)
                 yield prefix + name, grid.figure
 
 
-def _about(rows, grid):
+def _caption(rows, grid):
     first = rows.iloc[0]
     dataset = first["dataset"]
     if first["fraction"] < 1:
@@ -68,16 +68,16 @@ def _about(rows, grid):
     parts += [one["batch_size"] and batches]
     seeds = rows.groupby(results.SERIES)["seed"].nunique()
     number = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
-    about = f"mean and range of {number} seeds" if seeds.max() > 1 else "one seed"
+    caption = f"mean and range of {number} seeds" if seeds.max() > 1 else "one seed"
     if any(text.get_gid() == EXIT for axes in grid.axes.flat for text in axes.texts):
-        about += "; ▲: above the panel, or diverged"
-    return ", ".join(filter(None, parts)) + f"; {about}"
+        caption += "; ▲: above the panel, or diverged"
+    return ", ".join(filter(None, parts)) + f"; {caption}"
 
 
 def _grids(rows, judge, epoch):
     shown = results.shown(rows, judge)
     limits = {
-        metric: _limits(rows, metric)
+        metric: _axis_limits(rows, metric)
         for metric in shown
         if metric.endswith("loss") or judge.mode == "min"
     }
@@ -96,28 +96,29 @@ def _grids(rows, judge, epoch):
         for panel, line in (("rate", "optimizer"), ("optimizer", "rate")):
             grid = _curves(named, epoch, metric, line, panel, limits)
             yield f"by_{panel}", grid
-        told = results.reported(rows, judge).monitor
-        limits.setdefault(told, limits.get(metric))
-        yield "rates", _over_rates(_last(named), told, limits)
+        reported = results.reported(rows, judge).monitor
+        limits.setdefault(reported, limits.get(metric))
+        yield "rates", _over_rates(_last_epochs(named), reported, limits)
 
 
-def _last(rows):
+def _last_epochs(rows):
     return rows.groupby(results.RUN_COLUMNS, sort=False).tail(1)
 
 
 def _over_batch_sizes(rows, judge, epoch):
     """Yields one figure of the results at the best rates of each batch size."""
     metric = results.reported(rows, judge).monitor
-    chosen = [results.rows_at_best(found, judge) for _, found in results.groups(rows)]
-    last = _last(pd.concat(chosen))
+    groups = [group_rows for _, group_rows in results.groups(rows)]
+    chosen = [results.rows_at_best(group_rows, judge) for group_rows in groups]
+    last = _last_epochs(pd.concat(chosen))
     last = last.assign(
         optimizer=[results.name_of(row) for _, row in last.iterrows()],
         batch_size=last["batch_size"].astype(int),
     )
-    limits = _limits(rows, judge.monitor) if judge.mode == "min" else None
+    limits = _axis_limits(rows, judge.monitor) if judge.mode == "min" else None
     panel = "network"
     last = _without_divergence(last, [panel, "optimizer", "batch_size"], metric)
-    looks = _looks(last["optimizer"], "optimizer")
+    line_styles = _line_styles(last["optimizer"], "optimizer")
     grid = sns.relplot(
         kind="line",
         data=last,
@@ -128,8 +129,8 @@ def _over_batch_sizes(rows, judge, epoch):
         errorbar=("pi", 100),
         err_style="bars",
         facet_kws={"legend_out": False},
-        **_size(last[panel].nunique()),
-        **looks,
+        **_panel_size(last[panel].nunique()),
+        **line_styles,
     )
     sizes = sorted(last["batch_size"].unique())
     grid.set(xscale="log", xlabel="batch size", xticks=sizes, xticklabels=sizes)
@@ -137,23 +138,25 @@ def _over_batch_sizes(rows, judge, epoch):
     grid.set_ylabels(_label(metric))
     for key, axes in grid.axes_dict.items():
         axes.minorticks_off()
-        _limit(axes, last[metric], limits)
-        found = last[last[panel] == key]
-        _mark_exits(axes, found, "batch_size", metric, "optimizer", looks["palette"])
-    yield "batch_sizes", _finished(grid, "optimizer")
+        _cut_off(axes, last[metric], limits)
+        panel_rows = last[last[panel] == key]
+        _mark_exits(
+            axes, panel_rows, "batch_size", metric, "optimizer", line_styles["palette"]
+        )
+    yield "batch_sizes", _finish(grid, "optimizer")
 
 
-def _of_sizes(rows, judge, epoch, size):
+def _over_sizes(rows, judge, epoch, size):
     """Yields one figure of all rates: a line per size, a panel per optimizer."""
-    metric, last = results.reported(rows, judge).monitor, _last(rows)
+    metric, last = results.reported(rows, judge).monitor, _last_epochs(rows)
     names = [results.name_of(row) for _, row in last.iterrows()]
     last = last.assign(**{"optimizer": names, size: last["network"]})
-    limits = {metric: _limits(rows, judge.monitor)} if judge.mode == "min" else {}
+    limits = {metric: _axis_limits(rows, judge.monitor)} if judge.mode == "min" else {}
     grid = _over_rates(last, metric, limits, size, "optimizer", is_number=True)
     yield "sizes", grid
 
 
-def _limits(rows, metric):
+def _axis_limits(rows, metric):
     """Returns axis limits for a loss that may explode, from its median first value."""
     values = rows[metric][np.isfinite(rows[metric])]
     start = values[rows["epoch"] == 1].quantile(0.5, interpolation="lower")
@@ -163,7 +166,7 @@ def _limits(rows, metric):
 
 def _curves(rows, epoch, metric, line, panel, limits):
     rows = _without_divergence(rows, [line, panel, epoch], metric)
-    looks = _looks(rows[line], line, is_number=line == "rate")
+    line_styles = _line_styles(rows[line], line, is_number=line == "rate")
     grid = sns.relplot(
         kind="line",
         data=rows,
@@ -174,21 +177,21 @@ def _curves(rows, epoch, metric, line, panel, limits):
         col_wrap=min(2, rows[panel].nunique()),
         errorbar=("pi", 100),
         facet_kws={"sharey": metric != "value", "legend_out": False},
-        **_size(rows[panel].nunique()),
-        **looks,
+        **_panel_size(rows[panel].nunique()),
+        **line_styles,
     )
     grid.set_titles("{col_name}" if panel != "rate" else "learning rate {col_name}")
     for key, axes in grid.axes_dict.items():
-        of_panel = rows[rows[panel] == key]
+        panel_rows = rows[rows[panel] == key]
         shown, drawn = metric, rows
         if metric == "value":
-            shown, drawn = key, of_panel
+            shown, drawn = key, panel_rows
             axes.set_title("")
         axes.set_ylabel(_label(shown))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _limit(axes, drawn[metric], limits.get(shown))
-        _mark_exits(axes, of_panel, epoch, metric, line, looks["palette"])
-    return _finished(grid, line)
+        _cut_off(axes, drawn[metric], limits.get(shown))
+        _mark_exits(axes, panel_rows, epoch, metric, line, line_styles["palette"])
+    return _finish(grid, line)
 
 
 def _over_rates(last, metric, limits, line="optimizer", panel=None, is_number=False):
@@ -197,7 +200,7 @@ def _over_rates(last, metric, limits, line="optimizer", panel=None, is_number=Fa
     if panel is None:
         panel, last = "panel", last.assign(panel="")
     last = _without_divergence(last, [line, panel, x], metric)
-    looks = _looks(last[line], line, is_number)
+    line_styles = _line_styles(last[line], line, is_number)
     panels = last[panel].nunique()
     grid = sns.relplot(
         kind="line",
@@ -209,8 +212,8 @@ def _over_rates(last, metric, limits, line="optimizer", panel=None, is_number=Fa
         errorbar=("pi", 100),
         err_style="bars",
         facet_kws={"legend_out": False},
-        **_size(panels),
-        **looks,
+        **_panel_size(panels),
+        **line_styles,
     )
     # This leaves room for the rates that diverged.
     ends, rates = (last[x].min() / 1.3, last[x].max() * 1.3), sorted(last[x].unique())
@@ -220,13 +223,13 @@ def _over_rates(last, metric, limits, line="optimizer", panel=None, is_number=Fa
     grid.set_ylabels(_label(metric))
     for key, axes in grid.axes_dict.items():
         axes.minorticks_off()
-        _limit(axes, last[metric], limits.get(metric))
-        found = last[last[panel] == key]
-        _mark_exits(axes, found, x, metric, line, looks["palette"])
-    return _finished(grid, line, title=line if is_number else None)
+        _cut_off(axes, last[metric], limits.get(metric))
+        panel_rows = last[last[panel] == key]
+        _mark_exits(axes, panel_rows, x, metric, line, line_styles["palette"])
+    return _finish(grid, line, title=line if is_number else None)
 
 
-def _looks(labels, line, is_number=False):
+def _line_styles(labels, line, is_number=False):
     """Returns colours, dashes and markers. Lines differ even without colours."""
     labels = list(dict.fromkeys(labels))
     if is_number:  # A sequence without the colours of optimizers.
@@ -235,23 +238,23 @@ def _looks(labels, line, is_number=False):
             zip(labels, sns.color_palette("crest", len(labels)), strict=True)
         )
         return {"hue": line, "style": line, "palette": palette, "markers": True}
-    found = styles.of(labels)
+    by_label = styles.of(labels)
     return {
         "hue": line,
         "style": line,
-        "palette": {label: style["color"] for label, style in found.items()},
-        "dashes": {label: style["dashes"] for label, style in found.items()},
-        "markers": {label: style["marker"] for label, style in found.items()},
+        "palette": {label: style["color"] for label, style in by_label.items()},
+        "dashes": {label: style["dashes"] for label, style in by_label.items()},
+        "markers": {label: style["marker"] for label, style in by_label.items()},
     }
 
 
-def _size(panels):
+def _panel_size(panels):
     height = 3.6 if panels == 1 else 2.7
     width = WIDTH / (1.2 if panels == 1 else 2)
     return {"height": height, "aspect": width / height}
 
 
-def _finished(grid, line, title=None):
+def _finish(grid, line, title=None):
     """Puts the legend below, where it takes no width."""
     grid.tight_layout()
     title = "learning rate" if line == "rate" else title
@@ -263,11 +266,11 @@ def _finished(grid, line, title=None):
 def _label(metric):
     part, _, name = metric.partition("_")
     known = {"val": "validation", "test": "test"}
-    told = f"{known[part]} {name}" if part in known else f"training {metric}"
-    return told.replace("_", " ")
+    text = f"{known[part]} {name}" if part in known else f"training {metric}"
+    return text.replace("_", " ")
 
 
-def _file(name):
+def _file_name(name):
     return name.replace(", ", "_").replace(" ", "_")
 
 
@@ -278,7 +281,7 @@ def _without_divergence(rows, columns, metric):
     return rows.assign(**{metric: rows[metric].where(finite.transform("all"), np.inf)})
 
 
-def _limit(axes, values, limits):
+def _cut_off(axes, values, limits):
     """Cuts off a loss that explodes, so that the others can be seen."""
     values = values[np.isfinite(values)]
     if limits and values.min() < limits[1] < values.max():

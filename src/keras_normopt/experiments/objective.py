@@ -58,7 +58,7 @@ def check_monitor(monitor, names):
     """Raises a `ValueError` if `fit` did not log the metric."""
     if monitor not in names:
         raise ValueError(
-            f"`monitor` must be one of what `fit` logs: {', '.join(names)}. "
+            f"`monitor` must be a metric that `fit` logs: {', '.join(names)}. "
             f"Received: monitor={monitor!r}"
         )
 

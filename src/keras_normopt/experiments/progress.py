@@ -11,20 +11,20 @@ from keras_normopt.experiments import results
 class Progress:
     """A bar that counts the epochs. Without a terminal, a line for each run."""
 
-    def __init__(self, plan, left):
-        self.total, self.finished = len(plan), len(plan) - len(left)
+    def __init__(self, plan, unfinished):
+        self.total, self.finished = len(plan), len(plan) - len(unfinished)
         self.before, self.start = self.finished, time.perf_counter()
         epochs = sum(run.epochs for run in plan)
         self.bar = tqdm(
             total=epochs,
-            initial=epochs - sum(run.epochs for run in left),
+            initial=epochs - sum(run.epochs for run in unfinished),
             unit="epoch",
             disable=not sys.stderr.isatty(),
         )
 
     def begin(self, run):
         self.epochs_left = run.epochs
-        self.bar.set_description(self._about(run))
+        self.bar.set_description(self._describe(run))
 
     def on_epoch(self, row):
         self.epochs_left -= 1
@@ -33,7 +33,7 @@ class Progress:
     def end(self, run, rows):
         """Counts a finished run. Prints a line about it if there is no bar."""
         self.bar.update(self.epochs_left)  # Epochs that a callback left out.
-        about = self._about(run)
+        about = self._describe(run)
         self.finished += 1
         if self.bar.disable:
             last = rows.iloc[-1]
@@ -42,7 +42,7 @@ class Progress:
             line = f"{about}: {metric} {last[metric]:.4g}, {left}"
             print(line, file=sys.stderr, flush=True)
 
-    def _about(self, run):
+    def _describe(self, run):
         name = f"{results.name_of(vars(run))} at {run.initial_learning_rate:g}"
         number = f"run {self.finished + 1} of {self.total}"
         return f"{number}: {run.network}, {name}, seed {run.seed}"

@@ -115,7 +115,7 @@ def read(path):
         raise ResultsError(f"{path} is damaged: {error}. {way_out}") from error
     raise ResultsError(
         f"{path} was not written by this version of the experiments. It has "
-        f"the columns {', '.join(columns)}; expected {', '.join(KINDS)}. {way_out}"
+        f"the columns {', '.join(columns)}. Expected: {', '.join(KINDS)}. {way_out}"
     )
 
 
@@ -136,13 +136,13 @@ def metrics(rows):
 def groups(rows):
     """Yields a name and the rows, for each network and batch size."""
     several = rows["batch_size"].nunique() > 1
-    for network, of_network in rows.groupby("network", sort=False):
-        found = list(of_network.groupby("batch_size", sort=False))
+    for network, network_rows in rows.groupby("network", sort=False):
+        found = list(network_rows.groupby("batch_size", sort=False))
         if several:
             found.sort(key=lambda group: int(group[0]))
-        for size, of_group in found:
+        for size, group_rows in found:
             name = f"{network}, batches of {size}" if several else network
-            yield name, of_group
+            yield name, group_rows
 
 
 def reported(rows, judge):
@@ -194,6 +194,12 @@ def rows_at_best(rows, judge):
     return rows[np.any(masks, axis=0)]
 
 
+def by_seed(rows, entry, metric):
+    """Returns the last value of a metric in the runs of an entry, with their seeds."""
+    last = rows[_mask(rows, entry)].groupby("seed").tail(1)
+    return last.set_index("seed")[metric]
+
+
 def score(entry, judge):
     """Returns a number that is higher for a better entry, and -∞ for divergence."""
     if diverged(entry, judge):
@@ -216,8 +222,8 @@ def table(rows, judge):
     """Returns the best results of each optimizer and norm, as text."""
     lines = []
     wanted = dict.fromkeys([*shown(rows, judge), reported(rows, judge).monitor])
-    for name, of_group in groups(rows):
-        for entry in best(of_group, judge):
+    for name, group_rows in groups(rows):
+        for entry in best(group_rows, judge):
             line = {
                 "network": name,
                 "optimizer": name_of(entry),
@@ -238,8 +244,8 @@ def name_of(row):
     if name.endswith(")"):
         name, _, options = name.removesuffix(")").partition("(")
     # `details` already has the scope.
-    told = [o for o in options.split(", ") if o and not o.startswith("scope=")]
-    text = ", ".join([*told, *details])
+    shown_options = [o for o in options.split(", ") if o and not o.startswith("scope=")]
+    text = ", ".join([*shown_options, *details])
     return name.strip() + (f" ({text})" if text else "")
 
 

@@ -101,7 +101,7 @@ def plan(
         )
     for norm, scope in itertools.product(norms, scopes):
         changes = {"norm": norm, "scope": scope}
-        NormalizedSGD(**_given(changes))  # Fails if one is unknown.
+        NormalizedSGD(**_without_none(changes))  # Fails if one is unknown.
     runs = {}  # A list would repeat an optimizer without a norm for each norm.
     for seed, network, (label, identifier, rate), norm, scope in itertools.product(
         range(seeds), subject.networks, optimizers, norms, scopes
@@ -118,13 +118,13 @@ def plan(
                 network=network,
                 backend=keras.backend.backend(),
                 optimizer=label,
-                norm=_name(getattr(optimizer, "norm", None)),
-                scope=_name(getattr(optimizer, "scope", None)),
+                norm=_as_text(getattr(optimizer, "norm", None)),
+                scope=_as_text(getattr(optimizer, "scope", None)),
                 momentum=f"{optimizer.momentum:g}" if has_momentum else "",
                 schedule=subject.schedule,
                 initial_learning_rate=learning_rate,
                 epochs=epochs,
-                batch_size=_name(subject.fit_arguments.get("batch_size")),
+                batch_size=_as_text(subject.fit_arguments.get("batch_size")),
                 seed=seed,
                 fingerprint=subject.fingerprint(optimizer),
             )
@@ -155,13 +155,13 @@ def _schedule(subject, learning_rate, epochs):
     return learning_rate
 
 
-def _name(value):
+def _as_text(value):
     if value is None:
         return ""
     return getattr(value, "__name__", str(value))
 
 
-def _given(arguments):
+def _without_none(arguments):
     return {name: value for name, value in arguments.items() if value is not None}
 
 
@@ -171,17 +171,17 @@ def make_optimizer(identifier, learning_rate, norm=None, scope=None, momentum=No
         optimizer = identifier(learning_rate)
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise ValueError(
-                "A function among `optimizers` must return a Keras optimizer for a "
-                f"learning rate. Received: {optimizer!r}"
+                "A function in `optimizers` must take a learning rate and return a "
+                f"Keras optimizer. Received: {optimizer!r}"
             )
         return optimizer
     name, options = (identifier, {}) if isinstance(identifier, str) else identifier
-    default = _get(name)
+    default = _get_optimizer(name)
     config = default.get_config()
     changes = {"learning_rate": learning_rate, "norm": norm, "scope": scope}
     if momentum is not None and "nesterov" in config:
         changes |= {"momentum": momentum, "nesterov": momentum > 0}
-    changes = {k: v for k, v in _given(changes).items() if k in config}
+    changes = {k: v for k, v in _without_none(changes).items() if k in config}
     settings = config | changes | options
     if settings.get("direction") is not None and "norm" not in options:
         settings["norm"] = None  # The direction also sets the length.
@@ -191,15 +191,15 @@ def make_optimizer(identifier, learning_rate, norm=None, scope=None, momentum=No
         raise ValueError(f"The options of {name} are wrong: {error}") from error
 
 
-def _get(name):
+def _get_optimizer(name):
     if name == "lamb":  # The only name that Keras does not know.
         return keras.optimizers.Lamb()
     try:
         return keras.optimizers.get(name)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            "Optimizers must be names that model.compile takes: Keras's, such as sgd "
-            f"or adam, and {', '.join(ALIASES)}. "
+            "Unknown optimizer. Choose a name that `model.compile` takes: one of "
+            f"Keras, such as sgd or adam, or one of {', '.join(ALIASES)}. "
             f"Received: {name!r}"
         ) from error
 
@@ -240,13 +240,13 @@ def train(run, subject, optimizer, on_epoch, monitor=None, mode="auto"):
     model = compiled(subject.networks[run.network]())
     replace_optimizer(model, optimizer)
     record = Record(on_epoch, monitor, mode)
-    theirs = keras.tree.flatten(subject.fit_arguments.get("callbacks") or [])
+    user_callbacks = keras.tree.flatten(subject.fit_arguments.get("callbacks") or [])
     arguments = {"verbose": 0} | subject.fit_arguments | {"epochs": run.epochs}
     if subject.batches:
         arguments |= {"x": subject.batches(seed=run.seed), "shuffle": False}
         arguments |= {"y": None, "batch_size": None}
     # The record comes last, so it also has what other callbacks log.
-    arguments["callbacks"] = [*theirs, *_stages(run, subject), record]
+    arguments["callbacks"] = [*user_callbacks, *_stages(run, subject), record]
     model.fit(**arguments)
     if subject.test_data is not None:
         test = subject.test_data

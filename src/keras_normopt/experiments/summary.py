@@ -3,9 +3,14 @@
 import itertools
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from scipy import stats
+
 from keras_normopt.experiments import results
 
 SEEDS = 3  # With fewer, a range says nothing.
+PAIRED = 5  # With fewer, a confidence interval is too wide to help.
 RATE = "initial_learning_rate"
 
 
@@ -17,18 +22,21 @@ def sentences(rows, judge, size=None):
         judge: A `Judge`.
         size: What the size is called, if networks differ in size.
     """
-    for network, of_group in results.groups(rows):
+    for network, group_rows in results.groups(rows):
         name = f"{size} {network}" if size else network
-        entries = results.last_epoch(of_group)
-        best = results.best(of_group, judge)
+        entries = results.last_epoch(group_rows)
+        best = results.best(group_rows, judge)
         trained = [entry for entry in best if not results.diverged(entry, judge)]
-        told = results.reported(of_group, judge)
-        trained.sort(key=lambda entry: results.score(entry, told), reverse=True)
-        yield _values(name, trained, told) + _verdict(trained, told)
-        yield from _pairs(trained, told)
-        yield from _ends(trained, entries)
+        reported = results.reported(group_rows, judge)
+        trained.sort(key=lambda entry: results.score(entry, reported), reverse=True)
+        yield _values(name, trained, reported) + _ranking(trained, reported)
+        yield from _pairs(trained, reported)
+        yield from _intervals(trained, group_rows, reported)
+        yield from _rates_at_ends(trained, entries)
         yield from _divergences(entries, judge)
-    others = [name for name in results.metrics(rows) if _rivals(name, judge.monitor)]
+    others = [
+        name for name in results.metrics(rows) if _is_alternative(name, judge.monitor)
+    ]
     if others:
         yield f"Judge by another metric with `monitor`: {', '.join(others)}."
     if not any(name.startswith("val_") for name in results.metrics(rows)):
@@ -38,7 +46,7 @@ def sentences(rows, judge, size=None):
         )
 
 
-def _rivals(name, monitor):
+def _is_alternative(name, monitor):
     """Returns whether one could also judge by this metric, e.g. of another output."""
     is_alike = name.startswith("val_") == monitor.startswith("val_")
     return is_alike and name != monitor and not name.endswith("loss")
@@ -49,30 +57,30 @@ def _values(name, trained, judge):
     values = "; ".join(
         f"{_at(entry)}: {results.range_of(entry, judge.monitor)}" for entry in trained
     )
-    return f"{name}, {judge.monitor}, {better} is better: {values or 'nothing'}"
+    return f"{name}, {judge.monitor}, {better} is better: {values or 'no results'}"
 
 
 def _at(entry):
     return f"{results.name_of(entry)} at {entry[RATE]:g}"
 
 
-def _verdict(trained, judge):
+def _ranking(trained, judge):
     if not trained:
-        return ", all diverged. Try lower learning rates."
+        return ", because all diverged. Try lower learning rates."
     seeds = min(entry["seeds"] for entry in trained)
     if seeds < SEEDS:
         number = "one seed is" if seeds == 1 else f"{seeds} seeds are"
-        return f". No ranking: {number} too few, take {SEEDS} or more."
+        return f". No ranking: {number} too few. Use {SEEDS} or more."
     if len(trained) == 1:
         return "."
     first, *others = trained
-    level = [entry for entry in others if _overlap(first, entry, judge)]
-    behind = [entry for entry in others if entry not in level]
+    overlapping = [entry for entry in others if _overlap(first, entry, judge)]
+    behind = [entry for entry in others if entry not in overlapping]
     if not behind:
-        return ": their ranges overlap, no ranking."
+        return ". No ranking: their ranges overlap."
     ahead = f". {_ahead(first, behind)}"
-    if level:
-        ahead += f" That of {_names(level)} does: no ranking of these."
+    if overlapping:
+        ahead += f" {_unranked(first, overlapping)}"
     return ahead
 
 
@@ -82,21 +90,51 @@ def _pairs(trained, judge):
         return
     # The verdict covers the first. In each pair the better one comes first.
     for one, other in itertools.combinations(trained[1:], 2):
-        if one["optimizer"] == other["optimizer"] or _base(one) != _base(other):
+        if one["optimizer"] == other["optimizer"] or _base_name(one) != _base_name(
+            other
+        ):
             continue
         if _overlap(one, other, judge):
-            yield f"{_names([one, other])}: their ranges overlap, no ranking."
+            yield _unranked(one, [other])
         else:
             yield _ahead(one, [other])
 
 
-def _base(entry):
+def _intervals(trained, rows, judge):
+    """Yields how far the best is from each other one, over the seeds that both have.
+
+    A seed gives all methods the same initial weights and batches, so the differences
+    of pairs vary less than the results.
+    """
+    if not trained:
+        return
+    first, *others = trained
+    best = results.by_seed(rows, first, judge.monitor)
+    for other in others:
+        values = results.by_seed(rows, other, judge.monitor)
+        pairs = pd.concat([best, values], axis=1, join="inner").to_numpy()
+        if len(pairs) < PAIRED:
+            continue
+        low, high = stats.ttest_rel(*pairs.T).confidence_interval(0.95)
+        yield (
+            f"{_names([first])} minus {_names([other])}: "
+            f"{np.subtract(*pairs.T).mean():.3g}, with a 95 % confidence interval from "
+            f"{low:.3g} to {high:.3g} (paired t-test over {len(pairs)} seeds)."
+        )
+
+
+def _base_name(entry):
     name = entry["optimizer"].partition("(")[0]
     return name.removeprefix("normalized_").removeprefix("clipped_")
 
 
 def _ahead(first, others):
     return f"{_names([first])} is ahead of {_names(others)}: ranges do not overlap."
+
+
+def _unranked(first, others):
+    names = f"{_names([first])} against {_names(others)}"
+    return f"No ranking of {names}: their ranges overlap."
 
 
 def _overlap(one, other, judge):
@@ -108,7 +146,7 @@ def _names(entries):
     return ", ".join(results.name_of(entry) for entry in entries)
 
 
-def _ends(trained, entries):
+def _rates_at_ends(trained, entries):
     """Yields which optimizers may be better at rates outside of those tried."""
     rates = _rates_of(entries)
     alone = [entry for entry in trained if len(rates[_names([entry])]) == 1]

@@ -50,7 +50,7 @@ def transfer(
         learning_rates: List of positive numbers. Defaults to .0003 to .1, half a decade
             apart.
         seeds: Positive integer, the number of runs with each setting. Defaults to 3.
-            With fewer, there is no verdict.
+            With fewer, there is no advice.
         epochs: Positive integer. Defaults to 10.
         monitor, mode, test_data, out: As for `compare`.
         **fit_arguments: More arguments of `fit`.
@@ -88,20 +88,21 @@ def transfer(
     comparing.check(learning_rates, seeds, epochs, mode)
     fit_arguments = {"x": x, "y": y} | fit_arguments
     subjects = subjects_of(make_model, sizes, fit_arguments, test_data)
-    asked = {"learning_rates": list(learning_rates), "seeds": seeds, "epochs": epochs}
+    settings: dict[str, Any] = {"learning_rates": list(learning_rates)}
+    settings |= {"seeds": seeds, "epochs": epochs}
     named = [optimizers] if isinstance(optimizers, str) else list(optimizers)
-    found = comparing.parse(optimizers)
+    parsed = comparing.parse(optimizers)
     plan: dict[runs.Run, Any] = {}
     for subject in subjects:
-        plan |= runs.plan(subject, found, **asked)
+        plan |= runs.plan(subject, parsed, **settings)
     result = Transfer(
         plan,
         None if out is None else pathlib.Path(out),
         monitor,
         mode,
-        {"optimizers": named, "sizes": list(sizes)} | asked,
+        {"optimizers": named, "sizes": list(sizes)} | settings,
         subjects=subjects,
-        optimizers=found,
+        optimizers=parsed,
     )
     result.train()
     result.write()
@@ -134,20 +135,24 @@ class Transfer(comparing.Comparison):
     @property
     def table(self) -> str:
         """The best learning rate of each size and optimizer, as text."""
-        told = results.reported(self.rows, self.judge)
+        reported = results.reported(self.rows, self.judge)
         lines = []
-        for name, of_sizes in self._series():
-            start = min(of_sizes)
-            rate = of_sizes[start].best[RATE]
-            for size, found in of_sizes.items():
+        for name, by_size in self._results_by_optimizer():
+            start = min(by_size)
+            rate = by_size[start].best[RATE]
+            for size, size_results in by_size.items():
                 lines.append(
                     {
                         "optimizer": name,
                         self.size: f"{size:g}",
-                        "best rate": f"{found.best[RATE]:g}",
-                        "seeds": found.best["seeds"],
-                        told.monitor: results.range_of(found.best, told.monitor),
-                        f"at the rate of {start:g}": found.at(rate, told.monitor),
+                        "best rate": f"{size_results.best[RATE]:g}",
+                        "seeds": size_results.best["seeds"],
+                        reported.monitor: results.range_of(
+                            size_results.best, reported.monitor
+                        ),
+                        f"at the rate of {start:g}": size_results.at(
+                            rate, reported.monitor
+                        ),
                     }
                 )
         return pd.DataFrame(lines).to_string(index=False)
@@ -155,10 +160,10 @@ class Transfer(comparing.Comparison):
     @property
     def summary(self) -> str:
         """The conclusions, and those of `compare` for each size."""
-        told = results.reported(self.rows, self.judge)
+        reported = results.reported(self.rows, self.judge)
         lines = [
-            _sentence(name, of_sizes, told, self.size)
-            for name, of_sizes in self._series()
+            _sentence(name, by_size, reported, self.size)
+            for name, by_size in self._results_by_optimizer()
         ]
         others = summary.sentences(self.rows, self.judge, self.size)
         return "\n".join([*lines, *others])
@@ -172,7 +177,8 @@ class Transfer(comparing.Comparison):
         Returns:
             DataFrame, as `coordinate_check` returns it.
         """
-        best = {name: found[min(found)].best for name, found in self._series()}
+        results_of_all = self._results_by_optimizer()
+        best = {name: by_size[min(by_size)].best for name, by_size in results_of_all}
         chosen = [
             (name, identifier, entry[RATE])
             for label, identifier, _ in self._optimizers
@@ -186,19 +192,19 @@ class Transfer(comparing.Comparison):
         fit_arguments = self._subjects[0].fit_arguments
         return coordinates.measure(makers, fit_arguments, chosen, sorted(steps))
 
-    def _series(self):
+    def _results_by_optimizer(self):
         """Returns pairs of an optimizer's name and `{size: _Found}`."""
         entries = results.last_epoch(self.rows)
         best = results.best(self.rows, self.judge)
-        found: dict[str, dict[float, _Found]] = {}
+        by_optimizer: dict[str, dict[float, _SizeResults]] = {}
         for entry in sorted(best, key=lambda entry: float(entry["network"])):
             tried = [e for e in entries if _is_alike(e, entry)]
-            sizes = found.setdefault(results.name_of(entry), {})
-            sizes[float(entry["network"])] = _Found(entry, tried, self.judge)
-        return list(found.items())
+            sizes = by_optimizer.setdefault(results.name_of(entry), {})
+            sizes[float(entry["network"])] = _SizeResults(entry, tried, self.judge)
+        return list(by_optimizer.items())
 
 
-class _Found:
+class _SizeResults:
     """The results of one optimizer at one size.
 
     Attributes:
@@ -241,60 +247,68 @@ def _is_alike(one, other):
     return all(one[name] == other[name] for name in results.SERIES[:-1])
 
 
-def _sentence(name, of_sizes, told, word):
+def _sentence(name, by_size, reported, size_name):
     """Returns how far the best rate moves, and the cost of tuning the smallest size."""
-    small, large = min(of_sizes), max(of_sizes)
+    small, large = min(by_size), max(by_size)
     if small == large:
-        return f"{name}: there is one {word} only, so nothing follows."
-    if not all(found.has_trained for found in of_sizes.values()):
-        return f"{name}: at some {word} every rate diverged. Try lower rates."
-    rates = [found.best[RATE] for found in of_sizes.values()]
+        return f"{name}: there is only one {size_name}, so nothing can be compared."
+    if not all(size_results.has_trained for size_results in by_size.values()):
+        return f"{name}: at some {size_name} every rate diverged. Try lower rates."
+    rates = [size_results.best[RATE] for size_results in by_size.values()]
     decades = math.log10(max(rates) / min(rates))
     text = (
-        f"{name}: the best rate is {rates[0]:g} at {word} {small:g} and {rates[-1]:g} "
-        f"at {large:g}. Over all of them it moves by {decades:.1f} decades."
+        f"{name}: the best rate is {rates[0]:g} at {size_name} {small:g} and "
+        f"{rates[-1]:g} at {large:g}. Over all of them it moves by {decades:.1f} "
+        "decades."
     )
-    return f"{text} {_cost(of_sizes, told)}{_compromise(of_sizes, told)}"
+    return f"{text} {_cost(by_size, reported)}{_compromise(by_size, reported)}"
 
 
-def _cost(of_sizes, told):
-    small, large = min(of_sizes), max(of_sizes)
-    found, rate = of_sizes[large], of_sizes[small].best[RATE]
-    entry = found.entry(rate)
+def _cost(by_size, reported):
+    small, large = min(by_size), max(by_size)
+    size_results, rate = by_size[large], by_size[small].best[RATE]
+    entry = size_results.entry(rate)
     if entry is None:
-        return f"At {large:g} the rate {rate:g} {found.at(rate, '')}: tune each size."
-    best, value = found.best[told.monitor]["mean"], entry[told.monitor]["mean"]
-    share = _share_lost(found, entry, told)
+        outcome = size_results.at(rate, "")
+        return f"At {large:g} the rate {rate:g} {outcome}: tune each size."
+    best, value = (
+        size_results.best[reported.monitor]["mean"],
+        entry[reported.monitor]["mean"],
+    )
+    share = _share_lost(size_results, entry, reported)
     text = f"At {large:g} the rate tuned at {small:g} gives {value:.4g}"
     if share:
         text += f", the best one {best:.4g}"
-    seeds = min(found.best["seeds"], entry["seeds"])
+    seeds = min(size_results.best["seeds"], entry["seeds"])
     if seeds < summary.SEEDS:
-        return f"{text}. No verdict: take {summary.SEEDS} seeds or more."
-    advice = "tune small" if share <= TOLERATED else "tune each size"
+        return f"{text}. No advice: use {summary.SEEDS} seeds or more."
+    advice = "tune the smallest size" if share <= TOLERATED else "tune each size"
     text = f"{text} ({share:.1%} worse): {advice}."
-    if ends := [f"{size:g}" for size, f in of_sizes.items() if f.is_at_end]:
+    if ends := [f"{size:g}" for size, f in by_size.items() if f.is_at_end]:
         text += (
             f" The best rate is the first or last that was tried at {', '.join(ends)}."
         )
     return text
 
 
-def _share_lost(found, entry, told):
+def _share_lost(size_results, entry, reported):
     """Returns by which share a rate is worse than the best one, 0 if it is better."""
-    best, value = found.best[told.monitor]["mean"], entry[told.monitor]["mean"]
-    lost = max(0.0, told.score(best) - told.score(value))
+    best, value = (
+        size_results.best[reported.monitor]["mean"],
+        entry[reported.monitor]["mean"],
+    )
+    lost = max(0.0, reported.score(best) - reported.score(value))
     return lost and (lost / abs(best) if best else math.inf)
 
 
-def _compromise(of_sizes, told):
+def _compromise(by_size, reported):
     """Returns a sentence on the rate whose largest loss over all sizes is smallest."""
     losses = {}
-    for rate in next(iter(of_sizes.values())).rates:
-        entries = [found.entry(rate) for found in of_sizes.values()]
+    for rate in next(iter(by_size.values())).rates:
+        entries = [size_results.entry(rate) for size_results in by_size.values()]
         if all(entries):
-            pairs = zip(of_sizes.values(), entries, strict=True)
-            losses[rate] = max(_share_lost(f, e, told) for f, e in pairs)
+            pairs = zip(by_size.values(), entries, strict=True)
+            losses[rate] = max(_share_lost(f, e, reported) for f, e in pairs)
     if not losses:
         return " No rate trained all sizes."
     rate = min(losses, key=lambda rate: losses[rate])

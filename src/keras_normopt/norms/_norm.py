@@ -14,12 +14,12 @@ class Norm:
     def __init__(self, function):
         self.function = function
 
-    def measure(self, blocks, unit=None):
+    def measure(self, blocks, divisor=None):
         """Computes the norm of each block.
 
         Args:
             blocks: Non-empty list of `Reductions`.
-            unit: Scalar tensor that divides the entries first, or `None`.
+            divisor: Scalar tensor that divides the entries first, or `None`.
 
         Returns:
             The packed norms: see `pack`.

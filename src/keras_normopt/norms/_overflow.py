@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_normopt._backend.devices import near
+from keras_normopt._backend.devices import to_device_of
 from keras_normopt._backend.tensors import constant_like, dtype_of, join, pack
 from keras_normopt._backend.tracing import concrete_value, cond
 from keras_normopt.norms._norm import Norm
@@ -55,12 +55,14 @@ class BuiltIn(Norm):
         self._definition = definition
         self._squares, self._leaves_range = squares, leaves_range
 
-    def measure(self, blocks, unit=None):
+    def measure(self, blocks, divisor=None):
         values = self._norms_of(blocks)
-        if unit is None:
+        if divisor is None:
             return values
         # A negative learning rate reverses updates. Their norm stays positive.
-        return [v / near(ops.cast(ops.abs(unit), dtype_of(v)), v) for v in values]
+        return [
+            v / to_device_of(ops.cast(ops.abs(divisor), dtype_of(v)), v) for v in values
+        ]
 
     def _norms_of(self, blocks):
         plain = [self._plain(block) for block in blocks]
@@ -72,13 +74,14 @@ class BuiltIn(Norm):
         joined = join(plain)
         safe = _is_safe(joined, floor)
 
-        def rescue():
+        def rescale():
             # Each block alone, so that one zero gradient does not slow down all blocks.
-            each = zip(blocks, plain, _flags(safe, plain), strict=True)
-            return pack([self._rescued(*those, floor) for those in each], stacked)
+            rows = zip(blocks, plain, _safe_flags(safe, plain), strict=True)
+            norms = [self._rescale_if_unsafe(*row, floor) for row in rows]
+            return pack(norms, stacked)
 
         # Packs inside the branches, because XLA compiles that faster.
-        return cond(ops.all(safe), lambda: pack(plain, stacked, joined), rescue)
+        return cond(ops.all(safe), lambda: pack(plain, stacked, joined), rescale)
 
     def _plain(self, block):
         if not block.size:
@@ -96,7 +99,7 @@ class BuiltIn(Norm):
         limits = np.finfo(block.dtype)
         return float(np.sqrt(block.size * limits.tiny / (8 * limits.eps)))
 
-    def _rescued(self, block, plain, flags, floor):
+    def _rescale_if_unsafe(self, block, plain, flags, floor):
         """Returns the norms of a block, computed at another scale if necessary.
 
         The scale keeps even safe results in range. A compiler may compute this for all
@@ -127,7 +130,7 @@ class BuiltIn(Norm):
         return plain if flags.all() else rescaled()
 
 
-def _flags(safe, plain):
+def _safe_flags(safe, plain):
     """Returns for each block which results are safe, or `None` while traced."""
     flags = concrete_value(safe)
     if flags is None:

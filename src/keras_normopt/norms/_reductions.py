@@ -6,7 +6,7 @@ import math
 from keras import ops
 
 from keras_normopt._backend import sparse
-from keras_normopt._backend.devices import near
+from keras_normopt._backend.devices import to_device_of
 from keras_normopt._backend.tensors import dtype_of, safe_sqrt, widen
 
 
@@ -34,7 +34,7 @@ class Reductions:
     def sum(self, function=lambda tensor: tensor):
         """Returns the sum of `function(entry)`. The function maps 0 to 0."""
         parts = [ops.sum(function(t), axis=self._axes(t)) for t in self.tensors]
-        return functools.reduce(lambda a, b: a + near(b, a), parts)
+        return functools.reduce(lambda a, b: a + to_device_of(b, a), parts)
 
     def l2(self):
         """Returns the Euclidean norm."""
@@ -83,13 +83,13 @@ class Reductions:
     def divided(self, divisor):
         """Returns the reductions of the entries divided by a scalar."""
         divisor = ops.cast(divisor, self.dtype)
-        tensors = [tensor / near(divisor, tensor) for tensor in self.tensors]
+        tensors = [tensor / to_device_of(divisor, tensor) for tensor in self.tensors]
         return type(self)(tensors, self.per_unit, self.stacked, self._rows)
 
     def broadcast(self, values, tensor):
         """Reshapes values, one for each norm, to broadcast against a tensor."""
         reduced = len(tensor.shape) - len(self.shape)
-        values = near(values, tensor)
+        values = to_device_of(values, tensor)
         if not self.stacked:
             return values
         return values[(slice(None), *[None] * reduced)]  # Faster than `reshape`.
@@ -119,7 +119,9 @@ class Reductions:
         ]
         if len(parts) == 1:
             return parts[0]
-        return reduce(ops.stack([near(part, parts[0]) for part in parts]), axis=0)
+        return reduce(
+            ops.stack([to_device_of(part, parts[0]) for part in parts]), axis=0
+        )
 
     def _axes(self, tensor):
         if not (self.stacked or self.per_unit):
@@ -127,15 +129,15 @@ class Reductions:
         return tuple(range(self.stacked, len(tensor.shape) - self.per_unit))
 
 
-def reductions_of(tensors, per_unit=False, stacked=False, kind=Reductions):
+def reductions_of(tensors, per_unit=False, stacked=False, cls=Reductions):
     """Returns the reductions of one block, in a dtype wide enough for norms.
 
     Args:
         tensors: The gradients of the block, of any dtypes, sparse or dense.
         per_unit: Whether units have norms. A gradient with one axis has no units.
         stacked: As for `Reductions`.
-        kind: The class to return.
+        cls: The class to return.
     """
     per_unit = per_unit and len(tensors[0].shape) > 1
     values, rows = zip(*map(sparse.rows_of, tensors), strict=True)
-    return kind(widen(values), per_unit, stacked, rows)
+    return cls(widen(values), per_unit, stacked, rows)

@@ -8,12 +8,12 @@ from typing import Any, TypeVar, overload
 
 from keras_normopt.norms import _definitions
 from keras_normopt.norms._overflow import BuiltIn
-from keras_normopt.norms._user_norms import UserNorm, UserNormalizer, describe
+from keras_normopt.norms._user_norms import UserNorm, UserNormalizer, function_name
 
 _Norm = TypeVar("_Norm", bound=Callable[[Any], Any])
 
 _registered: dict[str, UserNorm] = {}
-_registering = threading.Lock()
+_registry_lock = threading.Lock()
 
 
 def names() -> list[str]:
@@ -57,7 +57,8 @@ def register_norm(name, function=None, *, overwrite=False):
         >>> @keras_normopt.register_norm("median")
         ... def median(gradient):
         ...     return ops.median(ops.abs(gradient))
-        >>> optimizer = keras_normopt.NormalizedSGD(norm="median")
+        >>> keras_normopt.NormalizedSGD(norm="median")
+        NormalizedSGD(norm='median')
     """
     if function is None:
         return functools.partial(register_norm, name, overwrite=overwrite)
@@ -86,10 +87,12 @@ def _register(name, norm, overwrite):
     if name in _definitions.BUILT_IN:
         raise ValueError(
             f"`name` must not name a built-in norm. Received: name={name!r}. The "
-            f"built-in norms are {_listed(_definitions.BUILT_IN)}. Choose another name."
+            f"built-in norms are {_quoted(_definitions.BUILT_IN)}. Choose another name."
         )
-    with _registering:
-        if name in _registered and not (overwrite or _same(_registered[name], norm)):
+    with _registry_lock:
+        if name in _registered and not (
+            overwrite or _is_same_norm(_registered[name], norm)
+        ):
             raise ValueError(
                 f"Another function is registered under name={name!r} already. Pass "
                 "`overwrite=True` to replace it, or choose another name."
@@ -97,7 +100,7 @@ def _register(name, norm, overwrite):
         _registered[name] = norm
 
 
-def _same(one, other):
+def _is_same_norm(one, other):
     """Returns whether two norms have the same function, or equal definitions."""
     if type(one) is not type(other):
         return False
@@ -144,7 +147,7 @@ def get(identifier):
         return norm if is_built_in else UserNorm(identifier)
     raise ValueError(
         f"Unknown norm. Received: norm={reprlib.repr(identifier)}. Choose one of "
-        f"{_listed(names())}, None for no normalization, or a function from a gradient "
+        f"{_quoted(names())}, None for no normalization, or a function from a gradient "
         "to its scalar norm. `keras_normopt.register_norm` adds a name of your own. "
         "Call it in each process, before you load a file that uses the name."
     )
@@ -165,11 +168,11 @@ def serialize(identifier):
         if norm.stands_for(identifier):
             return name
     raise ValueError(
-        f"Cannot save norm={describe(identifier)}: only the name of a norm is "
+        f"Cannot save norm={function_name(identifier)}: only the name of a norm is "
         "saved, and this function has none. Register it with "
         "`keras_normopt.register_norm(name, function)`, here and before loading."
     )
 
 
-def _listed(choices):
+def _quoted(choices):
     return ", ".join(repr(name) for name in sorted(choices))

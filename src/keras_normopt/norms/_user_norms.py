@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_normopt._backend.devices import near
+from keras_normopt._backend.devices import to_device_of
 from keras_normopt._backend.tensors import dtype_of, pack
 from keras_normopt._backend.tracing import concrete_value, eagerly
 from keras_normopt.norms._definitions import l2
@@ -23,26 +23,28 @@ class UserNorm(Norm):
 
     expected = "A norm must be a finite number of at least 0"
 
-    def measure(self, blocks, unit=None):
+    def measure(self, blocks, divisor=None):
         # Divides the entries, because a user's function may not be homogeneous.
-        if unit is not None:
-            blocks = [block.divided(unit) for block in blocks]
-        return pack([self._of_block(block) for block in blocks], [False] * len(blocks))
+        if divisor is not None:
+            blocks = [block.divided(divisor) for block in blocks]
+        return pack(
+            [self._measure_block(block) for block in blocks], [False] * len(blocks)
+        )
 
-    def _of_block(self, block):
+    def _measure_block(self, block):
         tensors = block.tensors
         if len(tensors) > 1:
-            flat = [near(ops.reshape(t, (-1,)), tensors[0]) for t in tensors]
+            flat = [to_device_of(ops.reshape(t, (-1,)), tensors[0]) for t in tensors]
             tensors = [ops.concatenate(flat)]
         (tensor,) = tensors
         if not block.per_unit:
-            return self._scalar(tensor)
-        return ops.vectorized_map(self._scalar, ops.moveaxis(tensor, -1, 0))
+            return self._call_for_scalar(tensor)
+        return ops.vectorized_map(self._call_for_scalar, ops.moveaxis(tensor, -1, 0))
 
-    def _scalar(self, gradient):
+    def _call_for_scalar(self, gradient):
         result = _call(self.function, gradient)
         expected = "A norm must return one scalar tensor per gradient. "
-        name = describe(self.function)
+        name = function_name(self.function)
         try:
             value = ops.convert_to_tensor(result)
             if "complex" in dtype_of(value):
@@ -82,7 +84,7 @@ class UserNorm(Norm):
             ValueError: If the result is not finite, or is a negative norm.
         """
         smallest: dict[int, Any] = {}
-        arguments = _arguments(blocks, variables)
+        arguments = _argument_shapes(blocks, variables)
         for shape, dtype in sorted(arguments, key=lambda a: math.prod(a[0])):
             smallest.setdefault(len(shape), (shape, dtype))
         for shape, dtype in smallest.values():
@@ -91,27 +93,28 @@ class UserNorm(Norm):
             mixed = -(np.sin(1 + count) + 0.25)
             for gradient in (mixed, -np.abs(mixed)):
                 with eagerly():
-                    self._check_on(gradient.astype(dtype))
+                    self._check_result(gradient.astype(dtype))
 
-    def _check_on(self, gradient):
+    def _check_result(self, gradient):
         tensor = ops.convert_to_tensor(gradient)
         if concrete_value(tensor) is None:  # A program is being traced.
             return
-        result = concrete_value(self._result(tensor))
-        if result is not None and not self._is_right(result):
+        result = concrete_value(self._checked_result(tensor))
+        if result is not None and not self._is_valid(result):
             raise ValueError(
                 f"{self.expected}, or weights become NaN. norm="
-                f"{describe(self.function)} returned {reprlib.repr(result.tolist())} "
-                f"for a gradient of shape {gradient.shape} with entries from "
-                f"{gradient.min():.2g} to {gradient.max():.2g}. Take magnitudes first, "
-                "as `ops.abs(gradient)` or `ops.square(gradient)` do. "
-                "`keras_normopt.testing.check_norm` looks for other faults."
+                f"{function_name(self.function)} returned "
+                f"{reprlib.repr(result.tolist())} for a gradient of shape "
+                f"{gradient.shape} with entries from "
+                f"{gradient.min():.2g} to {gradient.max():.2g}. Begin with "
+                "`ops.abs(gradient)` or `ops.square(gradient)`. "
+                "`keras_normopt.testing.check_norm` finds other errors."
             )
 
-    def _result(self, gradient):
-        return self._scalar(gradient)
+    def _checked_result(self, gradient):
+        return self._call_for_scalar(gradient)
 
-    def _is_right(self, result):
+    def _is_valid(self, result):
         return 0 <= result < math.inf
 
 
@@ -123,7 +126,9 @@ class UserNormalizer(UserNorm):
 
     def normalize(self, gradients, divisors):
         for position in gradients.positions:
-            gradients.replace(lambda stack: self._result(stack[0])[None], [position])
+            gradients.replace(
+                lambda stack: self._checked_result(stack[0])[None], [position]
+            )
 
     def stands_for(self, function):
         return False
@@ -134,18 +139,18 @@ class UserNormalizer(UserNorm):
             f"{reason}. Pass the name of a norm, or a function that returns one."
         )
 
-    def _result(self, gradient):
+    def _checked_result(self, gradient):
         result = ops.convert_to_tensor(_call(self.function, gradient))
         if tuple(result.shape) != tuple(gradient.shape):
             raise ValueError(
-                f"{describe(self.function)} was registered as a function that "
+                f"{function_name(self.function)} was registered as a function that "
                 "returns the normalized gradient, so the shapes must match. It "
                 f"returned shape {tuple(result.shape)} for a gradient of shape "
                 f"{tuple(gradient.shape)}."
             )
         return result
 
-    def _is_right(self, result):
+    def _is_valid(self, result):
         return np.isfinite(result).all()
 
 
@@ -156,11 +161,11 @@ def _call(function, gradient):
         if not _works_on_values(function, gradient):
             raise
         raise TypeError(
-            f"norm={describe(function)} needs the values of a gradient. While a step "
-            "is compiled, a gradient has no values. On an accelerator, it is not a "
-            f"NumPy array. Received: {type(gradient).__name__} of shape "
+            f"norm={function_name(function)} needs the values of a gradient. While a "
+            "step is compiled, a gradient has no values. On an accelerator, it is not "
+            f"a NumPy array. Received: {type(gradient).__name__} of shape "
             f"{tuple(gradient.shape)}. Use the functions of `keras.ops` instead of "
-            "NumPy's, and no `float()`, `.numpy()` or `if` on values."
+            "NumPy's. Do not use `float()`, `.numpy()` or `if` on values."
         ) from error
 
 
@@ -178,10 +183,10 @@ def _works_on_values(function, gradient):
     return False
 
 
-def _arguments(blocks, variables):
+def _argument_shapes(blocks, variables):
     """Yields the shapes and dtypes of the function's arguments in a step, if small."""
     members: dict[int | None, list[int]] = {}
-    for i, number in enumerate(blocks.of):
+    for i, number in enumerate(blocks.block_of):
         members.setdefault(number, []).append(i)
     members.pop(None, None)
     for block in members.values():
@@ -195,6 +200,6 @@ def _arguments(blocks, variables):
             yield shape, "float64" if "float64" in dtypes else "float32"
 
 
-def describe(function):
+def function_name(function):
     """Returns the name of a function for messages."""
     return getattr(function, "__qualname__", None) or reprlib.repr(function)

@@ -152,7 +152,7 @@ def _read(path):
         )
     try:
         if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("no archive, or cut off")
+            raise zipfile.BadZipFile("not a zip archive, or incomplete")
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in ARRAYS if name in archive}
     except Exception as error:  # A damaged file may raise anything.
