@@ -235,7 +235,7 @@ def test_the_running_norm_does_not_clip_excluded_variables():
         assert np.linalg.norm(second_step[path]) == pytest.approx(size, rel=1e-4)
 
 
-def train_by_hand(epochs, rule, average=1):
+def train_by_hand(epochs, rule, average=1, rate=0.5):
     """Returns weights and running means of SGD that clips by the rule, in NumPy."""
     kept = [[], []]
 
@@ -243,7 +243,7 @@ def train_by_hand(epochs, rule, average=1):
         limit = rule.factor * by_hand.running_mean(rule, kept[i])
         size = np.linalg.norm(gradient)
         kept[i].append(min(size, limit))
-        return 0.5 * gradient * min(1, limit / size)
+        return rate * gradient * min(1, limit / size)
 
     weights = by_hand.descend(epochs, step, average)
     return weights, [by_hand.running_mean(rule, k) for k in kept]
@@ -257,23 +257,28 @@ if BACKEND != "torch":
 @pytest.mark.parametrize("accumulated", [None, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_running_norm_continues_from_a_file(mode, accumulated, tmp_path):
-    # A factor of 1 clips every gradient above the running mean.
+    # The rate is so high that gradients grow, and a factor of 1 clips those that do.
+    rate, average = 6.0, accumulated or 1
     rule = RunningNorm(1.0, decay=0.5, warmup=1 if accumulated else 4)
     optimizer = keras_normopt.ClippedSGD(
-        0.5, max_norm=rule, gradient_accumulation_steps=accumulated
+        rate, max_norm=rule, gradient_accumulation_steps=accumulated
     )
     model = by_hand.make_model(optimizer, **MODES[mode])
     by_hand.fit(model)
-    weights, means = train_by_hand(by_hand.EPOCHS, rule, accumulated or 1)
+    weights, means = train_by_hand(by_hand.EPOCHS, rule, average, rate)
     by_hand.assert_same(model.get_weights(), weights)
     np.testing.assert_allclose(running_norms(optimizer), means, rtol=1e-5)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.optimizer.max_norm.get_config() == rule.get_config()
     by_hand.fit(loaded)
-    weights, means = train_by_hand(2 * by_hand.EPOCHS, rule, accumulated or 1)
+    weights, means = train_by_hand(2 * by_hand.EPOCHS, rule, average, rate)
     by_hand.assert_same(loaded.get_weights(), weights)
     np.testing.assert_allclose(running_norms(loaded.optimizer), means, rtol=1e-5)
+    unclipped = by_hand.descend(
+        2 * by_hand.EPOCHS, lambda i, gradient: rate * gradient, average
+    )
+    assert not np.allclose(weights[0], unclipped[0], rtol=0.01)
 
 
 def test_a_skipped_step_does_not_change_the_running_norm():
