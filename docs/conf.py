@@ -3,10 +3,10 @@
 import inspect
 import os
 import pathlib
+import pydoc
 import re
 
 from docutils import nodes
-from PIL import Image  # Matplotlib has it.
 from sphinx import addnodes
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
@@ -48,6 +48,8 @@ myst_enable_extensions = ["dollarmath", "substitution"]
 # A price or a variable of a shell is no formula.
 myst_dmath_allow_digits = myst_dmath_allow_space = False
 myst_heading_anchors = 3
+# Formulas wrap on a phone.
+mathjax4_config = {"output": {"displayOverflow": "linebreak"}}
 # The notebook is kept without outputs; the site shows those of this build.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
@@ -78,8 +80,6 @@ myst_substitutions = {
     "clipped": table(CLIPPED),
 }
 
-# In inches: text of wider figures is too small to be read on a phone.
-WIDE = 5
 MODULES = ("callbacks", "directions", "experiments", "norms", "optimizers")
 MODULES += ("step_sizes", "testing")
 
@@ -109,19 +109,12 @@ def shorten(app, what, name, obj, options, lines):
 
 
 def prepare_figures(app, doctree):
-    """Links each figure to its file, and lets wide ones scroll on a phone."""
+    """Links each figure to its file, and lets all but the maps scroll on a phone."""
     for image in doctree.findall(nodes.image):
         image["scale"] = 100  # Sphinx links images that have a scale.
-        path = app.srcdir / image["uri"]
-        is_wide = path.suffix == ".png" and path.exists() and inches(path) > WIDE
-        if is_wide and isinstance(image.parent, nodes.paragraph | nodes.figure):
+        is_block = isinstance(image.parent, nodes.paragraph | nodes.figure)
+        if is_block and "/map-" not in image["uri"]:
             image.parent["classes"].append("wide-figure")
-
-
-def inches(path):
-    """Returns the width of a PNG file whose text has the usual size."""
-    with Image.open(path) as picture:
-        return picture.width / picture.info.get("dpi", (100, 100))[0]
 
 
 def show_formulas(app, doctree):
@@ -139,7 +132,6 @@ def show_formulas(app, doctree):
 
 def latex(formula):
     """Translates a formula of the docstrings."""
-    formula = re.sub(r"\s*,?\s+where ", r",\\quad \\text{where } ", formula)
     signs = {
         "←": r"&\leftarrow",
         "·": r"\cdot",
@@ -152,10 +144,12 @@ def latex(formula):
 
     def name(found):
         word = found[0].replace("_", r"\_")
+        if word in ("where", "then", "with", "for each"):
+            return rf"\quad \text{{{word} }}"
         return rf"\operatorname{{{word}}}" if found[1] else rf"\mathit{{{word}}}"
 
     # Names, but no commands of LaTeX, and no letter with an index.
-    word = r"(?<![\\\w{])[a-z][a-z]+(?:_[a-z]+)*(?=(\()?)(?![\w}])"
+    word = r"(?<![\\\w{])(?:for each|[a-z][a-z]+(?:_[a-z]+)*)(?=( ?[(|])?)(?![\w}])"
     return re.sub(word, name, formula)
 
 
@@ -204,20 +198,13 @@ def check_all_is_documented(app, env):
         names = getattr(keras_normopt, module).__all__
         public |= {f"keras_normopt.{module}.{name}" for name in names}
     objects = env.domains.python_domain.objects
-    entries = {id(_resolved(name)) for name in objects}
+    entries = {id(pydoc.locate(name)) for name in objects}
     for name in sorted(public):
-        found = _resolved(name)
+        found = pydoc.locate(name)
         if not inspect.getdoc(found):
             logging.getLogger(__name__).warning("%s has no docstring", name)
         if id(found) not in entries:
             logging.getLogger(__name__).warning("%s is not in the reference", name)
-
-
-def _resolved(name):
-    found = keras_normopt
-    for part in name.split(".")[1:]:
-        found = getattr(found, part, None)
-    return found
 
 
 def setup(app):

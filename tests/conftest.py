@@ -90,7 +90,10 @@ if keras.backend.backend() == "tensorflow":
 
 @pytest.fixture(scope="session")
 def strategy():
-    """Returns one strategy for all tests. TensorFlow mixes collectives of several."""
+    """Returns one strategy for all tests.
+
+    With several strategies, TensorFlow mixes up their collectives.
+    """
     if keras.backend.backend() != "tensorflow":
         pytest.skip("only replicas of TensorFlow are threads")
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -19,19 +19,19 @@ from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "src/keras_normopt"
-# The folders whose code handles gradients, and files in them that do not.
+# The code in these folders handles gradients, except the files in `NOT_CORE`.
 CORE = ["_backend", "norms", "_blocks", "_transforms", "_optimizer"]
 NOT_CORE = ["docstrings", "arguments", "track_norms", "types"]
 # Here, `|` only joins types, and no code shifts bits.
 NOT_NUMERIC = r"core/ReplaceBinaryOperator_.*(Bit|Shift|MatMul)"
-# Tests of other modules, and tests in processes that import the installed package.
+# These tests test other modules, or start processes with the installed package.
 LEFT_OUT = ["experiments", "backend/test_devices.py"]
 LEFT_OUT += [f"package/test_{name}.py" for name in ("demo", "examples", "guide")]
 LEFT_OUT += [f"package/test_{name}.py" for name in ("install", "plotting", "search")]
 
 
 def draw(sessions, number, seed):
-    """Leaves `number` mutants to test, each in one of the sessions."""
+    """Keeps `number` mutants to test, each in one of the sessions."""
     with contextlib.ExitStack() as stack:
         databases = [stack.enter_context(use_db(s, WorkDB.Mode.open)) for s in sessions]
         # Draws places, so that a line with many operators is not more likely.

@@ -45,7 +45,7 @@ class GradientNorms(keras.callbacks.Callback):
     With `track_norms="all"` the logs get three more means for each block and for
     `total`. `weight_norm/<block>` is ‖weights‖ before the step. `update_norm/<block>`
     is ‖update‖, including weight decay. `update_ratio/<block>` is their ratio. As a
-    rule of thumb it is near 1e-3.
+    rule of thumb, this ratio is near 1e-3.
 
     To watch a plain Adam, use `NormalizedAdam(norm=None, track_norms=True)`. The
     optimizer may be inside a `LossScaleOptimizer` or a `MultiOptimizer`.
@@ -54,22 +54,23 @@ class GradientNorms(keras.callbacks.Callback):
     or in lists and dictionaries. If more than one of them keeps norms, the attribute's
     name comes first: `grad_norm/d_opt/total`.
 
-    `History` and the callbacks after this one see these logs. Put `CSVLogger`,
-    `TensorBoard` and the like after it in the list. It warns you if it knows one that
-    comes before. `EarlyStopping(monitor="grad_norm/…")` and the like need a `mode`,
-    because Keras cannot know whether a norm should grow or shrink. Names of blocks
-    follow the names of layers. If you name the layers, every run has the same columns.
+    `History` and the callbacks after this one see these logs. Put callbacks that read
+    logs, such as `CSVLogger` and `TensorBoard`, after this one in the list.
+    `GradientNorms` warns you if a known callback of this kind comes before it.
+    `EarlyStopping(monitor="grad_norm/…")` needs a `mode`, because Keras cannot know
+    whether a norm should grow or shrink. Names of blocks follow the names of layers. If
+    you name the layers, every run has the same columns.
 
     Args:
         frequency: `"epoch"`, or an integer n of at least 1. With n, the logs of every
-            n-th batch also get the norms over the last n batches. The logs of an
-            epoch always get those over the epoch. Defaults to `"epoch"`.
+            n-th batch also get the norms over the last n batches. The logs of an epoch
+            always get the norms over the whole epoch. Defaults to `"epoch"`.
         progress_bar: Whether the progress bar shows every block. Deep models fill the
-            screen. Defaults to `False`: it shows only `grad_norm/total`.
+            screen. Defaults to `False`: the bar shows only `grad_norm/total`.
 
     Raises:
-        ValueError: If `frequency` is neither, or, when training begins, if no optimizer
-            of the model keeps norms.
+        ValueError: If `frequency` is neither of these. Also when training begins, if no
+            optimizer of the model keeps norms.
 
     Example:
         >>> import keras, keras_normopt
@@ -108,7 +109,8 @@ class GradientNorms(keras.callbacks.Callback):
                 f"gradients. Received: {', '.join(found) or 'no optimizer'}. "
                 f"{_advice(*next(iter(held.items()), (None, None)))}"
             )
-        # Keras gives a callback no access to the others. Look for lists with it.
+        # Keras gives a callback no access to other callbacks. So this finds lists that
+        # contain the callback.
         lists = [h for h in gc.get_referrers(self) if isinstance(h, list)]
         self._warn_of_readers_before(lists)
         if not self.progress_bar:
@@ -158,7 +160,7 @@ class GradientNorms(keras.callbacks.Callback):
         return trackers
 
     def _collect(self):
-        """Returns means and maxima since the last call. Adds them to the epoch's."""
+        """Returns means and maxima since the last call. Also adds them to the epoch."""
         means: dict[str, float] = {}
         largest: dict[str, float] = {}
         for tracker, names in self._trackers():

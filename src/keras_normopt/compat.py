@@ -1,11 +1,11 @@
 """The interface of the 2018 package keras-normalized-optimizers, for Keras 3.
 
 The 2018 class wrapped an optimizer. Here `NormalizedOptimizer(...)` makes an instance
-of the normalized class, and `ClippedOptimizer(...)` one of the clipping class. The
-differences:
+of the normalized class, and `ClippedOptimizer(...)` makes an instance of the clipping
+class. The differences:
 
 - The given optimizer is copied with its state, and not used again.
-- The norm has a floor, `norm_epsilon`, of 1e-30. It is not increased by 1e-7.
+- The norm has a floor, `norm_epsilon`, of 1e-30. The 2018 class added 1e-7 to the norm.
 - A name that is registered for another function raises an error.
 """
 
@@ -66,7 +66,7 @@ class NormalizedOptimizer(abc.ABC):  # noqa: B024  (an ABC for its `register` on
             name: String, not the name of a built-in norm.
             function: Callable of a gradient. It returns the norm, a scalar tensor, or
                 the normalized gradient, a tensor of the same shape. It is called once,
-                on a tensor of shape (2, 3), to find out which.
+                on a tensor of shape (2, 3), to find out which of the two it returns.
 
         Raises:
             ValueError: If the function fails on that tensor or returns neither, or if a

@@ -2,7 +2,8 @@
 
 These are SGD, Adam, their normalized classes, and `OrthogonalSGD`. The command prints a
 table and draws the curves. `python -m keras_normopt.demo --help` lists the options, and
-the environment variable `KERAS_BACKEND` chooses the backend. Needs the extra `demo`.
+the environment variable `KERAS_BACKEND` chooses the backend. The demo needs the extra
+`demo`.
 """
 
 import argparse
@@ -29,8 +30,9 @@ except ModuleNotFoundError as error:
 
 LAYERS, UNITS, BATCH_SIZE = 30, 64, 64
 
-# For each, the best initial learning rate of .0003, .001, .003, .01 and .03 by the
-# validation accuracy of seed 0. SGD stays at chance with all of them.
+# The class, initial learning rate and arguments of each optimizer. The rate is the best
+# of .0003, .001, .003, .01 and .03 by the validation accuracy of seed 0. SGD stays at
+# chance with each rate.
 OPTIMIZERS = {
     "SGD": (keras.optimizers.SGD, 0.01, {"momentum": 0.9}),
     "NormalizedSGD": (keras_normopt.NormalizedSGD, 0.01, {"momentum": 0.9}),
@@ -43,7 +45,7 @@ SEED = 2
 
 
 def load_data(seed=0):
-    """Digits scaled to [-1, 1], shuffled: training and validation images and labels."""
+    """Returns digits in [-1, 1]: training and validation images, then their labels."""
     images, labels = load_digits(return_X_y=True)
     return train_test_split(
         (images / 8 - 1).astype("float32"),
@@ -55,7 +57,7 @@ def load_data(seed=0):
 
 
 def make_model():
-    """Dense layers only: no batch normalization and no shortcuts help the gradient."""
+    """Makes dense layers only. No normalization and no shortcuts help the gradient."""
     hidden = [keras.layers.Dense(UNITS, "relu") for _ in range(LAYERS - 1)]
     return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
 
@@ -65,7 +67,7 @@ def train(name, data, epochs, seed=SEED):
     x, x_validation, y, y_validation = data
     keras.utils.set_random_seed(seed)
     make_optimizer, learning_rate, arguments = OPTIMIZERS[name]
-    # A normalized step does not shrink with the gradient, so its length has to.
+    # A normalized step does not shrink with the gradient, so the learning rate shrinks.
     schedule = keras.optimizers.schedules.CosineDecay(
         learning_rate, epochs * -(-len(x) // BATCH_SIZE)
     )
@@ -89,7 +91,7 @@ def train(name, data, epochs, seed=SEED):
 
 
 def table(results):
-    """The last epoch of each training, as lines of text."""
+    """Yields the last epoch of each training, as lines of text."""
     columns = ("loss", "accuracy", "val_loss", "val_accuracy")
     yield f"{'optimizer':14}  " + "  ".join(f"{c:>12}" for c in (*columns, "seconds"))
     for name, (history, seconds) in results.items():

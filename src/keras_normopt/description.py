@@ -22,17 +22,18 @@ class Step:
 
     Attributes:
         path: The path of the variable.
-        shape: Its shape.
-        layer: The class of the layer that created it, or `""` if none is alive.
-        axes: Its axes (inputs | outputs), or `"vector"`. Axes that are not listed count
-            separate matrices.
-        step: The name of the direction that replaces its gradient or update,
+        shape: The shape of the variable.
+        layer: The class of the layer that created the variable, or `""` if the layer no
+            longer exists.
+        axes: The axes of the variable (inputs | outputs), or `"vector"`. Axes that are
+            not listed count separate matrices.
+        step: The name of the direction that replaces the gradient or update,
             `"divided"`, `"clipped"`, `"skipped"`, `"centralized"`, or `"raw"` if
             nothing changes it.
-        length: The length of the gradient or update after that. For updates, multiply
-            it by the learning rate.
+        length: The length of the gradient or update after the change. For updates,
+            multiply this length by the learning rate.
         rate: The factor of the learning rate, from patterns of `step_size`.
-        why: The reason.
+        why: The reason for `step`.
     """
 
     path: str
@@ -69,7 +70,7 @@ class Description(Sequence):
 def describe(model: keras.Model) -> Description:
     """Shows what the model's optimizer does to each variable.
 
-    It does not train or change the model.
+    `describe` does not train or change the model.
 
     Args:
         model: A built model, compiled with an optimizer of this package. The optimizer
@@ -125,10 +126,10 @@ def _copy(optimizer):
 
 
 def _title(optimizer):
-    of = "updates" if optimizer.apply_to == "update" else "gradients"
+    changed = "updates" if optimizer.apply_to == "update" else "gradients"
     step_size = getattr(optimizer, "step_size", None)
     text = f", step_size={step_size}" if step_size else ""
-    return f"{type(optimizer).__name__}, of its {of}{text}:"
+    return f"{type(optimizer).__name__}, of its {changed}{text}:"
 
 
 def _steps_of(optimizer):

@@ -1,4 +1,7 @@
-"""Directions, which replace gradients: the argument `direction` of optimizers.
+"""Values for the argument `direction` of the normalized optimizers.
+
+A direction replaces each gradient by a tensor of the same shape. With
+`apply_to="update"`, it replaces each update instead.
 
 Example:
     >>> import keras_normopt

@@ -53,20 +53,21 @@ def plot_gradient_norms(
     Args:
         history: The result of `fit`, or its dict `history.history`.
         ax: Matplotlib axes to draw on. They shrink to make room for labels and colour
-            bar. Defaults to those of a new figure of 7 × 4.5 inches.
+            bar. Defaults to the axes of a new figure of 7 × 4.5 inches.
         statistic: What to draw. `"mean"` and `"max"` are statistics of the gradients'
             norms over the steps of an epoch. `"weight"`, `"update"` and `"ratio"` are
             means that need `track_norms="all"`. Defaults to `"mean"`.
-        exclude: Regular expression, or several. Blocks in whose name one is found are
-            not drawn. `()` draws all. Defaults to biases and scales: names that end in
-            `bias`, `gamma`, `beta` or `scale`.
+        exclude: Regular expression, or list of regular expressions. If one of them is
+            found in the name of a block, the block is not drawn. `()` draws all blocks.
+            Defaults to biases and scales: names that end in `bias`, `gamma`, `beta` or
+            `scale`.
 
     Returns:
         The axes.
 
     Raises:
         ValueError: If `statistic` is none of these, if the history has no such norms,
-            or if `exclude` excludes all of them.
+            or if `exclude` excludes all blocks.
         ImportError: If Matplotlib is not installed.
 
     Example:
@@ -115,8 +116,8 @@ def _select(history, prefix, exclude):
             f"`track_norms={'True' if prefix.startswith('grad') else repr('all')}` and "
             "the callback `GradientNorms`."
         )
-    # Each optimizer of a `MultiOptimizer` has one. If a model holds several optimizers,
-    # the name of the attribute comes first.
+    # Each optimizer of a `MultiOptimizer` has a total. If a model holds several
+    # optimizers, the name of the attribute comes first.
     total = r"total(_\d+)?" if TOTAL in norms else r"[^/]+/total(_\d+)?"
     totals = {k: v for k, v in norms.items() if re.fullmatch(total, k)}
     patterns = [exclude] if isinstance(exclude, str) else exclude

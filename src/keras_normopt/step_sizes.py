@@ -1,8 +1,9 @@
-"""Adaptive learning rates: factors for the steps of blocks or variables.
+"""Values for the argument `step_size`: factors of the learning rate.
 
-A factor multiplies the learning rate that the base optimizer uses, so it works with any
-base. A factor of the gradient would not change Adam's steps. With momentum, the factor
-is inside the momentum, as in LARS.
+Each block or variable has its own factor, which adapts during training. A factor
+multiplies the learning rate of the base optimizer, so it works with any base. A factor
+of the gradient would not change Adam's steps. With momentum, the factor is inside the
+momentum, as in LARS.
 
 Example:
     >>> import keras_normopt

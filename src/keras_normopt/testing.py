@@ -14,7 +14,7 @@ from keras_normopt.norms._user_norms import function_name
 __all__ = ["check_norm"]
 
 _LIMITS = np.finfo("float32")
-# Few, because compilers start over for each.
+# There are few shapes, because compilers start over for each shape.
 _SHAPES = [(), (1,), (4,), (2, 3), (2, 1, 3)]
 _RTOL = 1e-4
 
@@ -22,8 +22,8 @@ _RTOL = 1e-4
 def check_norm(function: Callable[[Any], Any], *, max_examples: int = 100) -> None:
     """Checks that a function is a norm that can normalize gradients.
 
-    Hypothesis searches float32 gradients of ranks 0 to 3 for one that breaks a rule. A
-    norm must be
+    Hypothesis tries float32 gradients of ranks 0 to 3, to find a gradient that breaks a
+    rule. A norm must be
 
     - scalar: one number of a real dtype for each gradient,
     - non-negative,
@@ -32,7 +32,7 @@ def check_norm(function: Callable[[Any], Any], *, max_examples: int = 100) -> No
       of ordinary size and c from 2⁻¹⁰ to 2¹⁰ in size,
     - finite, and not lost to underflow, for entries of every size from the smallest
       normal number to the largest, if their absolute sum is finite,
-    - repeatable: the same for the same gradient,
+    - repeatable: equal results for equal gradients,
     - traceable: the same when compiled by `jax.jit` or `tf.function`, and on PyTorch
       under `torch.func.vmap`, which `scope="unit"` uses.
 
@@ -41,8 +41,8 @@ def check_norm(function: Callable[[Any], Any], *, max_examples: int = 100) -> No
         max_examples: Integer, how many gradients to try for each rule. Defaults to 100.
 
     Raises:
-        AssertionError: If it is not. The message lists each broken rule, with the
-            simplest gradient found that breaks it.
+        AssertionError: If the function breaks a rule. The message lists each broken
+            rule, with the simplest gradient found that breaks it.
         TypeError: If `function` is not callable.
         ImportError: If Hypothesis is not installed.
 

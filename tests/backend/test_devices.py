@@ -1,4 +1,7 @@
-"""Training on several devices equals training on one with the same global batch."""
+"""Tests that training on several devices equals training on one device.
+
+The global batch is the same.
+"""
 
 import functools
 import json
@@ -104,7 +107,7 @@ def test_distributed_data_parallel_trains_like_one_device(from_data_parallel, ca
     assert_equal_to_one_device(read(from_data_parallel, case), case)
 
 
-# The programs of the guide.
+# Programs in docs/devices.md.
 
 
 def program(position, tmp_path):

@@ -1,4 +1,7 @@
-"""Gradients of embeddings, with repeated indices. TensorFlow makes them sparse."""
+"""Tests gradients of embeddings, which are sparse on TensorFlow.
+
+Indices of rows may be repeated.
+"""
 
 import itertools
 
@@ -45,7 +48,7 @@ def sum_tokens(rows):
     ("norm", "base"),
     [*zip(oracle.NORMS, itertools.cycle(["SGD", "Adam", "RMSprop"]))],
 )
-def test_a_sparse_step_equals_the_dense_one(base, norm, run_eagerly):
+def test_a_sparse_step_equals_the_dense_step(base, norm, run_eagerly):
     cls = getattr(keras_normopt, f"Normalized{base}")
     model = make_model(cls(0.5, norm=norm), run_eagerly=run_eagerly)
     model.train_on_batch(TOKENS, TARGETS)
@@ -144,7 +147,8 @@ def steps_of(optimizer, slices):
     return [-v.numpy() for v in variables]
 
 
-# Each norm meets each scope and each kind of rows, but not every pair of them.
+# Each norm runs in each scope and with each kind of rows, but not with every pair of a
+# scope and a kind.
 CASES = [
     (norm, scope, list(ROWS)[(i + j) % 3])
     for i, norm in enumerate(oracle.NORMS)

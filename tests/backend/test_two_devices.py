@@ -1,4 +1,4 @@
-"""Eager JAX makes the same steps for variables on two devices as on one."""
+"""Tests that eager JAX makes the same steps on two devices as on one device."""
 
 import keras
 import numpy as np
@@ -75,7 +75,7 @@ def train(cls, arguments, devices):
         ("ClippedSGD", {"max_norm": WeightNorm(0.01), "apply_to": "update"}),
     ],
 )
-def test_steps_on_two_devices_equal_steps_on_one(cls, arguments):
+def test_steps_on_two_devices_equal_steps_on_one_device(cls, arguments):
     weights, tracked = train(cls, arguments, devices=2)
     expected, expected_tracked = train(cls, arguments, devices=1)
     for path, a, b in zip(SHAPES, weights, expected, strict=True):

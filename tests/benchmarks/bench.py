@@ -169,7 +169,7 @@ def option_times(quick):
 
 
 def direction_times(quick):
-    """Compares OrthogonalSGD with other Muons on kernels of rank 2, as all take."""
+    """Compares OrthogonalSGD with other Muons on kernels of rank 2, which all take."""
     for size, shapes in steps.kernels(quick).items():
         grads = steps.gradients(shapes)
         optimizers = {
@@ -263,8 +263,8 @@ def memory(quick):
 def fit_times(quick):
     """Times steps of `fit` of a 30-layer network on random data.
 
-    The speeds of two equal models differ, for good, by more than normalization costs.
-    So there are several copies of each model, and the median over them counts.
+    The speeds of two equal models differ permanently, and by more than normalization
+    costs. So there are several copies of each model, and the median over them counts.
     """
     batches, copies = (5, 2) if quick else (20, 3)
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import matplotlib as mpl
 
 NAMES = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 PEERS = {"jax": "Optax", "torch": "torch.optim, foreach"}
-# Shape and colour show the same, so that one of them is enough.
+# Shape and colour show the same thing, so one of them is enough.
 AGAINST = {
     "stock": ("tab:blue", "o", "stock Keras"),
     "clipnorm": ("tab:orange", "s", "stock Keras with clipnorm"),
@@ -274,7 +274,7 @@ def main():
             f"{NAMES[result['backend']]}: {result['versions']}, {result['cores']} cores"
         )
     for title, text in tables(results):
-        if text.count("\n") < 2:  # Not measured.
+        if text.count("\n") < 2:  # The table has no rows.
             continue
         print(f"\n## {title}\n\n{text}")
     if arguments.figure and drawn(results):

@@ -209,7 +209,8 @@ def lower(optimizer, shapes):
 
 def _jitted(function, state, grads, weights):
     jitted = jax.jit(function, donate_argnums=(0, 2))
-    # JAX deletes donated buffers. The variables keep theirs, so the step gets copies.
+    # JAX deletes donated buffers. The step gets copies, so the variables keep their own
+    # buffers.
     carried = [jax.tree.map(jax.numpy.copy, (weights, state))]
 
     def step():

@@ -1,6 +1,6 @@
-"""Which axes of a variable are the inputs and the outputs of its matrix.
+"""Tests which axes of a variable count as inputs, and which count as outputs.
 
-Covers custom layers, axes that the user gives, and axes in saved configs.
+The tests cover custom layers, axes that the user gives, and axes in saved configs.
 """
 
 import json
@@ -92,7 +92,7 @@ def test_each_expert_has_its_own_matrix():
     )
 
 
-def test_a_subclass_keeps_the_axes_of_its_base_and_new_kernels_are_guessed():
+def test_axes_from_a_base_class_are_kept_and_axes_of_new_kernels_are_guessed():
     class Filters(layers.DepthwiseConv2D):
         def build(self, input_shape):
             super().build(input_shape)
@@ -125,7 +125,8 @@ def test_one_warning_names_the_variables_of_unknown_layers(recwarn):
         )
     (warning,) = recwarn
     assert "first of shape (2, 3, 4) in Custom: (0, 1 | 2)" in str(warning.message)
-    assert "second" not in str(warning.message)  # At rank 2, all rules agree.
+    # Every rule gives a kernel of rank 2 the same axes, so no warning is needed.
+    assert "second" not in str(warning.message)
 
 
 # Axes that the user gives.
@@ -166,19 +167,19 @@ def test_given_axes_override_those_of_the_layer(value):
         (((0,), (2,), 3), "cannot be split into 3"),
     ],
 )
-def test_axes_that_a_variable_does_not_have_are_refused(value, problem):
+def test_axes_that_do_not_fit_a_variable_are_refused(value, problem):
     optimizer = keras_normopt.NormalizedSGD(scope="unit", axes={"w": value})
     with pytest.raises(ValueError, match=rf"{problem}.*Received: axes=\{{'w'"):
         optimizer.build([keras.Variable(np.ones((2, 3, 4)), name="w")])
 
 
-def test_an_axes_pattern_without_a_match_warns():
+def test_axes_for_a_pattern_without_a_match_cause_a_warning():
     optimizer = keras_normopt.NormalizedSGD(scope="unit", axes={"x": "vector"})
     with pytest.warns(UserWarning, match=r"`axes`.*'x' matches none.*'w'"):
         optimizer.build([keras.Variable(np.ones((2, 3)), name="w")])
 
 
-def test_an_axes_pattern_after_one_that_matches_the_same_warns():
+def test_axes_for_a_pattern_that_an_earlier_pattern_hides_cause_a_warning():
     patterns = {"w": "embedding", "w_2": "vector"}
     optimizer = keras_normopt.NormalizedSGD(scope="unit", axes=patterns)
     variables = [keras.Variable(np.ones((2, 3)), name=name) for name in ("w_2", "k")]
@@ -187,7 +188,7 @@ def test_an_axes_pattern_after_one_that_matches_the_same_warns():
     assert optimizer._variable_axes[0].role == "embedding"
 
 
-def test_axes_that_no_option_uses_warn():
+def test_axes_without_an_effect_cause_a_warning():
     optimizer = keras_normopt.NormalizedSGD(axes={"w": "vector"})
     with pytest.warns(UserWarning, match=r"`axes`.*has no effect.*'w': 'vector'"):
         optimizer.build([keras.Variable(np.ones((2, 3)), name="w")])
@@ -270,7 +271,7 @@ def test_gradients_are_centered_over_the_input_axes(kernel):
     assert_close(step_of(optimizer, variable, gradient), expected)
 
 
-def test_agc_measures_units_over_the_input_axes(kernel):
+def test_agc_computes_norms_over_the_input_axes(kernel):
     variable, gradient, inputs = kernel
     weight = RNG.normal(size=gradient.shape)
     variable.assign(weight)
@@ -285,7 +286,7 @@ def test_agc_measures_units_over_the_input_axes(kernel):
     )
 
 
-def test_step_sizes_measure_units_over_the_input_axes(kernel):
+def test_weight_norm_as_step_size_computes_norms_over_the_input_axes(kernel):
     variable, gradient, inputs = kernel
     weight = RNG.normal(size=gradient.shape)
     variable.assign(weight)
@@ -365,7 +366,7 @@ def test_saved_axes_do_not_apply_to_another_path_or_shape(saved_config, path, sh
 
 
 def config_of_an_earlier_version(config):
-    """Returns the config that a version without axes and directions saved."""
+    """Returns the config that a version without axes and directions would save."""
     new = ("axes", "direction", "variable_axes", "variable_shapes")
     return {k: v for k, v in config.items() if k not in new}
 
@@ -387,7 +388,7 @@ def test_a_config_of_an_earlier_version_keeps_units_on_the_last_axis(
         assert "variable_axes" not in config
 
 
-def test_running_norms_of_an_earlier_version_continue():
+def test_running_norms_continue_with_a_config_of_an_earlier_version():
     gradients = RNG.normal(size=(4, 2, 3, 4)).astype("float32")
     gradients[2] *= 5
     saved = keras_normopt.ClippedSGD(
@@ -421,7 +422,7 @@ def test_running_norms_of_an_earlier_version_continue():
     assert np.abs(actual).max() > 0
 
 
-# Replicas.
+# Replicas and square kernels.
 
 
 def fit_convolutions(**options):
@@ -465,7 +466,10 @@ def test_units_of_a_square_kernel_may_lie_along_its_first_axis(cls, track_norms)
         assert_close(optimizer.gradient_norms["kernel"], norms.mean())
 
 
-def test_a_partial_config_is_not_taken_for_an_earlier_version():
+# More configs.
+
+
+def test_a_short_config_does_not_select_the_axes_of_an_earlier_version():
     config = {"learning_rate": 0.1, "track_norms": True}
     optimizer = keras_normopt.OrthogonalSGD.from_config(config)
     layer = keras.layers.LSTM(2)

@@ -183,7 +183,7 @@ def test_each_attention_projection_is_one_matrix_over_all_heads(attention):
 
 
 def find_all(layer):
-    """Returns pairs of variables and axes. Asserts that none is guessed."""
+    """Returns pairs of variables and axes. Asserts that no axes are guessed."""
     variables = layer.trainable_variables
     variable_axes, guessed = axes.find(variables, [v.path for v in variables], None)
     assert not guessed
@@ -353,7 +353,7 @@ def test_the_product_of_the_lora_matrices_changes_the_outputs(cls, shape):
     assert_close(change.reshape(-1, 5), a @ b)
 
 
-def test_lora_matrices_multiply_if_an_einsum_kernel_ends_with_an_output():
+def test_lora_matrices_multiply_if_an_einsum_kernel_ends_with_an_output_axis():
     layer = einsum_dense("abcd,cde->abe", (1, 3, 2), (1, 5))
     change, a, b = lora_change(layer, (1, 3, 2))
     assert_close(change.reshape(6, 5), a @ b)
@@ -362,7 +362,7 @@ def test_lora_matrices_multiply_if_an_einsum_kernel_ends_with_an_output():
     assert_close(change.reshape(3, 2, 5), a.reshape(3, 2, 2) @ b)
 
 
-def test_lora_matrices_multiply_if_an_einsum_kernel_ends_with_an_input():
+def test_lora_matrices_multiply_if_an_einsum_kernel_ends_with_an_input_axis():
     # The second matrix comes first: it maps the inputs to the low rank.
     layer = einsum_dense("ab,cb->ac", (3,), (4,))
     change, a, b = lora_change(layer, (3,))
@@ -488,7 +488,7 @@ def test_torch_transposed_convolution_has_one_matrix_or_one_per_channel(groups):
 
 
 @on_torch
-def test_torch_transposed_convolution_with_larger_groups_is_guessed():
+def test_axes_of_torch_transposed_convolution_with_larger_groups_are_guessed():
     from torch import nn
 
     wrapper = layers.TorchModuleWrapper(nn.ConvTranspose1d(4, 8, 2, groups=2))
@@ -518,7 +518,7 @@ def test_torch_attention_has_three_matrices_in_one_parameter():
 
     wrapper, _, matrices = wrap(nn.MultiheadAttention(4, 2))
     x = ops.convert_to_tensor(np.eye(4, dtype="float32")[None])
-    outputs, _ = wrapper(x, x, x)  # With one key, the weight of attention is 1.
+    outputs, _ = wrapper(x, x, x)  # A single key has an attention weight of 1.
     expected = matrices["in_proj_weight"][2] @ matrices["out_proj.weight"][0]
     assert_close(to_numpy(outputs[0]), expected)
     assert matrices["in_proj_weight"].shape == (3, 4, 4)
@@ -576,7 +576,7 @@ def arrangements(draw):
     """Draws the axes of a kernel, and its shape."""
     rank = draw(st.integers(1, 5))
     shape = [draw(st.integers(1, 4)) for _ in range(rank)]
-    # An input, output or batch axis. Output axes are twice as likely.
+    # The letters mean input, output and batch axes. Output axes are twice as likely.
     sides = [draw(st.sampled_from("ioob")) for _ in range(rank)]
     order = draw(st.permutations(range(rank)))
     inputs = tuple(i for i in order if sides[i] == "i")
@@ -619,7 +619,7 @@ def test_matrices_give_the_same_products_as_the_kernel(arrangement, n):
 
 
 @hypothesis.given(arrangements())
-def test_one_value_per_unit_broadcasts_over_its_input_axes(arrangement):
+def test_one_value_per_unit_is_broadcast_over_the_input_axes(arrangement):
     kernel_axes, shape = arrangement
     kernel = RNG.integers(-4, 5, size=shape).astype("float32")
     units = kernel_axes.to_units(ops.convert_to_tensor(kernel))

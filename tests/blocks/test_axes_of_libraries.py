@@ -1,4 +1,4 @@
-"""The axes of variables in KerasHub and KerasRS."""
+"""Tests the axes of variables in KerasHub and KerasRS."""
 
 import keras
 import numpy as np
@@ -14,7 +14,8 @@ SIZES |= {"intermediate_dim": 16}
 GROUPED = {"num_query_heads": 4, "num_key_value_heads": 2}
 EXPERTS = {"num_experts": 3, "top_k": 2}
 
-#: Arguments of each class, and the expected axes by the end of a variable's path.
+#: Each class has arguments, and the expected axes of some variables. The key of a
+#: variable is the end of its path.
 BACKBONES = {
     "BertBackbone": (
         SIZES | {"num_heads": 2, "max_sequence_length": 6},
@@ -84,7 +85,7 @@ BACKBONES = {
 
 
 def find(layer):
-    """Returns the axes by path, and the paths of guessed axes."""
+    """Returns the axes by path, and the paths of variables with guessed axes."""
     variables = list({id(v): v for v in layer.trainable_variables}.values())
     paths = [v.path for v in variables]
     variable_axes, guessed = axes.find(variables, paths, None)
@@ -101,7 +102,7 @@ def test_axes_of_keras_hub_backbones_are_known(name):
     assert guessed == []
     for end, text in expected.items():
         assert {t for path, t in by_path.items() if path.endswith(end)} == {text}, end
-    # Every bias and gain is a vector. No kernel is one.
+    # Every bias and gain is a vector. No kernel is a vector.
     for path, text in by_path.items():
         if path.endswith(("/bias", "/gamma", "/beta", "/scale")):
             assert text == "vector", path
@@ -111,7 +112,7 @@ def test_axes_of_keras_hub_backbones_are_known(name):
     optimizer.build(backbone.trainable_variables)
 
 
-def test_the_kernel_of_a_masked_language_model_head_is_guessed():
+def test_axes_of_the_kernel_of_a_masked_language_model_head_are_guessed():
     keras_hub = pytest.importorskip("keras_hub")
     head = keras_hub.layers.MaskedLMHead(vocabulary_size=50)
     head(np.ones((1, 6, 8)), mask_positions=np.ones((1, 2), "int32"))

@@ -51,7 +51,8 @@ def assert_close(actual, expected, rtol=1e-5):
         )
 
 
-# Every norm in every scope, and one of each kind where squares exceed float32.
+# Every norm runs in every scope. One norm of each kind also runs with squares outside
+# the range of float32.
 @pytest.mark.parametrize(
     ("norm", "scale", "compiled"),
     [(norm, 1.0, False) for norm in oracle.NORMS]
@@ -67,7 +68,7 @@ def test_each_block_is_divided_by_its_own_norm(scope, norm, scale, compiled):
     optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, scope=scope, norm_epsilon=0)
     actual = steps_of(optimizer, gradients, compiled=compiled)
     expected = expected_steps(scope, norm, gradients)
-    # `std` is less exact if the entries are large compared with it.
+    # Rounding errors of `std` grow with the ratio of the entries to `std`.
     rounding = (
         max(1.0, *(np.abs(w).max() for w in expected.values())) if norm == "std" else 1
     )
@@ -127,7 +128,7 @@ def test_a_custom_norm_receives_each_block(scope, compiled):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_custom_norm_of_units_may_call_a_built_in_one(compiled):
+def test_a_custom_norm_may_call_a_built_in_norm_for_units(compiled):
     def doubled(gradient):
         return 2 * keras_normopt.norms.l2(gradient)
 
@@ -141,7 +142,7 @@ def test_a_custom_norm_of_units_may_call_a_built_in_one(compiled):
 @every_scope
 def test_zero_entries_stay_zero_and_no_step_is_nan(scope):
     gradients = {path: np.zeros(shape) for path, shape in SHAPES.items()}
-    gradients["b/kernel"][0, 0, 0] = 3.0  # Its other units are zero.
+    gradients["b/kernel"][0, 0, 0] = 3.0  # All other entries are zero.
     for norm in oracle.NORMS:
         optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, scope=scope)
         steps = steps_of(optimizer, gradients)
@@ -211,8 +212,8 @@ def test_excluding_every_variable_gives_the_steps_of_the_base():
 
 
 @pytest.mark.parametrize("exclude", ["", [""], ("bias", "")])
-def test_an_empty_pattern_is_refused_and_still_loads(exclude):
-    """`"".split(",")` returns such a pattern."""
+def test_an_empty_pattern_is_refused_but_can_still_be_loaded(exclude):
+    """The expression `"".split(",")` returns such a pattern."""
     cls = keras_normopt.NormalizedSGD
     with pytest.raises(ValueError, match=r"empty pattern.*exclude=.*Pass exclude"):
         cls(exclude=exclude)
@@ -225,7 +226,7 @@ def test_an_empty_pattern_is_refused_and_still_loads(exclude):
         assert_close(steps_of(optimizer, gradients), gradients, 1e-6)
 
 
-def test_a_pattern_without_a_match_warns_once():
+def test_an_exclude_pattern_without_a_match_causes_one_warning():
     optimizer = keras_normopt.NormalizedSGD(1.0, exclude="gamma")
     with pytest.warns(
         UserWarning, match=r"`exclude`.*'gamma' matches none.*'a/kernel'"
@@ -287,7 +288,7 @@ def test_a_saved_model_keeps_scope_exclude_and_track_norms(tmp_path):
     assert loaded.track_norms is True
 
 
-# Every base in every scope.
+# Tests with every base optimizer.
 
 
 @pytest.mark.parametrize("scope", SCOPES[1:])

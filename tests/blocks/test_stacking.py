@@ -1,4 +1,4 @@
-"""Stacked gradients get the right norms, with few calls and little memory."""
+"""Tests norms of stacked gradients, and the calls and the memory that they need."""
 
 import gc
 import math
@@ -23,7 +23,8 @@ from keras_normopt.norms import _registry
 pytestmark = pytest.mark.newest_keras
 
 BACKEND = keras.backend.backend()
-#: More gradients than one stack holds. XLA compiles each stack, which is slow.
+#: This many gradients do not fit in one stack. The number is lower on JAX and
+#: TensorFlow, because XLA takes long to compile a stack.
 MANY = (2 if BACKEND == "torch" else 1) * STACK_SIZE + 3
 
 compilers = {"eager": lambda function: function}
@@ -50,8 +51,8 @@ def of_many_magnitudes(shape, number=MANY):
     ]
 
 
-# The last compiler tests every norm. Eager JAX and TensorFlow compile each call for
-# each shape, so they test one norm of each kind.
+# Every norm runs with the last entry of `compilers`. Eager JAX and TensorFlow compile
+# each call for each shape, so they run only one norm of each kind.
 every_norm = pytest.mark.parametrize(
     ("name", "compiled"),
     [
@@ -65,7 +66,7 @@ every_norm = pytest.mark.parametrize(
 
 @every_norm
 def test_each_stacked_gradient_has_its_own_norm(name, compiled):
-    # Gradients of one shape fill more than a stack. A few have other shapes.
+    # Gradients of one shape fill more than a stack. A few gradients have other shapes.
     gradients = of_many_magnitudes((4, 3))
     gradients += of_many_magnitudes((5,), 6) + of_many_magnitudes((2, 2, 2), 6)
     gradients = gradients[::2] + gradients[1::2]
@@ -151,7 +152,8 @@ def test_custom_norms_receive_one_gradient_at_a_time():
         np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=3e-6)
 
 
-# The fast path must equal the plain path, which measures one block at a time.
+# The fast path must give the results of the plain path. The plain path computes the
+# norm of one block at a time.
 
 
 @st.composite
@@ -212,7 +214,7 @@ def variables(number, shape):
 @pytest.mark.speed
 @pytest.mark.skipif(BACKEND != "torch", reason="counts operations of PyTorch")
 @pytest.mark.parametrize("norm", oracle.NORMS)
-def test_the_number_of_calls_does_not_grow_with_the_variables(norm):
+def test_the_number_of_calls_does_not_grow_with_the_number_of_variables(norm):
     class Counter(TorchDispatchMode):
         calls = 0
 
@@ -268,7 +270,7 @@ def test_normalization_allocates_one_copy_of_the_gradients(shape):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="reads the memory analysis of XLA")
 @pytest.mark.parametrize("shapes", [[(64, 64)] * 40, [(1024, 1024)] * 3])
-def test_a_compiled_step_needs_the_memory_of_clipnorm(shapes):
+def test_a_compiled_step_needs_about_as_much_memory_as_clipnorm(shapes):
     def temporary(optimizer):
         weights = [keras.Variable(np.ones(shape, "float32")) for shape in shapes]
         optimizer.build(weights)
@@ -279,7 +281,7 @@ def test_a_compiled_step_needs_the_memory_of_clipnorm(shapes):
 
     clipnorm = temporary(keras.optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0))
     ours = temporary(keras_normopt.NormalizedSGD(0.1, momentum=0.9))
-    # A stack is a copy, and XLA may keep all of them until the norms are known.
+    # A stack is a copy. XLA may keep all stacks until the norms are known.
     stacked = sum(
         4 * math.prod(s) for s in shapes if math.prod(s) <= STACK_ENTRIES // 2
     )
@@ -306,7 +308,7 @@ def test_a_step_with_stacks_compiles_once():
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="reads the program for XLA")
-def test_without_a_norm_the_program_equals_that_of_the_base():
+def test_without_a_norm_xla_gets_the_program_of_the_base():
     def program(optimizer):
         weights = variables(3, (2, 3))
         optimizer.build(weights)

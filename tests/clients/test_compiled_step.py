@@ -32,7 +32,8 @@ def own(gradient):
     return ops.sum(ops.abs(gradient))
 
 
-# A norm has the same code in every scope, so three norms are enough for the others.
+# Every norm runs in one scope. A norm has the same code in every scope, so three norms
+# are enough for the other scopes.
 NORMS = [*(name for name in norms.__all__ if name != "linf"), own]
 SCOPES = ["unit", "layer", "global"]
 NORMS_AND_SCOPES = [(norm, "variable") for norm in NORMS]
@@ -91,13 +92,13 @@ def check(make):
     NORMS_AND_SCOPES,
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_compiled_step_equals_the_eager_one_in_every_norm_and_scope(norm, scope):
+def test_a_compiled_step_equals_the_eager_step_in_every_norm_and_scope(norm, scope):
     # Each compilation takes a second or more. SGD compiles fastest.
     check(lambda: keras_normopt.NormalizedSGD(0.1, norm=norm, scope=scope))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_compiled_step_equals_the_eager_one_with_every_option(options):
+def test_a_compiled_step_equals_the_eager_step_with_every_option(options):
     check(lambda: keras_normopt.NormalizedAdam(0.1, **options))
 
 
@@ -117,5 +118,5 @@ RUNNING = keras_normopt.RunningNorm(warmup=1)
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_a_compiled_clipped_step_equals_the_eager_one(max_norm, scope):
+def test_a_compiled_clipped_step_equals_the_eager_step(max_norm, scope):
     check(lambda: keras_normopt.ClippedSGD(0.1, 0.9, max_norm=max_norm, scope=scope))

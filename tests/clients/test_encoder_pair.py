@@ -57,7 +57,7 @@ def test_each_layer_is_normalized_by_itself(use_bias):
     ]
 
 
-def test_layers_with_the_same_path_and_other_variables_are_separate():
+def test_layers_with_the_same_path_but_different_variables_are_separate():
     inputs = keras.Input((6,))
     dense = keras.layers.Dense(4, use_bias=False, name="block")
     scale = keras.layers.BatchNormalization(name="block")

@@ -222,4 +222,4 @@ def test_an_error_names_the_optimizers_of_the_model():
     message = str(caught.value)
     assert "model.d_opt = LossScaleOptimizer around NormalizedSGD" in message
     assert "model.g_opt = SGD" in message
-    assert "model.optimizer" not in message  # It is the same as `g_opt`.
+    assert "model.optimizer" not in message  # `g_opt` is the same object.

@@ -56,7 +56,7 @@ def test_a_loaded_model_excludes_and_names_the_same_variables(make, tmp_path):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
-def test_each_pattern_that_matches_nothing_is_named():
+def test_a_warning_names_each_pattern_that_matches_nothing():
     optimizer = keras_normopt.NormalizedSGD(exclude=("bias", "gamma", "beta"))
     with pytest.warns(UserWarning, match="exclude.*'(gamma|beta)' matches") as warned:
         optimizer.build(sequential().trainable_variables)
@@ -69,9 +69,9 @@ def dense(name):
     return layer
 
 
-# The first model has another number of variables, the second the same number.
+# The first case has another number of variables. The second case has the same number.
 @pytest.mark.parametrize("saved", [sequential, lambda: dense("one")])
-def test_other_variables_than_the_saved_ones_cause_a_warning(saved):
+def test_variables_that_differ_from_the_saved_variables_cause_a_warning(saved):
     optimizer = keras_normopt.NormalizedSGD(exclude="bias")
     optimizer.build(saved().trainable_variables)
     other = keras_normopt.NormalizedSGD.from_config(optimizer.get_config())

@@ -20,7 +20,10 @@ class TogetherSGD(keras.optimizers.SGD):
 
 
 class CountingSGD(keras.optimizers.SGD):
-    """Updates a variable once per step, then calls Keras's method, as Nadam does."""
+    """Updates its own variable `steps` once per step, and then the weights.
+
+    Nadam works in the same way.
+    """
 
     def build(self, variables):
         super().build(variables)
@@ -32,7 +35,10 @@ class CountingSGD(keras.optimizers.SGD):
 
 
 class Lookahead(keras.optimizers.SGD):
-    """Wraps another optimizer. Slow weights follow its fast weights."""
+    """Wraps another optimizer, whose steps change the fast weights.
+
+    Slow weights follow the fast weights every few steps, and replace them.
+    """
 
     def __init__(self, optimizer, period=2, slow_step=0.5, **kwargs):
         super().__init__(**kwargs)
@@ -78,7 +84,7 @@ def test_each_third_party_base_gets_the_normalized_gradient(base, norm, how):
 
 
 @pytest.mark.parametrize("base", [TogetherSGD, CountingSGD])
-def test_fit_makes_steps_of_the_rate_with_each_third_party_base(base):
+def test_each_step_of_fit_with_a_third_party_base_has_the_length_of_the_rate(base):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     model.compile(keras_normopt.normalized(base)(0.1, momentum=0.0), loss="mse")
     before = model.get_weights()
@@ -100,13 +106,14 @@ def test_replicas_make_normalized_steps_with_a_third_party_base(strategy):
 
 
 def test_a_wrapper_is_refused_but_may_wrap_a_normalized_optimizer():
-    with pytest.raises(ValueError, match=r"wrap one of keras_normopt: `Lookahead\("):
+    advice = r"wrap an optimizer of keras_normopt: `Lookahead\("
+    with pytest.raises(ValueError, match=advice):
         keras_normopt.normalized(Lookahead)
     optimizer = Lookahead(keras_normopt.NormalizedSGD(0.1), period=2, slow_step=0.5)
     variable = keras.Variable(np.zeros(2))
     for _ in range(2):
         optimizer.apply_gradients([(ops.convert_to_tensor(GRADIENT), variable)])
-    # Two steps of length 0.1, then half the way back.
+    # The optimizer makes two steps of length 0.1, and goes half the way back.
     expected = -0.1 * oracle.normalize("l2", GRADIENT)
     np.testing.assert_allclose(
         ops.convert_to_numpy(variable), np.float64(expected), rtol=1e-5

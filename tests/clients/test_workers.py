@@ -72,10 +72,10 @@ def test_a_worker_must_import_the_package(run):
         [line for line in text.splitlines() if line.startswith(("returned", "raised"))]
         for text in printed
     ]
-    # If Keras itself can find one of these, docs/saving.md can be shorter.
+    # If Keras learns to find these classes itself, docs/saving.md can be shorter.
     assert lines[0][0].endswith("interpret optimizer identifier: normalized_adam")
     assert "Could not locate class 'NormalizedAdam'" in lines[0][1]
     assert "'registered_name': 'keras_normopt>NormalizedAdam'" in lines[0][1]
-    # docs/saving.md gives this advice.
+    # These tasks follow the advice in docs/saving.md.
     assert lines[0][2:] == ["returned 2"]
     assert lines[1] == ["returned NormalizedAdam"]

@@ -24,16 +24,16 @@ def accuracy(make, epochs=5, seeds=(0, 1, 2)):
     return np.array(accuracies)
 
 
-def test_scaled_inputs_or_normalized_gradients_train_on_pixels():
+def test_scaled_inputs_or_normalized_gradients_improve_training_on_pixels():
     unscaled = accuracy(lambda: sick.images_of_bytes(1, optimizers.SGD(0.01)))
-    assert unscaled.min() < 0.2  # Chance level for some seeds.
+    assert unscaled.min() < 0.2  # Some seeds stay near chance.
     scaled = accuracy(lambda: sick.images_of_bytes(1 / 255, optimizers.SGD(0.1)))
     normalized = accuracy(lambda: sick.images_of_bytes(1, kn.NormalizedSGD(0.01)))
     assert scaled.min() > 0.85
     assert normalized.min() > 0.6
 
 
-def test_a_lower_rate_trains():
+def test_a_lower_rate_improves_training():
     assert accuracy(lambda: sick.dense(optimizer=optimizers.Adam(1.0))).max() < 0.3
     # The finding says by how much to lower the rate.
     diagnosis = kn.diagnose(*sick.dense(optimizer=optimizers.Adam(1.0)))
@@ -43,7 +43,7 @@ def test_a_lower_rate_trains():
 
 
 @pytest.mark.parametrize("layer", [layers.LSTM, layers.GRU])
-def test_a_smaller_recurrent_kernel_trains_and_clipping_helps(layer):
+def test_a_smaller_recurrent_kernel_or_clipping_improves_training(layer):
     def make(gain, optimizer):
         return lambda: sick.recurrent(layer, gain, optimizer())
 
@@ -96,7 +96,7 @@ def test_orthogonal_steps_train_eight_sigmoid_layers():
 
 
 @pytest.mark.parametrize("depth", [12, 40])
-def test_batch_normalization_trains_many_sigmoid_layers_but_normalizing_does_not(depth):
+def test_batch_normalization_cures_many_sigmoid_layers_but_normalized_steps_fail(depth):
     for optimizer in [
         kn.NormalizedSGD(0.01, 0.9),
         kn.NormalizedAdam(0.001),
@@ -113,7 +113,7 @@ def test_batch_normalization_trains_many_sigmoid_layers_but_normalizing_does_not
     assert cured > 0.6
 
 
-def test_mixed_precision_or_a_larger_epsilon_trains():
+def test_mixed_precision_or_a_larger_epsilon_improves_training_in_float16():
     def make(dtype, epsilon):
         adam = optimizers.Adam(epsilon=epsilon)
         if dtype == "mixed_float16":
@@ -125,7 +125,7 @@ def test_mixed_precision_or_a_larger_epsilon_trains():
     assert accuracy(make("float16", 1e-3), seeds=[0]) > pure + 0.1
 
 
-def test_a_frozen_model_learns_when_it_is_trainable():
+def test_a_model_learns_only_if_it_is_not_frozen():
     def make(trainable):
         model, x, y = sick.dense()
         model.trainable = trainable
@@ -138,7 +138,7 @@ def test_a_frozen_model_learns_when_it_is_trainable():
     assert accuracy(lambda: make(True), seeds=[0]) > 0.9
 
 
-def test_a_trained_model_gains_nothing_from_normalizing():
+def test_a_trained_model_gains_nothing_from_normalized_gradients():
     model, x, y = sick.dense(optimizer=optimizers.Adam(0.01))
     x, y = x[:512], y[:512]
     model.fit(x, y, epochs=40, verbose=0)
@@ -153,7 +153,7 @@ def test_a_trained_model_gains_nothing_from_normalizing():
     assert model.evaluate(x, y, verbose=0)[1] == 1
 
 
-def test_a_model_predicts_one_class_if_all_labels_are_this_class():
+def test_a_model_predicts_one_class_if_all_labels_are_equal():
     model, x, y = sick.dense()
     model.fit(x, np.full_like(y, 3), epochs=3, verbose=0)
     predictions = model.predict(x, verbose=0).argmax(axis=1)

@@ -149,7 +149,7 @@ def sigmoids():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "normalized_adam"])
-def test_layers_that_lose_the_inputs_need_another_architecture(optimizer):
+def test_the_advice_for_many_sigmoid_layers_is_another_architecture(optimizer):
     """The slope of a sigmoid is at most 1/4, so no optimizer trains this model."""
     report = diagnose(make_model(*sigmoids(), optimizer=optimizer), X, Y)
     assert names(report)[0] == "vanishing"
@@ -239,7 +239,7 @@ def test_steps_longer_than_weights_are_found():
     assert names(report) == ["long_steps"]
 
 
-def test_a_bias_before_batch_normalization_is_noise():
+def test_the_gradient_of_a_bias_before_batch_normalization_is_reported_as_noise():
     model = make_model(layers.Dense(16), layers.BatchNormalization())
     report = diagnose(model, X, Y)
     assert names(report) == ["nothing", "noise"]
@@ -247,7 +247,7 @@ def test_a_bias_before_batch_normalization_is_noise():
     assert "exclude" in report.findings[1].advice
 
 
-def test_a_loss_scale_is_divided_out_of_the_norms():
+def test_reported_norms_are_divided_by_the_loss_scale():
     policy = keras.dtype_policies.DTypePolicy("mixed_float16")
     hidden = [layers.Dense(8, "sigmoid", dtype=policy) for _ in range(2)]
     optimizer = keras.optimizers.LossScaleOptimizer(
@@ -345,7 +345,7 @@ def test_the_optimizer_that_the_train_step_uses_is_measured():
                 grads, _ = compute(
                     weights, fixed, metric_state, *data, None, True, optimizer_state
                 )
-                # As many variables as `build` got.
+                # This step gets as many variables as `build` got.
                 self.other.apply(grads[2:], self.second.trainable_variables)
                 return {"loss": 0.0}, state
 

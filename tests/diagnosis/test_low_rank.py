@@ -1,4 +1,4 @@
-"""How `diagnose` measures the rank of gradients, and what it recommends then."""
+"""Tests how `diagnose` measures the rank of gradients, and what it recommends."""
 
 import keras
 import numpy as np
@@ -24,7 +24,10 @@ def names(model, x, y):
 
 
 def expected(*matrices):
-    """The largest singular value over the Frobenius norm, by NumPy's decomposition."""
+    """Returns the largest singular value divided by the Frobenius norm, from NumPy.
+
+    For several matrices, it returns the median.
+    """
     shares = [np.linalg.norm(matrix, 2) / np.linalg.norm(matrix) for matrix in matrices]
     return np.median(shares)
 
@@ -65,7 +68,7 @@ def test_concentration_is_the_largest_singular_value_over_the_norm(layer, x, spl
 @pytest.mark.parametrize("rank", [1, 2, 20])
 def test_power_iteration_agrees_with_a_decomposition(rank):
     rng = np.random.default_rng(rank)
-    # Singular values that differ by a tenth, as the largest ones of a gradient may.
+    # Each singular value is a tenth smaller than the one before, as in some gradients.
     values = 1e-25 * 0.9 ** np.arange(rank)
     left, _ = np.linalg.qr(rng.normal(size=(40, rank)))
     right, _ = np.linalg.qr(rng.normal(size=(30, rank)))
@@ -86,7 +89,7 @@ def test_vectors_and_tables_have_no_concentration():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_orthogonal_steps_are_recommended_for_deep_networks_that_are_well(optimizer):
+def test_orthogonal_steps_are_recommended_for_deep_networks_without_problems(optimizer):
     found = diagnose(*relu_network(20, optimizer))
     assert [finding.name for finding in found.findings] == ["nothing", "low_rank"]
     assert "OrthogonalSGD(0.01)" in found.findings[1].advice
@@ -94,12 +97,12 @@ def test_orthogonal_steps_are_recommended_for_deep_networks_that_are_well(optimi
     assert f"is {typical:.2f} of its norm" in found.findings[1].fact
 
 
-def test_nothing_is_recommended_where_orthogonal_steps_gain_nothing():
+def test_nothing_is_recommended_if_orthogonal_steps_gain_nothing():
     assert names(*relu_network(2, "adam")) == ["nothing"]
 
 
 @pytest.mark.parametrize(
     "optimizer", [lambda: keras_normopt.OrthogonalSGD(0.01), keras.optimizers.Muon]
 )
-def test_who_takes_orthogonal_steps_already_is_left_alone(optimizer):
+def test_optimizers_that_make_orthogonal_steps_get_no_recommendation(optimizer):
     assert names(*relu_network(20, optimizer())) == ["nothing"]

@@ -54,7 +54,7 @@ def test_tokens_are_not_checked_for_scale():
         ((1, 1e-3), {"target_scale"}),
     ],
 )
-def test_scales_of_inputs_and_targets_are_found(scales, expected):
+def test_inputs_and_targets_of_a_wrong_scale_are_found(scales, expected):
     results = findings(*sick.regression(*scales))
     assert results.keys() & {"input_scale", "target_scale", "nothing"} == expected
 
@@ -110,7 +110,7 @@ def scaled(peak):
     return optimizers.LossScaleOptimizer(optimizers.Adam(peak))
 
 
-# Functions that multiply the learning rate of an optimizer by a factor.
+# Each function makes an optimizer whose learning rate is multiplied by a factor.
 RATES = {
     "Adam": lambda factor: optimizers.Adam(0.01 * factor),
     "SGD": lambda factor: optimizers.SGD(0.1 * factor),
@@ -176,7 +176,7 @@ def test_an_optimizer_without_a_config_is_not_checked():
     assert "Not checked: first update" in str(report)
 
 
-def test_a_trained_model_is_not_vanishing():
+def test_small_gradients_of_a_trained_model_are_not_reported_as_vanishing():
     """The labels are the predictions of the model itself."""
     model, x, _ = sick.classifier([], "adam", 2 * sick.DIGITS - 1, sick.LABELS)
     model.set_weights([300 * weights for weights in model.get_weights()])
@@ -216,19 +216,21 @@ def test_constant_targets_are_found(loss):
         model.compile("adam", {"binary": "binary_crossentropy"}.get(loss, loss))
     results = findings(model, x, y)
     assert "constant_targets" in results
-    y[:1] += 1  # All targets count, not only those of the batches.
+    # One other target is enough. Targets outside the measured batches count, too.
+    y[:1] += 1
     y[:1] %= 2
     if loss != "categorical":
         assert "constant_targets" not in findings(model, x, y)
 
 
-def test_labels_without_an_output_are_found():
+def test_labels_that_are_too_large_for_the_outputs_are_found():
     model, x, y = sick.dense()
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     y = y.copy()
     y[7] = 10
+    # If a batch contains the wrong label, PyTorch itself raises an error.
     if 7 in np.random.default_rng(0).permutation(len(y))[:128]:
-        pytest.fail("PyTorch itself raises an error if a batch contains this label")
+        pytest.fail("A batch contains the wrong label. Give it to another example.")
     assert "from 0 to 10" in findings(model, x, y)["label_range"].fact
 
 
@@ -270,7 +272,7 @@ LOSSES = {
         ("mae", False),
     ],
 )
-def test_losses_of_the_best_constant_and_of_zero_equal_numpy(kind, from_logits):
+def test_losses_of_constant_predictions_agree_with_numpy(kind, from_logits):
     y, best, zero = targets(kind)
     activation = None
     if kind in LOSSES and not from_logits:
@@ -304,7 +306,7 @@ def test_the_report_says_what_was_not_checked():
     assert "the model has several outputs" in str(report)
 
 
-def test_the_finding_nothing_says_what_was_checked_and_what_to_do_next():
+def test_a_report_without_problems_says_what_was_checked_and_what_to_do_next():
     text = str(diagnose(*sick.dense())).replace("\n ", "")
     for part in [
         "- nothing: ",
@@ -314,7 +316,7 @@ def test_the_finding_nothing_says_what_was_checked_and_what_to_do_next():
         "-1 to 1",
     ]:
         assert part in text
-    assert "look at what this cannot see" in text
+    assert "look at what `diagnose` cannot see" in text
 
 
 def test_batched_data_are_checked():
@@ -349,7 +351,7 @@ def test_a_model_that_adds_its_loss_needs_no_targets():
     assert len(report.blocks) == 2
 
 
-def test_the_report_shows_a_dash_for_zero_weights():
+def test_the_report_shows_a_dash_for_variables_whose_weights_are_all_0():
     text = str(diagnose(*sick.dense()))
     assert "–" in text
     assert "nan" not in text

@@ -27,14 +27,14 @@ METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
 TASKS = "quadratic, mlp, cnn, rnn, transformer, batches, spiked_labels, spiked_inputs, "
 TASKS += "no_spikes, large_batches, starts, transformer_width, transformer_depth, "
 TASKS += "plain_width, plain_depth, cnn_width"
-# Four runs of two epochs, on the cheapest of the tasks.
+# This command makes four runs of two epochs, on the cheapest task.
 FOUR_RUNS = "quadratic --optimizers sgd,normalized_sgd --seeds 2 --epochs 2"
 FOUR_RUNS += " --learning-rates 0.001"
 
 
 @pytest.fixture
 def fake_training(monkeypatch):
-    """Replaces training by made-up results. Lists the runs and their subjects."""
+    """Replaces training by made-up results. Returns a list of runs and subjects."""
     calls = []
 
     def train(run, subject, *rest, **choice):
@@ -116,7 +116,7 @@ def test_the_command_resumes_after_a_kill_and_an_interrupt(
     arguments = [*FOUR_RUNS.split(), "--out", str(tmp_path)]
     process = start(SCRIPTS / "kill_experiments.py", *arguments)
     finish(process, returncode=-signal.SIGKILL)
-    (half,) = tmp_path.glob("*.part")  # The process died while it wrote this.
+    (half,) = tmp_path.glob("*.part")  # The process died while it wrote this file.
     assert half.stat().st_size > 0
     killed = results.read_text()
     assert len(read(tmp_path)) == 2
@@ -128,7 +128,7 @@ def test_the_command_resumes_after_a_kill_and_an_interrupt(
                 signal.raise_signal(signal.SIGINT)
 
     module = "keras_normopt.experiments"
-    # Shells start background processes so that they ignore this signal.
+    # In the background, a shell may make processes ignore this signal.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
@@ -179,7 +179,7 @@ def test_two_commands_at_once_share_their_results(tmp_path, fake_training, monke
 
     def train(*arguments, **choice):
         monkeypatch.setattr(runs, "train", fake_train)
-        command(tmp_path, FOUR_RUNS)  # In place of another process.
+        command(tmp_path, FOUR_RUNS)  # This replaces another process.
         return fake_train(*arguments, **choice)
 
     monkeypatch.setattr(runs, "train", train)
@@ -308,7 +308,7 @@ def test_norms_and_scopes_apply_only_to_optimizers_that_have_them(
         ("mlp --out HERE/file/under", "Not a directory: 'HERE/file/under'"),
     ],
 )
-def test_errors_before_any_training(
+def test_wrong_arguments_cause_an_error_before_any_training(
     arguments, message, tmp_path, fake_training, capsys
 ):
     (tmp_path / "file").touch()

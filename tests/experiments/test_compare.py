@@ -236,7 +236,7 @@ def share(y_true, y_pred):
         ([share], True, {"mode": "min"}, "min val_share"),
     ],
 )
-def test_optimizers_are_judged_by_the_last_metric_unless_another_is_chosen(
+def test_optimizers_are_judged_by_the_last_metric_unless_another_metric_is_chosen(
     metrics, validated, choice, judged_by
 ):
     data = {"validation_data": (X, Y)} if validated else {}
@@ -467,7 +467,7 @@ def test_the_summary_has_confidence_intervals_of_paired_differences():
         "(paired t-test over 10 seeds)."
     )
     assert expected in lines
-    # Only seeds that both have count.
+    # Only seeds of both optimizers count. Four pairs are too few for an interval.
     lines = sentences({("sgd", 0.1): first, ("adam", 0.1): second[:4]}, loss)
     assert not any("confidence" in line for line in lines)
 
@@ -540,7 +540,7 @@ def test_plot_does_not_change_the_settings_of_matplotlib():
         mpl.pyplot.close(figure)
 
 
-def test_each_optimizer_keeps_a_style_of_its_own():
+def test_each_optimizer_always_has_the_same_style():
     names = ["sgd", "adam", *keras_normopt.optimizers.ALIASES]
     alone = {name: styles.of([name])[name] for name in names}
     together = styles.of(names)

@@ -61,7 +61,7 @@ def damage(path, how):
         ("overwritten", "{}/mnist.npz is damaged: Bad CRC-32"),
     ],
 )
-def test_a_damaged_file_is_named(how, problem, tmp_path):
+def test_the_error_names_a_damaged_file(how, problem, tmp_path):
     save(tmp_path / "mnist.npz")
     damage(tmp_path / "mnist.npz", how)
     with pytest.raises(data.DataError) as error:
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_named(how, problem, tmp_path):
         ({"y_train": np.array([None] * 60)}, "Object arrays cannot be loaded"),
     ],
 )
-def test_a_file_with_other_arrays_is_named(changes, problem, tmp_path):
+def test_the_error_names_a_file_with_wrong_arrays(changes, problem, tmp_path):
     save(tmp_path / "mnist.npz", **changes)
     with pytest.raises(data.DataError) as error:
         data.load("mnist", tmp_path)
@@ -208,7 +208,7 @@ def test_an_error_names_the_missing_package_of_the_bible(monkeypatch):
         data.load("bible")
 
 
-def test_without_a_network_the_error_says_what_to_pass(monkeypatch):
+def test_without_internet_the_error_says_what_to_pass(monkeypatch):
     def load_data():
         raise OSError("URL fetch failure")
 
@@ -222,7 +222,7 @@ def test_without_a_network_the_error_says_what_to_pass(monkeypatch):
     )
 
 
-def test_with_a_network_keras_provides_the_data(monkeypatch):
+def test_with_internet_keras_provides_the_data(monkeypatch):
     images, labels = np.full((4, 28, 28), 51, "uint8"), np.arange(4)
     parts = (images, labels), (images[:1], labels[:1])
     monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: parts)

@@ -1,4 +1,4 @@
-"""All results at once, and what is told of several batch sizes and held-out data."""
+"""Tests the map of all results, batch sizes, held-out data and options."""
 
 import dataclasses
 import re
@@ -24,7 +24,7 @@ DEFAULTS |= {"batch_size": "32", "epochs": 2}
 
 
 def write(directory, runs, mode="max val_accuracy", **changes):
-    """Writes results: of each run an optimizer, a rate, and values of the seeds."""
+    """Writes results. Each run is an optimizer, a rate, and the values of all seeds."""
     rows = []
     for optimizer, rate, values in runs:
         for seed, (validation, test) in enumerate(values):
@@ -48,21 +48,21 @@ def write(directory, runs, mode="max val_accuracy", **changes):
 
 
 def seeds(*values):
-    """As good to choose by as to report."""
+    """Returns pairs of a validation value and a test value, which are equal."""
     return [(value, value) for value in values]
 
 
-def test_ratios_are_of_errors_to_the_best_one(tmp_path):
+def test_ratios_compare_errors_with_the_smallest_error(tmp_path):
     write(
         tmp_path / "one",
         [
             ("adam", 0.1, seeds(0.9, 0.9, 0.9)),
-            # Chosen by the validation data, and reported on the others.
+            # Validation data choose the rate. Test data give the reported value.
             ("sgd", 0.1, [(0.9, 0.6), (0.9, 0.7), (0.9, 0.8)]),
             ("sgd", 0.01, [(0.8, 0.99)] * 3),
             ("sgd", 1.0, [(0.8, 0.99)] * 3),
             ("normalized_sgd(apply_to=update)", 0.1, seeds(0.7, 0.8, 0.9)),
-            # Better, with one seed of three.
+            # This rate is better, but has one seed instead of three.
             ("normalized_sgd(apply_to=update)", 1.0, seeds(1.0)),
             ("lion", 0.1, seeds(0.2, 0.2, 0.2)),
             ("lion", 1.0, seeds(0.1, 0.1, 0.1)),
@@ -75,7 +75,7 @@ def test_ratios_are_of_errors_to_the_best_one(tmp_path):
     assert table["value"].to_dict() == pytest.approx(expected)
     ratios = {method: value / 0.1 for method, value in expected.items()}
     assert table["ratio"].to_dict() == pytest.approx(ratios)
-    # The range of the last but one, .1 to .3, begins where the best one's is.
+    # The errors of normalized SGD range from 0.1 to 0.3. The best error is 0.1.
     assert table["is_level"].tolist() == [True, False, True, False]
     assert table["is_at_end"].tolist() == [False, False, False, True]
     words = overview.markdown(table.reset_index()).splitlines()[-1]
@@ -115,11 +115,11 @@ def test_the_command_map_writes_a_table_and_figures(tmp_path, capsys):
         values = seeds(0.1, 0.2, 0.3 + number / 10)
         methods = ["sgd", "adam", *["lion"] * (number == 2)]
         path = write(tmp_path / task, [(m, 0.1, values) for m in methods], task=task)
-        if task == "b":  # As of two commands.
+        if task == "b":  # This file holds results of two commands.
             rows = pd.read_csv(path, keep_default_na=False)
             both = pd.concat([rows.assign(batch_size=100), rows])
             both.to_csv(path, index=False, na_rep="nan")
-    # What is shipped is compressed.
+    # Published results are compressed.
     pd.read_csv(path, keep_default_na=False).to_csv(path.with_suffix(".csv.gz"))
     path.unlink()
     assert main(["map", "--out", str(tmp_path)]) == 0
@@ -154,7 +154,7 @@ def test_each_group_of_tasks_has_a_figure_with_all_its_methods(tmp_path, monkeyp
     ]:
         changes = {"task": task, "dataset": dataset, "network": network}
         write(tmp_path / task, runs, **changes)
-    # Rows that were added later make a row of the figure, even of one task only.
+    # A method that was added later gets a row in the figure, even with one task only.
     write(
         tmp_path / "no_spikes",
         [*runs, ("orthogonal_sgd", 0.01, one)],
@@ -224,7 +224,7 @@ def test_methods_have_names_in_words(name, words):
     assert overview.method_name(name) == words
 
 
-def test_each_batch_size_has_its_rows_and_one_figure(tmp_path, capsys):
+def test_each_batch_size_has_rows_and_all_sizes_share_one_figure(tmp_path, capsys):
     arguments = "batches --networks 2x64 --optimizers sgd,adam --learning-rates 0.01"
     arguments += " --fraction 0.1 --seeds 1 --epochs 1 --batch-size 30,12"
     rows = command(tmp_path, arguments)
@@ -256,7 +256,7 @@ def test_names_show_options_norm_and_scope(optimizer, norm, scope, name):
     assert results.name_of(row) == name
 
 
-def test_test_data_of_ones_own_are_reported_on(tmp_path):
+def test_results_on_test_data_of_the_user_are_reported(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(20, 3)), rng.normal(size=(20, 1))
 
@@ -288,7 +288,7 @@ def test_test_data_of_ones_own_are_reported_on(tmp_path):
     assert far.rows["test_loss"].min() > 5000
     assert "sequential, test_loss, lower is better: " in far.summary
     assert "test" not in compare(None).summary
-    # Runs that were tried on other data are others.
+    # Other test data make new runs.
     compare((x, y), tmp_path)
     assert len(compare((x, y + 100), tmp_path).results.rows) == 12
 
@@ -306,7 +306,7 @@ def test_test_data_of_ones_own_are_reported_on(tmp_path):
         ("normalized_adam(scope=all)", "The options of normalized_adam are wrong: "),
     ],
 )
-def test_wrong_options_of_an_optimizer_are_named(text, problem, capsys):
+def test_errors_name_wrong_options_of_an_optimizer(text, problem, capsys):
     told = refused(capsys, ["batches", "--optimizers", text])
     assert problem in told
 
@@ -321,7 +321,7 @@ def test_options_reach_the_optimizer():
         *texts[1:],
     ]
     assert [rate for *_, rate in parsed] == [0.3, None, None, None]
-    # Options of one optimizer count for more than those of all.
+    # Options of one optimizer override options of all optimizers.
     adam, plain, excluding, clipped = (
         runs.make_optimizer(identifier, 0.1, "max", "layer", 0.5)
         for _, identifier, _ in parsed
@@ -334,7 +334,7 @@ def test_options_reach_the_optimizer():
     assert clipped.scope == "unit"
 
 
-def test_options_within_options():
+def test_options_may_contain_objects_with_options():
     texts = ["muon(exclude_layers=[classes, 'a b'])"]
     texts += ["normalized_sgd(direction={'^a': Rows(over=inputs), '.*': orthogonal})"]
     texts += ["normalized_adam(step_size=[{'head/': 0.1}, WeightNorm()])"]
@@ -346,7 +346,7 @@ def test_options_within_options():
     assert isinstance(directed.direction["^a"], directions.Rows)
     assert directed.direction["^a"].over == "inputs"
     assert isinstance(directed.direction[".*"], directions.Orthogonal)
-    # A norm for all optimizers is none for those whose direction sets the length.
+    # If a direction sets the length, an optimizer ignores the norm for all optimizers.
     assert (directed.norm, stepping.norm) == (None, "max")
     patterns, adaptive = stepping.step_size
     assert patterns == {"head/": 0.1}
@@ -354,7 +354,7 @@ def test_options_within_options():
 
 
 def shown_commands():
-    """Those of the pages on results, as lists of arguments."""
+    """Yields the arguments of each command on the pages about results."""
     pages = [ROOT / f"docs/{page}.md" for page in ("results", "evidence", "which")]
     for page in [*pages, *sorted(ROOT.glob("docs/results/*.md"))]:
         text = page.read_text()

@@ -89,7 +89,7 @@ def test_the_transformer_predicts_each_character_from_those_before_it():
     assert before.shape == (1, 64, 103)
     np.testing.assert_allclose(before.sum(axis=-1), 1, rtol=1e-5)
     np.testing.assert_allclose(after[0, :40], before[0, :40], rtol=1e-4)
-    # The change affects all predictions from there on.
+    # The change affects all predictions from this character on.
     assert (np.abs(after[0, 40:] - before[0, 40:]).max(axis=-1) > 1e-6).all()
 
 
@@ -188,7 +188,7 @@ def test_warmup_starts_at_a_tenth_of_the_rate(tmp_path):
     assert max(row["learning_rate"] for row in rows) == pytest.approx(0.01, rel=1e-4)
 
 
-def test_validation_data_rank_runs_and_test_data_are_reported(
+def test_validation_data_rank_the_runs_and_results_on_test_data_are_reported(
     tmp_path, capsys, monkeypatch
 ):
     models = []

@@ -92,7 +92,7 @@ def test_a_new_size_trains_only_its_own_runs(tmp_path, no_figures, monkeypatch):
         ({"validation_data": iter([])}, "first run would use up `validation_data`."),
     ],
 )
-def test_wrong_arguments_of_transfer_are_named(arguments, message):
+def test_errors_name_wrong_arguments_of_transfer(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         transfer(**arguments)
 
@@ -165,7 +165,7 @@ def test_the_summary_says_how_far_the_best_rate_moves(fake_losses):
     assert "size 10, val_loss, lower is better: " in result.summary
 
 
-def test_no_verdict_is_given_without_enough_seeds_or_rates(fake_losses):
+def test_no_advice_is_given_without_enough_seeds_or_rates(fake_losses):
     fake_losses(valley(lambda name, size: 0.1))
     line = summary_line(transfer(learning_rates=RATES, seeds=2), "sgd")
     assert "No advice: use 3 seeds or more." in line
@@ -325,7 +325,7 @@ def test_coordinate_check_has_no_value_for_layers_that_a_size_lacks():
         ),
     ],
 )
-def test_wrong_arguments_of_the_coordinate_check_are_named(arguments, message):
+def test_errors_name_wrong_arguments_of_the_coordinate_check(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         check(**arguments)
 
@@ -381,7 +381,7 @@ def test_the_command_transfers_a_task_of_the_user(module, capsys, no_figures):
         ("plain_width --networks 32 --coordinates", "needs a task with two or more"),
     ],
 )
-def test_wrong_arguments_of_the_command_are_named(arguments, message, module, capsys):
+def test_errors_name_wrong_arguments_of_the_command(arguments, message, module, capsys):
     with pytest.raises(SystemExit):
         main(arguments.replace("MODULE", module).split())
     assert message in " ".join(capsys.readouterr().err.split())
@@ -391,7 +391,7 @@ def test_wrong_arguments_of_the_command_are_named(arguments, message, module, ca
 
 
 @pytest.mark.parametrize("name", SIZED)
-def test_published_sizes_grow_and_muon_leaves_out_their_last_layer(name):
+def test_published_sizes_grow_and_muon_leaves_out_the_last_layer(name):
     task = TASKS[name]
     shapes = {"topics": (64,), "digits": (8, 8, 1), "mnist": (28, 28, 1)}
     shape = shapes[task.datasets[0]]

@@ -1,1 +1,1 @@
-"""Code that several test files share."""
+"""Holds code that several test files share."""

@@ -1,4 +1,4 @@
-"""A training loop to compare `fit` with.
+"""Trains in a loop of its own, to compare the results with those of `fit`.
 
 NumPy computes gradients in closed form, the oracle normalizes them, and a plain
 optimizer applies them.

@@ -1,4 +1,4 @@
-"""The ready-made classes whose updates can be normalized."""
+"""Lists the ready-made classes whose updates can be normalized."""
 
 import inspect
 

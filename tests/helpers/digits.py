@@ -1,4 +1,4 @@
-"""The digits of scikit-learn, scaled for a classifier."""
+"""Loads the digits of scikit-learn, scaled for a classifier."""
 
 from sklearn.datasets import load_digits
 

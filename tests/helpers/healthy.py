@@ -1,4 +1,4 @@
-"""Models that train well, from Keras's guides, `keras.applications` and KerasHub.
+"""Makes models that train well, from Keras's guides, `keras.applications` and KerasHub.
 
 Each function returns a compiled model, inputs and targets. Weights are random. Inputs
 have the shape and the range of the original data.

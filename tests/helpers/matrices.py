@@ -7,7 +7,7 @@ from keras_normopt._blocks import axes
 
 
 def find(layer, *, given=None):
-    """Returns variables and axes by name, and the names of variables with guesses."""
+    """Returns variables and axes by name, and the names of guessed variables."""
     variables = list({id(v): v for v in layer.trainable_variables}.values())
     paths = [v.path for v in variables]
     variable_axes, guessed = axes.find(variables, paths, given)

@@ -1,7 +1,7 @@
-"""Norms in NumPy as they are defined, without Keras and without rescaling.
+"""Computes norms in NumPy as they are defined, without Keras and without rescaling.
 
-The oracle computes in `numpy.longdouble`. Its range of exponents is so wide that no
-intermediate result overflows or underflows, as it might in float64.
+The oracle computes in `numpy.longdouble`. Its range of exponents is wider than that
+of float64. So no intermediate result overflows or underflows.
 """
 
 import numpy as np

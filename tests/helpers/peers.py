@@ -10,7 +10,8 @@ from keras import ops
 
 BACKEND = keras.backend.backend()
 RATE = 2.0**-5
-TINY = 1e-30  # For epsilons, which each library adds at a different place.
+# A value for epsilons. Each library adds its epsilon at another place.
+TINY = 1e-30
 SHAPES = {
     "scale": (),
     "bias": (5,),
@@ -121,7 +122,11 @@ def train_optax(transform, weights, steps):
 
 
 def train_torch(make, weights, steps, unit_first=False):
-    """Trains with PyTorch. Kernels, but not embeddings, are (out, in, spatial…)."""
+    """Trains with PyTorch.
+
+    With `unit_first`, kernels have the shape (out, in, spatial…). Embeddings keep their
+    shape.
+    """
     import torch
 
     def moved(name, array, source, target):

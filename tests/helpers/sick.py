@@ -1,7 +1,8 @@
-"""Models that train badly, each for one reason, and cures that make them train well.
+"""Makes models with one fault each, and models in which the fault is cured.
 
 Each function returns a compiled model, inputs and targets. Its arguments set the fault
-or the cure.
+or the cure. The default arguments make a model without a fault, except in
+`images_of_bytes`.
 """
 
 import keras

@@ -1,11 +1,11 @@
-"""Variables of several layers, with gradients and functions that make steps."""
+"""Makes variables of several layers, gradients for them, and steps."""
 
 import keras
 import numpy as np
 from keras import ops
 
 BACKEND = keras.backend.backend()
-# By path. `offset` and `a` belong to no layer, and `a` has the name of a layer.
+# Shapes by path. `offset` and `a` belong to no layer, and `a` has the name of a layer.
 SHAPES = {
     "a/kernel": (3, 4),
     "a/bias": (4,),
@@ -21,7 +21,7 @@ SCOPES = ["variable", "unit", "layer", "global"]
 def make_gradients(scale=1.0, seed=0):
     rng = np.random.default_rng(seed)
     return {
-        # Each has its own magnitude, so that tests notice which ones share a norm.
+        # Each gradient has its own magnitude. Tests notice if gradients share a norm.
         path: scale * 10.0**i * rng.normal(size=shape)
         for i, (path, shape) in enumerate(SHAPES.items())
     }

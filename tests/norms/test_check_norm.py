@@ -1,4 +1,4 @@
-"""`check_norm` accepts the built-in norms and finds planted faults."""
+"""Tests that `check_norm` accepts the built-in norms and finds planted faults."""
 
 import sys
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.newest_keras
 
 @pytest.mark.parametrize("name", oracle.NORMS)
 def test_built_in_norms_pass_check_norm(name):
-    # Few gradients are enough: test_properties tests the same with many.
+    # Few gradients are enough: test_properties tests the same with many gradients.
     check_norm(getattr(norms, name), max_examples=10)
 
 

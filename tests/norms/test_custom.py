@@ -1,4 +1,4 @@
-"""Custom norms: what they may return, and which errors they cause."""
+"""Tests what custom norms may return, and which errors they cause."""
 
 import keras
 import numpy as np
@@ -126,14 +126,14 @@ def test_a_custom_norm_may_reject_shapes_that_the_model_lacks():
     by_hand.assert_same(model.get_weights(), expected)
 
 
-def test_build_tries_no_large_gradients():
+def test_build_does_not_try_a_norm_on_large_gradients():
     shape = (_user_norms._LARGEST + 1,)
     assert build(ops.sum, [shape]).built
     with pytest.raises(ValueError, match="norm=sum returned"):
         build(ops.sum, [shape, (2,)])
 
 
-def test_build_tries_no_built_in_norms(monkeypatch):
+def test_build_does_not_try_built_in_norms(monkeypatch):
     monkeypatch.setattr(_user_norms.UserNorm, "check", None)
     for norm in (*norms.__all__, norms.l2, None):
         build(norm)

@@ -1,4 +1,4 @@
-"""Gradients that are zero, constant, empty, extreme or not finite."""
+"""Tests gradients that are zero, constant, empty, extreme or not finite."""
 
 import functools
 import itertools

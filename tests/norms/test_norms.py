@@ -135,7 +135,7 @@ def test_std_of_a_constant_is_the_root_mean_square(value, size):
     np.testing.assert_allclose(float(norms.std(gradient)), abs(value), rtol=1e-6)
 
 
-def test_std_falls_back_only_below_its_threshold():
+def test_std_falls_back_to_avg_l2_only_below_its_threshold():
     root_eps = np.sqrt(np.finfo("float32").eps)  # 3.5e-4
     above = np.array([1 - 2 * root_eps, 1 + 2 * root_eps], "float32")
     below = np.array([1 - root_eps / 2, 1 + root_eps / 2], "float32")
@@ -191,7 +191,7 @@ def test_a_custom_norm_may_call_a_built_in_norm():
     np.testing.assert_allclose(ops.convert_to_numpy(result), [0.3, 0.4], rtol=1e-6)
 
 
-def test_a_norm_that_returns_no_scalar_is_an_error():
+def test_a_norm_that_returns_no_scalar_is_refused():
     def per_row(gradient):
         return ops.norm(gradient, axis=-1)
 

@@ -1,6 +1,6 @@
-"""The checks of each backend find no NaN or infinity in steps on healthy gradients.
+"""Tests that steps on healthy gradients pass the numeric checks of each backend.
 
-The checks of TensorFlow and JAX look at every intermediate result.
+The checks of TensorFlow and JAX look for NaN and infinity in every intermediate result.
 """
 
 import keras
@@ -78,7 +78,8 @@ OPTIMIZERS = {
 }
 
 
-# These branch or divide. TensorFlow takes seconds to trace the checks of each one.
+# These optimizers branch or divide. TensorFlow takes seconds to trace the checks of one
+# optimizer.
 COMPILED = ["running norm", "weight norm"]
 
 

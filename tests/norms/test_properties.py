@@ -1,4 +1,4 @@
-"""Properties of norms and of normalized gradients, on random gradients.
+"""Tests properties of norms and of normalized gradients, on random gradients.
 
 The tests skip a gradient if its exact norm is not a normal number of the dtype that
 computes it. Entries range from the smallest normal number of each dtype to the largest.
@@ -87,7 +87,7 @@ def has_normal_norm(name, values):
 
 
 def tensor(values, dtype):
-    # NumPy has no bfloat16. The way through float32 is exact.
+    # NumPy has no bfloat16. The conversion through float32 is exact.
     return ops.cast(ops.convert_to_tensor(values.astype(np.float32)), dtype)
 
 
@@ -102,7 +102,7 @@ def measured(name, values):
 
 
 def tolerance(dtype, exact):
-    """Returns the rounding error of sums, and of entries relative to the largest."""
+    """Returns a bound on rounding errors. It grows with the largest exact entry."""
     eps = float(LIMITS[dtype].eps) + 16 * np.finfo(np.float32).eps
     return 2 * eps * max(1.0, np.max(np.abs(exact), initial=0.0))
 
@@ -115,7 +115,7 @@ def test_random_gradients_are_normalized_like_the_oracle(name, gradient):
     exact = oracle.normalize(name, values)
     error_factor = 1.0
     if name == "std":
-        # `std` is less exact if the entries are large compared with it.
+        # Rounding errors of `std` grow with the ratio of the entries to `std`.
         error_factor = max(1.0, float(np.max(np.abs(exact))))
     result = normalized(name, values, dtype)
     atol = float(LIMITS[dtype].tiny)

@@ -39,7 +39,7 @@ anything = st.recursive(
 )
 norms = st.one_of(st.sampled_from([*_registry.names(), "L2", "l2 ", "print"]), anything)
 epsilons = st.one_of(st.floats(0, 1e30), numbers, anything)
-# What a norm function of the user may return.
+# Values that a norm function of a user may return.
 returned_values = st.one_of(
     st.floats(0.125, 8, width=32),
     st.sampled_from([np.float32(2), np.float64(2), np.ones((2, 2)), np.ones(3)]),
@@ -91,7 +91,7 @@ def test_from_config_works_or_names_the_wrong_argument(norm, epsilon):
 
 
 @given(result=returned_values)
-def test_the_result_of_a_norm_function_works_or_is_named(result):
+def test_a_result_of_a_norm_function_works_or_is_named_in_the_error(result):
     def theirs(gradient):
         return result
 
@@ -118,7 +118,8 @@ OPTIONS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`?exclude")  # Matches none or all.
+# A drawn pattern may match no variable or all variables.
+@pytest.mark.filterwarnings("ignore:`?exclude")
 @pytest.mark.filterwarnings("ignore:.step_size.. the pattern")
 @pytest.mark.filterwarnings("ignore:NormalizedSGD was saved with an empty pattern")
 @pytest.mark.filterwarnings("ignore:Possible (nested )?set:FutureWarning")
@@ -205,7 +206,8 @@ def test_a_hostile_file_runs_no_code(tmp_path):
     model.compile(keras_normopt.NormalizedSGD(), "mse")
     file = tmp_path / "model.keras"
     for value in HOSTILE["norm"]:
-        model.optimizer._norm = value  # No check, as in a file written by hand.
+        # This assignment skips the check. The result is like a file written by hand.
+        model.optimizer._norm = value
         model.save(file)
         with pytest.raises((ValueError, TypeError), match="norm="):
             keras.models.load_model(file)

@@ -30,7 +30,7 @@ def step(optimizer, gradient):
 @pytest.mark.parametrize("size", [0.9, 1.0, 1.1, 1e-28, 1e30])
 @pytest.mark.parametrize("max_norm", [1.0, 1e-6, 3e7])
 @pytest.mark.parametrize("norm", oracle.NORMS)
-def test_only_gradients_above_the_threshold_are_shortened_to_it(norm, max_norm, size):
+def test_only_gradients_above_the_threshold_are_shortened(norm, max_norm, size):
     gradient = np.random.default_rng(0).normal(size=(3, 4))
     gradient = oracle.normalize(norm, gradient) * size * max_norm
     gradient = gradient.astype("float32")
@@ -38,7 +38,7 @@ def test_only_gradients_above_the_threshold_are_shortened_to_it(norm, max_norm, 
     expected = clip(norm, [gradient.astype("float64")], max_norm)[0]
     moved = step(optimizer, gradient)
     np.testing.assert_allclose(moved, expected, rtol=1e-5)
-    if size < 1:  # Below the threshold.
+    if size < 1:  # The norm is below the threshold.
         np.testing.assert_array_equal(moved, gradient)
 
 
@@ -47,7 +47,7 @@ def test_only_gradients_above_the_threshold_are_shortened_to_it(norm, max_norm, 
     ("base", "norm"),
     [("SGD", "l2"), ("Adam", "std"), ("AdamW", "max"), ("RMSprop", "l2")],
 )
-def test_fit_clips_before_the_base_steps(base, norm):
+def test_fit_clips_gradients_before_the_step_of_the_base(base, norm):
     cls = getattr(keras_normopt, f"Clipped{base}")
     model = by_hand.make_model(cls(0.1, norm=norm, max_norm=0.5))
     by_hand.fit(model)

@@ -90,7 +90,7 @@ def test_each_base_has_one_class():
     for cls in keras_normopt.optimizers.NORMALIZED.values():
         base = getattr(keras.optimizers, cls.__name__.removeprefix("Normalized"))
         assert normalized(base) is cls
-        # On PyTorch, an instance has another class than the one that was called.
+        # On PyTorch, `base()` returns an instance of another class than `base`.
         assert normalized(type(base())) is cls
         assert issubclass(cls, type(base()))
 
@@ -175,13 +175,13 @@ def test_normalized_refuses_multi_optimizer():
     "method",
     ["apply", "apply_gradients", "stateless_apply", "_backend_apply_gradients"],
 )
-def test_normalized_refuses_a_base_that_might_bypass_it(method):
+def test_normalized_refuses_a_base_that_might_bypass_the_normalization(method):
     base = type("Detour", (keras.optimizers.SGD,), {method: lambda self, *args: None})
     with pytest.raises(ValueError, match=f"must not override `{method}`.*Detour over"):
         normalized(base)
 
 
-def test_normalized_refuses_a_base_that_has_our_arguments():
+def test_normalized_refuses_a_base_with_an_argument_that_we_add():
     class Taken(keras.optimizers.SGD):
         def __init__(self, norm="mine", **kwargs):
             super().__init__(**kwargs)
@@ -215,7 +215,7 @@ def test_a_wrong_norm_lists_the_choices(norm):
     "norm_epsilon",
     [-1e-9, math.nan, math.inf, -math.inf, 1e39, "1e-7", True, [0]],
 )
-def test_a_wrong_norm_epsilon_is_named(norm_epsilon):
+def test_the_error_names_a_wrong_norm_epsilon(norm_epsilon):
     message = "`norm_epsilon` must be a finite float of at least 0.*Received: norm_ep"
     with pytest.raises(ValueError, match=message):
         keras_normopt.NormalizedAdam(norm_epsilon=norm_epsilon)
@@ -346,7 +346,7 @@ def test_a_subclass_is_an_ordinary_class():
         pickle.dumps(Mine)
 
 
-def test_types_name_every_norm_and_scope():
+def test_type_annotations_list_every_norm_and_scope():
     literal, *_ = typing.get_args(NormLike)
     assert sorted(typing.get_args(literal)) == sorted(keras_normopt.norms.__all__)
     assert typing.get_args(Scope) == partition.SCOPES

@@ -102,7 +102,7 @@ def test_stateless_apply_makes_normalized_steps(compiled):
         import jax
 
         apply = jax.jit(apply)
-    # Copies, because Keras's foreach classes on PyTorch update tensors in place.
+    # On PyTorch, foreach classes of Keras change tensors in place. So the test copies.
     state = [ops.copy(v) for v in optimizer.variables]
     (result,), state = apply(state, tensors(GRADIENT), [ops.copy(variable)])
     assert_stepped(result)
@@ -133,7 +133,7 @@ def test_a_second_step_compiles_nothing():
 
     optimizer = keras_normopt.NormalizedAdam(norm=counting_norm)
     model = make_model(optimizer=optimizer, jit_compile=BACKEND != "torch")
-    optimizer.build(model.trainable_variables)  # It calls the function.
+    optimizer.build(model.trainable_variables)  # `build` calls the function.
     traced.clear()
     model.fit(X, Y, batch_size=4, epochs=1, verbose=0)
     after_one = len(traced)
@@ -149,7 +149,7 @@ def test_a_second_eager_step_compiles_nothing(caplog):
 
     variable = keras.Variable(W)
     optimizer = keras_normopt.NormalizedAdam()
-    for scale in (1.0, 1e-25):  # 1e-25 needs rescaling.
+    for scale in (1.0, 1e-25):  # Gradients of 1e-25 need rescaling.
         optimizer.apply(tensors(scale * GRADIENT), [variable])
         with jax.log_compiles():
             optimizer.apply(tensors(scale * GRADIENT), [variable])
@@ -206,7 +206,7 @@ def test_an_unknown_shape_is_accepted(shape):
     assert_stepped(variable)
 
 
-# The guard against a Keras that no longer calls the method that normalizes.
+# A guard raises an error if Keras does not call the method that normalizes.
 
 
 def bypass_the_hook(monkeypatch):
@@ -235,7 +235,7 @@ ERROR = "NormalizedFtrl could not normalize its gradients: Keras"
 def test_the_guard_stops_training(monkeypatch, run_eagerly, method, steps):
     model = make_guarded_model(run_eagerly=run_eagerly)
     model.optimizer.gradient_accumulation_steps = steps
-    model.optimizer._iterations.assign(1)  # The next step updates.
+    model.optimizer._iterations.assign(1)  # The next step updates weights.
     bypass_the_hook(monkeypatch)
     arguments = {"verbose": 0} if method == "fit" else {}
     with pytest.raises(RuntimeError, match=ERROR):
@@ -282,7 +282,7 @@ def test_the_guard_ignores_the_steps_of_other_threads(monkeypatch, steps):
                 owner, "_backend_apply_gradients", update_while_another_thread_trains
             )
     if steps:
-        optimizer._iterations.assign(1)  # The next step updates.
+        optimizer._iterations.assign(1)  # The next step updates weights.
     with pytest.raises(RuntimeError, match=ERROR):
         optimizer.apply(tensors(GRADIENT), [variable])
 
@@ -298,7 +298,7 @@ def test_a_base_that_updates_all_variables_together_gets_the_normalized_gradient
     assert_stepped(variable)
 
 
-def test_a_keras_without_the_hook_is_refused(monkeypatch):
+def test_a_keras_without_the_method_that_we_override_is_refused(monkeypatch):
     from keras_normopt._optimizer import factory
 
     monkeypatch.setattr(factory, "HOOK", "_renamed_by_keras")
@@ -306,7 +306,7 @@ def test_a_keras_without_the_hook_is_refused(monkeypatch):
         keras_normopt.normalized(type("Fresh", (keras.optimizers.SGD,), {}))
 
 
-# Steps without normalization raise no error.
+# Accumulated gradients, calls without gradients, threads and replicas.
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
@@ -339,7 +339,7 @@ def test_a_call_without_gradients_makes_no_step():
 
 
 @pytest.mark.parametrize("steps", [None, 2])
-def test_variables_that_are_overwritten_get_the_raw_gradient(steps):
+def test_variables_with_overwrite_with_gradient_get_the_raw_gradient(steps):
     scale = keras.Variable(1.0)
     scale.overwrite_with_gradient = True
     optimizer = keras_normopt.NormalizedSGD(0.1, gradient_accumulation_steps=steps)

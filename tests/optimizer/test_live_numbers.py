@@ -87,7 +87,8 @@ def test_a_changed_number_is_saved_in_the_config(tmp_path):
     loaded.fit(X, Y, verbose=0)
     clipped = loaded.optimizer.norm_tracker.clipped
     assert set(clipped.values()) == {1.0}
-    # The base's variables and tracked norms. Only the config holds the number.
+    # The file stores variables of the base and tracked norms. The config alone stores
+    # the number.
     adam = keras.optimizers.Adam()
     adam.build(model.trainable_variables)
     assert len(stored(model.optimizer)) == len(stored(adam)) + 5

@@ -72,7 +72,7 @@ def test_each_optimizer_equals_its_base_on_normalized_gradients(cls, norm):
     rtol = 1e-3 if cls.__name__ == "NormalizedMuon" else 2e-5
     assert_same(results, expected, rtol=rtol, atol=1e-6)
     unnormalized = train(base_of(cls)(), gradients())
-    with pytest.raises(AssertionError):  # So the comparison can fail.
+    with pytest.raises(AssertionError):  # The comparison can fail.
         assert_same(results, unnormalized, rtol=rtol, atol=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_norm_none_equals_the_base_exactly(cls):
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_arguments_are_those_of_the_base_and_ours(cls):
+def test_the_arguments_are_those_of_the_base_plus_our_options(cls):
     parameters = dict(inspect.signature(cls).parameters)
     assert parameters.pop("norm").kind is inspect.Parameter.KEYWORD_ONLY
     assert parameters.pop("scope").default == "variable"

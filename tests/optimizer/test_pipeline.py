@@ -108,7 +108,7 @@ def test_an_unfrozen_layer_moves_once_the_model_is_compiled_again():
 # PyTorch's compiler warns of code in Keras and in PyTorch.
 @pytest.mark.filterwarnings("ignore:::torch")
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_fit_is_the_same_with_and_without_a_compiler(jit_compile):
+def test_fit_gives_the_same_weights_with_and_without_a_compiler(jit_compile):
     if jit_compile and BACKEND == "torch" and not shutil.which("g++"):
         pytest.skip("PyTorch's compiler needs a C++ compiler")
     optimizer = keras_normopt.NormalizedAdam(0.1, scope="unit", track_norms=True)
@@ -156,7 +156,7 @@ def test_a_normalized_and_a_plain_optimizer_share_a_model():
     assert_same(model.get_weights(), expected)
 
 
-# Callbacks that change the learning rate. With SGD and l2, it is the step length.
+# Callbacks that change the learning rate. With SGD and l2, the rate is the step length.
 
 
 class StepLengths(keras.callbacks.Callback):
@@ -279,7 +279,7 @@ def test_clipping_without_effect_warns_once(name, norm):
     [
         {"clipvalue": 1.0},
         {"clipnorm": 1.0, "norm": None},
-        {"clipnorm": -1.0},  # Keras does not clip then.
+        {"clipnorm": -1.0},  # Keras does not clip at a negative norm.
         # A function of the user may depend on the magnitude.
         {"clipnorm": 1.0, "norm": lambda gradient: 2 + ops.max(gradient)},
     ],

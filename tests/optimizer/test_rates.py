@@ -96,7 +96,7 @@ def test_steps_with_a_negative_rate_go_along_the_gradient():
         assert list(optimizer.norm_tracker.clipped.values()) == [1.0]
 
 
-def test_a_function_that_returns_the_update_does_not_depend_on_the_rate(custom_norms):
+def test_steps_are_multiples_of_the_rate_if_a_function_returns_the_update(custom_norms):
     register = keras_normopt.NormalizedOptimizer.set_normalization_function
     register("positive", lambda g: ops.where(g > 0, ops.ones_like(g), 0.5 * g))
     arguments = {"norm": "positive", "momentum": 0.9, "apply_to": "update"}
@@ -152,7 +152,7 @@ def test_steps_follow_a_schedule_beyond_its_end(name):
         ]
         for optimizer in optimizers:
             actual = sizes(steps_of(optimizer, 20))
-            if isinstance(optimizer, ClippedSGD):  # At most the rate.
+            if isinstance(optimizer, ClippedSGD):  # The rate is only a bound.
                 bounds = [min(a, e) for a, e in zip(actual, expected, strict=True)]
                 assert actual == pytest.approx(bounds, rel=1e-4, abs=1e-35)
             else:

@@ -1,4 +1,4 @@
-"""`repr` shows an optimizer as the call that makes it."""
+"""Tests that `repr` shows an optimizer as the call that makes it."""
 
 import keras
 import numpy as np
@@ -49,14 +49,14 @@ def test_the_text_is_code_that_makes_an_equal_optimizer(code):
     optimizer = eval(code, dict(NAMES))
     text = repr(optimizer)
     twin = eval(text, dict(NAMES))
-    # Keras numbers names that nobody gave.
+    # Without the argument `name`, Keras makes up a numbered name.
     automatic = {} if "name=" in code else {"name": ""}
     assert twin.get_config() | automatic == optimizer.get_config() | automatic
     assert repr(twin) == text
     assert text == code
 
 
-def test_names_of_objects_are_shown_as_the_objects():
+def test_objects_that_are_given_by_name_are_shown_as_objects():
     optimizer = keras_normopt.NormalizedSGD(step_size="weight_norm")
     assert repr(optimizer) == "NormalizedSGD(step_size=WeightNorm())"
     optimizer = keras_normopt.ClippedSGD(max_norm="running_norm")
@@ -75,7 +75,7 @@ def a_tenth():
 
 def test_functions_are_shown_by_name(custom_norms):
     make = keras_normopt.NormalizedSGD
-    # Without a registered name, Keras cannot save it.
+    # Without a registered name, Keras cannot save the function.
     optimizer = make(0.5, norm=half_of_max)
     assert repr(optimizer) == "NormalizedSGD(learning_rate=0.5, norm=half_of_max)"
     keras_normopt.register_norm("half", half_of_max)
@@ -88,7 +88,7 @@ def test_functions_are_shown_by_name(custom_norms):
 @pytest.mark.parametrize(
     "make", [keras_normopt.NormalizedSGD, keras_normopt.ClippedAdam]
 )
-def test_training_shows_only_what_was_set(make):
+def test_only_arguments_that_were_set_are_shown_after_training(make):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile(optimizer=make(0.25), loss="mse")
     text = repr(model.optimizer)
@@ -101,7 +101,7 @@ def test_training_shows_only_what_was_set(make):
     assert repr(model.optimizer) == f"{make.__name__}(learning_rate=0.125)"
 
 
-def test_inside_a_loss_scale_optimizer():
+def test_an_optimizer_inside_a_loss_scale_optimizer_is_shown():
     inner = keras_normopt.NormalizedSGD(0.5)
     outer = keras.optimizers.LossScaleOptimizer(inner)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -120,7 +120,7 @@ class Mine(keras_normopt.NormalizedSGD):
         return super().get_config() | {"warmth": self.warmth}
 
 
-def test_own_subclasses_show_their_arguments():
+def test_subclasses_of_users_show_their_own_arguments():
     assert repr(Mine(3, norm="max")) == "Mine(warmth=3, norm='max')"
 
 
@@ -129,13 +129,13 @@ class Broken(keras_normopt.NormalizedSGD):
         raise NotImplementedError
 
 
-def test_it_never_raises():
+def test_repr_never_raises_an_error():
     assert repr(Broken()) == "<Broken>"
     cls = keras_normopt.NormalizedSGD
     assert repr(cls.__new__(cls)) == "<NormalizedSGD>"
 
 
-def test_it_does_not_change_what_a_step_compiles():
+def test_repr_does_not_change_what_a_step_compiles():
     texts = []
 
     class Telling(keras_normopt.NormalizedSGD):
@@ -149,5 +149,5 @@ def test_it_does_not_change_what_a_step_compiles():
     assert set(texts) <= {"Telling(learning_rate=0.5)", "<Telling>"}
     plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     plain.compile(optimizer=keras_normopt.NormalizedSGD(0.5), loss="mse")
-    if keras.backend.backend() != "torch":  # Traced once for each variable.
+    if keras.backend.backend() != "torch":  # Compilers trace each variable once.
         assert len(texts) <= 4

@@ -132,7 +132,8 @@ def test_a_learning_rate_schedule_is_saved():
         np.testing.assert_allclose(variable, [expected, 0.0], rtol=1e-6)
 
 
-# Slots of each variable, one more variable, slots of other shapes, no slots.
+# In this order, the classes save slots of each variable, one more variable, slots of
+# other shapes, and no slots.
 KINDS = ["NormalizedAdam", "NormalizedNadam", "NormalizedAdafactor", "NormalizedSGD"]
 
 
@@ -151,9 +152,9 @@ def test_training_resumes_from_a_file(kind, tmp_path):
 
 
 def test_training_resumes_in_a_new_process(tmp_path, monkeypatch):
-    """The process loads an optimizer of ours, and one with a third-party base.
+    """A process loads one of our optimizers and an optimizer with a third-party base.
 
-    One process loads both, because the import of a backend takes seconds.
+    The same process loads both, because the import of a backend takes seconds.
     """
     source = """
         import keras
@@ -249,7 +250,7 @@ def test_a_pickled_model_carries_its_state():
 
 @pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.every_base
-def test_state_moves_between_base_and_normalized(cls, tmp_path):
+def test_state_can_move_between_a_base_and_its_normalized_class(cls, tmp_path):
     base = getattr(keras.optimizers, cls.__name__.removeprefix("Normalized"))
     for first, second in [(base, cls), (cls, base)]:
         model = make_model(first())

@@ -96,7 +96,7 @@ def stepper(optimizer, variables, mode):
 
 
 def train(optimizer, steps, mode="eager"):
-    """Returns the weights, the variables that the base saves, and then our own."""
+    """Returns the weights, the saved variables of the base, and then our variables."""
     variables = make_variables()
     step = stepper(optimizer, variables, mode)
     inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -109,7 +109,7 @@ def train(optimizer, steps, mode="eager"):
 
 
 def assert_same(actual, expected, **tolerance):
-    """Asserts that the arrays are equal. `expected` may have fewer of them."""
+    """Asserts that the arrays are equal. `expected` may have fewer arrays."""
     assert len(actual) >= len(expected)
     for one, other in zip(actual, expected, strict=False):
         np.testing.assert_allclose(one, other, **{"rtol": 0, "atol": 0} | tolerance)
@@ -175,7 +175,8 @@ def test_a_skipped_step_keeps_excluded_variables():
     ours = ClippedSGD(0.1, 0.9, weight_decay=0.1, exclude="bias", **SKIP)
     steps = make_gradients(SCALES, places=(0, 0))
     for scale, gradients in zip(SCALES, steps, strict=True):
-        gradients[1] *= {1: 1e3, SPIKE: 1e-4}.get(scale, 1)  # Excluded, so ignored.
+        # The excluded gradient must not decide which steps are skipped.
+        gradients[1] *= {1: 1e3, SPIKE: 1e-4}.get(scale, 1)
     stock = keras.optimizers.SGD(0.1, 0.9, weight_decay=0.1)
     assert_same(train(ours, steps), train(stock, not_skipped(steps)))
 
@@ -207,7 +208,7 @@ def test_a_skipped_step_does_not_change_adaptive_rates():
     assert_equal_to_stock(ClippedSGD(**arguments, **SKIP), plain)
 
 
-def test_a_loss_scale_is_divided_out_before_a_step_is_skipped():
+def test_gradients_are_divided_by_the_loss_scale_before_a_step_is_skipped():
     inner, steps = ClippedAdam(0.1, **SKIP), make_gradients(SCALES)
     outer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0)
     # Keras supports only stateless steps on JAX, and only eager steps on PyTorch.
@@ -228,7 +229,7 @@ def test_constraints_apply_in_a_skipped_step():
 
 
 def feed(optimizer, sizes, mode="eager"):
-    """Returns how far each step moves a weight, and the running norms after it."""
+    """Returns how far each step moves a weight, and each running norm after a step."""
     variable = keras.Variable(np.zeros(2, "float32"))
     step = stepper(optimizer, [variable], mode)
     moved, means = [], []
@@ -246,9 +247,9 @@ def test_a_finite_step_is_clipped_after_max_skips(mode):
     rule = RunningNorm(2.0, decay=0.5, warmup=2)
     arguments = SKIP | {"max_norm": rule, "max_skips": 2, "track_norms": True}
     optimizer = ClippedSGD(1.0, **arguments)
-    rows = [  # Norm, step, and the running norm after it.
+    rows = [  # A row holds the norm, the step, and the next running norm.
         *[(1, 1, 1), (NAN, 0, 1), (3, 3, 2)],  # The warm-up ends.
-        *[(INF, 0, 2), (4, 4, 3)],  # Not above the threshold.
+        *[(INF, 0, 2), (4, 4, 3)],  # The norm is not above the threshold.
         *[(50, 0, 3), (50, 0, 3), (50, 6, 4.5), (50, 9, 6.75), (50, 13.5, 10.125)],
         (2.25, 2.25, 6.1875),  # Below the threshold, so two more may be skipped.
         *[(50, 0, 6.1875), (NAN, 0, 6.1875), (NAN, 0, 6.1875), (50, 12.375, 9.28125)],
@@ -314,7 +315,7 @@ def test_thresholds_follow_a_schedule(mode, name):
 
 # In `fit`.
 
-X, Y, BATCH = by_hand.X, by_hand.Y, 2  # Six batches.
+X, Y, BATCH = by_hand.X, by_hand.Y, 2  # This makes six batches.
 BAD_X, BAD_Y = X.copy(), Y.copy()
 BAD_X[3], BAD_Y[6:8] = NAN, 1e6
 GOOD = np.repeat([True, False, True, False, True, True], BATCH)
@@ -334,7 +335,7 @@ def check_fit(make):
     assert model.optimizer.skipped_steps == 4
     assert logs["skipped/global"] == pytest.approx([2 / 6] * 2)
     assert logs["clipped/global"] == [0, 0]
-    # Skipped steps do not count.
+    # The logs leave out skipped steps.
     assert 0 < min(logs["update_norm/total"]) < 10
     assert np.isfinite(logs["update_ratio/global"]).all()
     plain = by_hand.make_model(
@@ -441,14 +442,14 @@ WRONG += [{"max_norm": value} for value in (schedules.CosineDecay, len, ADAM)]
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
-def test_wrong_arguments_of_skipping_are_named(wrong):
+def test_errors_name_wrong_arguments_of_skipping(wrong):
     [(name, value)] = wrong.items()
     received = f"{name}=" if name == "max_norm" else f"{name}={value!r}$"
     with pytest.raises(ValueError, match=f"^`.*Received: {received}"):
         ClippedSGD(**SKIP | wrong)
 
 
-def test_skip_is_fixed_and_needs_the_global_scope():
+def test_the_skip_arguments_are_fixed_and_need_the_global_scope():
     with pytest.raises(ValueError, match=r"needs `scope=.global.`\. Received: scope"):
         ClippedSGD(skip=True)
     optimizer = ClippedSGD(scope="global")
@@ -462,7 +463,7 @@ def test_skip_is_fixed_and_needs_the_global_scope():
 def test_a_schedule_is_fixed_once_the_optimizer_is_built():
     for first, value in ((2.0, FALLING), (FALLING, 2.0), (FALLING, Halves(1.0))):
         optimizer = ClippedSGD(max_norm=value)
-        optimizer.max_norm = first  # Still allowed.
+        optimizer.max_norm = first  # This is allowed before `build`.
         optimizer.build([keras.Variable(np.zeros(2))])
         with pytest.raises(
             ValueError, match=r"`max_norm` .*cannot change after.*Make a new"

@@ -164,7 +164,9 @@ def test_tracked_norms_equal_those_of_weights_before_and_after_each_step(case, w
 
 
 SKIP = {"scope": "global", "max_norm": 1.0, "skip": True, "weight_decay": 0.5}
-SKIPPING = {  # Gradient scales, steps that change weights, the tracker's count.
+# Each value holds a base, its arguments, the scales of gradients, the steps that change
+# weights, and the count of the tracker.
+SKIPPING = {
     "accumulated": ("Adam", {"gradient_accumulation_steps": 2}, [1] * 5, [1, 3], 2),
     "skipped": ("SGD", SKIP, [1e30, 1e-7, 1e3, 1e-6, np.nan], [1, 3], 5),
     "loss scale": ("Adam", {"weight_decay": 0.5}, [1, np.inf, 1, np.nan], [0, 2], 2),
@@ -249,7 +251,7 @@ def test_norms_of_zero_tiny_and_huge_weights_are_exact(scale):
 
 
 @pytest.mark.parametrize("scope", ["variable", "layer"])
-def test_the_movement_of_a_variable_without_a_gradient_counts(scope):
+def test_norms_of_updates_include_variables_without_a_gradient(scope):
     optimizer, gradients = make("NormalizedAdam", scope=scope), make_gradients()
     gradients["a/kernel"] = None
     with pytest.warns(UserWarning, match="Gradients do not exist"):
@@ -343,10 +345,11 @@ def test_replicas_log_the_norms_of_updates(strategy):
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
 def test_updates_of_embeddings_in_mixed_precision_are_measured(dtype):
-    """On TensorFlow the gradient of an embedding is sparse."""
+    """On TensorFlow, the gradient of an embedding is sparse."""
     optimizer, recorder = make("NormalizedAdam", scope="layer"), Recorder()
     outer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**22)
-    is_mixed = dtype != "float32"  # Then gradients of the first steps overflow.
+    # In mixed precision, the gradients of the first steps overflow.
+    is_mixed = dtype != "float32"
     layers = [keras.layers.Embedding(9, 4, dtype=dtype), keras.layers.Dense(3)]
     model = keras.Sequential([keras.Input((5,), dtype="int32"), *layers])
     model.compile(outer if is_mixed else optimizer, "mse", jit_compile=False)
@@ -446,7 +449,7 @@ def test_track_norms_true_logs_and_saves_gradient_norms_only():
     assert type(model.optimizer).from_config(config).get_config() == config
 
 
-# Display.
+# Progress bar, plots and logs.
 
 
 @pytest.mark.parametrize("everything", [False, True])

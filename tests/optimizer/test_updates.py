@@ -120,7 +120,7 @@ def test_updates_of_every_base_are_divided_by_their_norm(cls):
     actual = train(ours, weights, gradients)
     assert_same(actual, expected, **tolerance)
     plain = train(base_of(cls)(RATE, **arguments), weights, gradients)
-    with pytest.raises(AssertionError):  # So the comparison can fail.
+    with pytest.raises(AssertionError):  # The comparison can fail.
         assert_same(actual, plain, **tolerance)
 
 
@@ -201,7 +201,8 @@ def test_a_trust_ratio_multiplies_updates_by_the_norm_of_the_weights(scope, norm
 
 
 def test_a_base_that_scales_its_steps_may_have_a_trust_ratio():
-    # On gradients, a ratio would scale the learning rate, which these bases refuse.
+    # With `apply_to="gradient"`, a ratio would scale the learning rate. These bases
+    # refuse such a ratio.
     for name in ("NormalizedLamb", "NormalizedAdafactor"):
         cls = getattr(keras_normopt, name)
         optimizer = cls(RATE, apply_to="update", step_size="weight_norm")
@@ -227,7 +228,7 @@ def test_gradient_correlation_works_with_updates():
 
 @pytest.mark.usefixtures("float64")
 def test_norm_functions_get_updates_divided_by_the_rate():
-    def shifted(gradient):  # Not homogeneous.
+    def shifted(gradient):  # This norm is not homogeneous.
         return 1.0 + ops.sum(ops.abs(gradient))
 
     weights, gradients = make_weights(), steps()
@@ -498,7 +499,8 @@ def test_bases_that_change_weights_in_other_ways_are_refused(base, message):
         optimizer.apply([ops.ones(2)], [variable])
 
 
-@pytest.mark.parametrize("base", ["Lamb", "Adafactor"])  # No foreach on PyTorch.
+# These bases have no foreach class on PyTorch.
+@pytest.mark.parametrize("base", ["Lamb", "Adafactor"])
 def test_a_keras_whose_updates_cannot_be_captured_is_refused(base, monkeypatch):
     # The patch stands for a Keras with other private methods.
     optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1, apply_to="update")
@@ -510,6 +512,9 @@ def test_a_keras_whose_updates_cannot_be_captured_is_refused(base, monkeypatch):
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"could not .* its updates"):
             optimizer.apply([ops.ones((2, 2))], [variable])
+
+
+# Other bases and arguments.
 
 
 def test_updates_of_a_users_own_base_are_normalized():
@@ -527,7 +532,7 @@ def test_wrong_values_of_apply_to_are_refused(apply_to):
 
 
 @pytest.mark.usefixtures("float64")
-def test_updates_are_clipped_by_the_mean_of_their_earlier_norms():
+def test_updates_are_clipped_at_a_multiple_of_the_mean_of_earlier_norms():
     rule = RunningNorm(1.25, decay=0.5, warmup=2)
     ours = keras_normopt.ClippedSGD(
         RATE, momentum=0.9, apply_to="update", max_norm=rule

@@ -1,4 +1,4 @@
-"""Tests the interface of 2018, with the cases of its own tests."""
+"""Tests the interface of 2018, with the cases of its original tests."""
 
 import keras
 import numpy as np
@@ -201,7 +201,7 @@ def test_a_function_may_return_a_norm_or_a_normalized_gradient(function, custom_
 
 @pytest.mark.parametrize("function", [total, divided_by_total])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_both_forms_get_the_gradient_in_float32(function, dtype, custom_norms):
+def test_both_forms_of_functions_get_float32_gradients(function, dtype, custom_norms):
     seen = []
 
     def spy(gradient):

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.once
 def test_the_demo_trains_every_optimizer_and_draws_curves(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(demo, "LAYERS", 4)  # The nox session `demo` trains all 30.
+    monkeypatch.setattr(demo, "LAYERS", 4)  # The nox session `demo` trains 30 layers.
     picture = tmp_path / "curves.png"
     demo.main(["--epochs", "1", "--output", str(picture)])
     assert picture.read_bytes().startswith(b"\x89PNG")

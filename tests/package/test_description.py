@@ -1,4 +1,4 @@
-"""`describe`: what the table says, and what the optimizer then does."""
+"""Tests that the table of `describe` agrees with the steps of the optimizer."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ def rows_of(optimizer):
     return {"/".join(row.path.split("/")[-2:]): row for row in found}
 
 
-def test_lengths_are_those_of_a_step():
+def test_lengths_in_the_table_agree_with_a_step():
     model = make_model(keras_normopt.OrthogonalSGD(0.5, momentum=0.0, nesterov=False))
     rows = keras_normopt.describe(model)
     assert not model.optimizer.built
@@ -90,13 +90,13 @@ def test_lengths_are_those_of_a_step():
         ),
     ],
 )
-def test_each_kind_of_step_has_its_words(optimizer, step, length, why):
+def test_the_table_describes_each_kind_of_step(optimizer, step, length, why):
     row = rows_of(optimizer())["head/kernel"]
     assert (row.step, row.length) == (step, length)
     assert why in row.why
 
 
-def test_the_title_names_step_sizes():
+def test_the_title_of_the_table_names_step_sizes():
     optimizer = keras_normopt.NormalizedSGD(step_size="weight_norm")
     text = str(keras_normopt.describe(make_model(optimizer)))
     title, _, header, *rows = text.splitlines()
@@ -114,7 +114,7 @@ def test_the_title_names_step_sizes():
     assert len(rows) == 5
 
 
-def test_guessed_axes_are_said_to_be_guessed():
+def test_the_table_says_which_axes_are_guessed():
     class Own(layers.Layer):
         def build(self, shape):
             self.w = self.add_weight(shape=(shape[-1], 3), name="w")

@@ -53,7 +53,7 @@ def page():
 
 
 @pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
-def test_the_train_step_of_the_page_normalizes(page, base):
+def test_the_train_step_in_the_page_on_loops_normalizes_gradients(page, base):
     optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1)
     inputs = keras.Input((3,))
     model = page["OwnStep"](inputs, keras.layers.Dense(4)(inputs))
@@ -66,7 +66,7 @@ def test_the_train_step_of_the_page_normalizes(page, base):
 
 
 @pytest.mark.parametrize("base", ["SGD", "Adam", "RMSprop"])
-def test_the_loop_of_the_page_normalizes(page, base):
+def test_the_loop_in_the_page_on_loops_normalizes_gradients(page, base):
     optimizer = getattr(keras_normopt, f"Normalized{base}")(0.1)
     model = by_hand.make_model(None)
     page["train"](model, optimizer, by_hand.EPOCHS * by_hand.batches())
@@ -81,7 +81,7 @@ def test_examples_in_docstrings_run(name, custom_norms):
     assert bool(result.attempted) == (name in WITH_EXAMPLES)
 
 
-def test_every_class_shows_an_example_of_itself():
+def test_the_docstring_of_every_class_has_an_example_with_this_class():
     for cls in keras_normopt.optimizers.ALIASES.values():
         examples = doctest.DocTestParser().get_examples(cls.__doc__)
         assert any(cls.__name__ in example.source for example in examples)

@@ -62,7 +62,7 @@ def hide(monkeypatch):
     """Lets a test import one of our modules again while another module is missing."""
 
     def hidden(module, name):
-        # Modules that are imported already would hide the missing one.
+        # Modules that are imported already would hide the missing module.
         for imported in list(sys.modules):
             if imported.startswith((f"keras_normopt.{module}", name)):
                 monkeypatch.delitem(sys.modules, imported)
@@ -112,7 +112,7 @@ def test_the_package_imports_experiments_only_when_they_are_used():
     lines = printed.splitlines()
     [listed] = [line for line in lines if line.startswith("True [")]
     assert "'compare'" in listed
-    assert "False" in lines  # Nothing of the extra is imported.
+    assert "False" in lines  # No package of the extra is imported.
     assert lines[-1].endswith('need seaborn: pip install "keras_normopt[experiments]"')
 
 

@@ -89,7 +89,7 @@ def test_tracked_norms_are_those_of_the_blocks_of_each_scope(scope):
         assert tracked[name] == pytest.approx(expected, rel=1e-5)
 
 
-def test_missing_gradients_are_zero_and_excluded_ones_count_in_the_total():
+def test_missing_gradients_have_norm_0_and_the_total_includes_excluded_gradients():
     optimizer = keras_normopt.NormalizedSGD(0.1, exclude="^b/", track_norms=True)
     variables = make_variables()
     tensors = [ops.ones(shape) for shape in SHAPES.values()]
@@ -97,7 +97,7 @@ def test_missing_gradients_are_zero_and_excluded_ones_count_in_the_total():
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         optimizer.apply(tensors, variables)
     tracked = optimizer.gradient_norms
-    # All gradients that exist, excluded or not.
+    # The total includes all gradients that exist, excluded or not.
     entries = sum(np.prod(shape) for shape in list(SHAPES.values())[1:])
     assert tracked.pop("total") == pytest.approx(np.sqrt(entries), rel=1e-5)
     assert set(tracked) == {p for p in SHAPES if not p.startswith("b/")}
@@ -184,7 +184,7 @@ def test_the_logs_of_fit_hold_norms_of_gradients(cls, mode, frequency):
     history = by_hand.fit(model, callbacks=[callback]).history
     plain = keras.optimizers.Adam(0.1)
     if cls == "ClippedAdam":
-        plain = keras_normopt.ClippedAdam(0.1)  # test_clipping tests it.
+        plain = keras_normopt.ClippedAdam(0.1)  # test_clipping tests this class.
     expected = norms_by_hand("l2", plain, rescale=cls == "NormalizedAdam")
     for i, name in enumerate(blocks(model)):
         mean, largest = history[f"grad_norm/{name}"], history[f"grad_norm_max/{name}"]
@@ -230,7 +230,7 @@ def test_csv_logger_writes_gradient_norms(tmp_path):
     assert [float(row[key]) for row in rows] == pytest.approx(history[key], rel=1e-6)
 
 
-# Any two values of two parameters occur together.
+# Each value of a parameter occurs with each value of every other parameter.
 @pytest.mark.parametrize(
     ("everything", "whose", "verbose"),
     [
@@ -253,9 +253,9 @@ def test_the_progress_bar_shows_norms_of_blocks_only_on_request(
     assert shown == (set(history) if everything else {"loss", "grad_norm/total"})
 
 
-def test_a_progress_bar_shows_the_rest_of_the_logs(capsys):
+def test_a_progress_bar_shows_the_logs_of_other_callbacks(capsys):
     def add_log(epoch, logs):
-        logs["clipped"] = 1.0  # Belongs to no block.
+        logs["clipped"] = 1.0  # This log belongs to no block.
 
     late = keras.callbacks.LambdaCallback(on_epoch_end=add_log)
     model = make_model(keras_normopt.ClippedSGD(0.1, track_norms=True))
@@ -376,7 +376,7 @@ def test_callbacks_of_other_packages_before_gradient_norms_cause_a_warning(base)
 
 
 def test_callbacks_that_read_no_logs_may_come_before_gradient_norms():
-    # A warning would be an error.
+    # A warning would fail the test.
     history = fit_with_norms_last(callback("Other")).history
     assert "grad_norm/total" in history
 

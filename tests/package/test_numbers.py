@@ -19,7 +19,11 @@ def read(page):
 
 @pytest.fixture(scope="module")
 def tasks():
-    """Returns, for each task with all four methods, whether each is level and near."""
+    """Returns the tasks that have all four methods.
+
+    Each task maps a method to two truth values. The first says whether the method is
+    level with the best method. The second says whether its error is near the best.
+    """
     found = {}
     with open(ROOT / "docs/results/map.csv") as file:
         for row in csv.DictReader(file):
@@ -38,7 +42,7 @@ def test_readme_and_the_map_agree_on_adam(tasks):
     assert f"on {level} of {len(tasks)} tasks, Adam is level with" in read("README.md")
 
 
-def test_the_page_counts_the_tasks_of_the_map(tasks):
+def test_the_page_on_choosing_and_the_map_agree_on_counts(tasks):
     text = read("docs/which.md")
     assert f"{len(tasks)} tasks have SGD, Adam and both normalized" in text
     level, near = (count(tasks, "adam", place) for place in (0, 1))
@@ -62,6 +66,6 @@ def test_readme_and_the_evidence_agree_on_batches_of_one():
         assert float(stated) == pytest.approx(float(measured.strip(" *")), abs=0.005)
 
 
-def test_readme_and_the_page_agree_on_costs():
+def test_readme_and_the_page_on_costs_agree():
     [stated] = re.findall(r"(\d+ to \d+ %) of a step", read("README.md"))
     assert f"adds {stated} to a step" in read("docs/costs.md")

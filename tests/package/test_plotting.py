@@ -47,7 +47,7 @@ def strip(ax):
 
 
 @pytest.mark.parametrize("statistic", ["mean", "max"])
-def test_rows_and_total_are_the_norms_of_each_epoch(statistic):
+def test_rows_and_the_total_show_the_norms_of_each_epoch(statistic):
     optimizer = keras_normopt.NormalizedSGD(0.1, track_norms=True)
     model = by_hand.make_model(optimizer)
     history = by_hand.fit(model, callbacks=[GradientNorms()])
@@ -140,7 +140,7 @@ def test_the_totals_of_several_optimizers_are_in_the_strip():
     assert totals == ["d_opt/total", "g_opt/total"]
 
 
-def test_zeros_and_non_finite_values_have_colours_of_their_own():
+def test_zeros_and_non_finite_values_have_special_colours():
     history = {"grad_norm/a": [1.0, 0.0, 3.0], "grad_norm/b": [np.nan, np.inf, 2.0]}
     ax = keras_normopt.plot_gradient_norms(history)
     ax.figure.draw_without_rendering()
@@ -149,7 +149,7 @@ def test_zeros_and_non_finite_values_have_colours_of_their_own():
     a_third = pyplot.get_cmap("viridis")(np.log(2) / np.log(3))
     np.testing.assert_allclose(colours[1, 2], a_third, atol=0.02)
     np.testing.assert_allclose(colours[0, 1], [0.8, 0.8, 0.8, 1])
-    np.testing.assert_array_equal(colours[1, :2, 3], 0)  # The hatch shows through.
+    np.testing.assert_array_equal(colours[1, :2, 3], 0)  # These cells show the hatch.
     assert ax.patch.get_hatch()
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert texts == ["zero", "not finite"]

@@ -15,7 +15,7 @@ NAMES = ["normalized_adam", "normalized_rmsprop"]
 
 def make_model(name):
     optimizer = keras.optimizers.get(name)
-    optimizer.learning_rate = 0.01  # Then a few epochs are enough.
+    optimizer.learning_rate = 0.01  # A few epochs are enough at this rate.
     model = keras.Sequential(
         [
             keras.Input((64,)),

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.once
 
 CHANCE = {"starts": 0.1, "starts-breast_cancer": 0.63}
 NETWORKS = ["2x32", "12x32", "12x128", "30x32"]
-# All measurements, and the few that the guide shows.
+# One page shows all measurements, and the guide shows a few of them.
 ALL = ("docs/results/starting_rates.md", "Digits")
 SOME = ("docs/evidence.md", "Starting rates")
 

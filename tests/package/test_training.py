@@ -93,7 +93,8 @@ def test_loss_scaling_wraps_a_normalized_optimizer():
         scaled = ops.multiply(gradient, optimizer.dynamic_scale)
         if keras.backend.backend() != "jax":
             optimizer.apply([scaled], [variable])
-        else:  # On JAX, Keras has only a stateless form.
+        else:
+            # On JAX, Keras supports only stateless steps of `LossScaleOptimizer`.
             state = [v.value for v in optimizer.variables]
             values, state = optimizer.stateless_apply(state, [scaled], [variable.value])
             for v, value in zip(
@@ -106,7 +107,7 @@ def test_loss_scaling_wraps_a_normalized_optimizer():
 
 
 def test_every_layer_of_a_deep_sigmoid_network_moves():
-    # Gradients fall to 1e-15. With an epsilon of 1e-7 most layers would not move.
+    # Gradients fall to 1e-15. With an epsilon of 1e-7, most layers would not move.
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Dense(64, "sigmoid") for _ in range(20)]
     model = keras.Sequential([keras.Input((64,)), *layers, keras.layers.Dense(10)])

@@ -63,7 +63,7 @@ def test_our_optimizers_pass_the_tests_of_keras(name, monkeypatch):
     module = from_keras(MODULES[name])
     replacement = replacement_of(getattr(keras.optimizers, name))
     monkeypatch.setattr(module, name, replacement)
-    # Other optimizers that these tests use stay Keras's own.
+    # The tests also use other optimizers, which remain those of Keras.
     assert_all_pass(unittest.defaultTestLoader.loadTestsFromModule(module), 3)
 
 
@@ -84,7 +84,7 @@ def test_our_optimizers_pass_the_sparse_gradient_tests_of_keras(
         if hasattr(keras.src.optimizers, name):
             replacement = replacement_of(getattr(keras.optimizers, name), norm)
             monkeypatch.setattr(keras.src.optimizers, name, replacement)
-    module = importlib.reload(module)  # The import creates the cases.
+    module = importlib.reload(module)  # The import creates the test cases.
     names = [n for n in dir(module.OptimizerSparseTest) if n.startswith(test)]
     tests = [module.OptimizerSparseTest(name) for name in names]
     assert_all_pass(unittest.TestSuite(tests), 15)

@@ -1,6 +1,8 @@
-"""Compares our optimizers with the peers that docs/coming_from.md calls equal.
+"""Compares our optimizers with their peers in docs/coming_from.md.
 
-Peers that can be installed run their own code. NumPy code stands for the other peers.
+A peer is an optimizer of another library that makes the same steps. Peers that can be
+installed run their own code. NumPy code replaces the other peers.
+
 Both optimizers of a pair start from the same weights and get the same gradients, in
 float64. The tests compare how far the weights move.
 """
@@ -32,7 +34,9 @@ from helpers.peers import (
 )
 from keras_normopt import RunningNorm, WeightNorm
 
-BETAS = (0.875, 0.96875)  # On PyTorch, Keras computes their powers in float32.
+# On PyTorch, Keras computes powers of these numbers in float32. The numbers have few
+# binary digits, so the rounding errors are small.
+BETAS = (0.875, 0.96875)
 
 
 NOT_RANK_3 = [name for name in SHAPES if name != "conv1d"]
@@ -62,7 +66,7 @@ KERAS_PAIRS = {
             RATE, epsilon=TINY, apply_to="update", step_size=WeightNorm()
         ),
     ),
-    "Lamb-global_clipnorm": Pair(  # timm's Lamb does so by default.
+    "Lamb-global_clipnorm": Pair(  # timm's Lamb clips by default.
         lambda k: k.Lamb(RATE, epsilon=TINY, global_clipnorm=1.0),
         lambda: kn.NormalizedAdam(
             RATE,
@@ -230,7 +234,7 @@ def test_weight_decay_of_lars_equals_a_regularizer():
     ours = kn.NormalizedSGD(RATE, 0.9, step_size=WeightNorm(0.1))
     assert_same(train(ours, *draw(pair), change), expected)
     ours = kn.NormalizedSGD(RATE, 0.9, step_size=WeightNorm(0.1), weight_decay=0.25)
-    with pytest.raises(AssertionError):  # Our decay is decoupled.
+    with pytest.raises(AssertionError):  # Our weight decay is decoupled.
         assert_same(train(ours, *draw(pair)), expected)
 
 
@@ -282,7 +286,7 @@ def each_alone(optax, transform):
 
 
 def unit_first(optax, transform):
-    """Puts units first for a transform that expects this, such as `centralize`."""
+    """Moves units to axis 0 for a transform that needs this, such as `centralize`."""
 
     def moved(tree, source, target):
         return {
@@ -562,7 +566,7 @@ def test_ours_equal_torch_clipping(pair):
     check(pair, train_torch(with_sgd(pair.peer(torch)), *draw(pair)))
 
 
-# Compared with pytorch_optimizer. Its functions come first, and SGD makes their steps.
+# Compared with pytorch_optimizer. The first pairs apply its functions and then SGD.
 
 
 def clip_by_agc(po, params):
@@ -680,7 +684,7 @@ def test_clipvalue_of_keras_equals_clipping_by_value_of_peers(peer):
         assert_same(train(keras.optimizers.SGD(RATE, 0.9), *draw(pair)), expected)
 
 
-# Differences that the page names.
+# Differences that docs/coming_from.md names.
 
 
 def one_step(optimizer, weights, gradient):
@@ -693,7 +697,7 @@ def test_zero_weights_move_by_the_learning_rate_but_not_with_lamb():
     zeros, gradient = np.zeros(4), [3.0, 0.5, -1.0, 2.0]
     ours = kn.NormalizedAdam(RATE, apply_to="update", step_size=WeightNorm())
     assert one_step(ours, zeros, gradient) == pytest.approx(RATE, rel=1e-5)
-    lamb = keras.optimizers.Lamb(RATE)  # Adam's update is four times ±1.
+    lamb = keras.optimizers.Lamb(RATE)  # Adam's update has four entries of ±1.
     assert one_step(lamb, zeros, gradient) == pytest.approx(2 * RATE, rel=1e-5)
 
 
@@ -734,7 +738,7 @@ def test_keras_never_calls_get_gradients():
     np.testing.assert_array_equal(ops.convert_to_numpy(kernel), 1)
 
 
-# The page.
+# Calls in docs/coming_from.md.
 
 PAGE = ROOT / "docs/coming_from.md"
 

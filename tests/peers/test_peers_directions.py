@@ -1,4 +1,7 @@
-"""Compares directions with Muon, Scion, Signum and others, as test_peers.py does."""
+"""Compares directions with Muon, Scion, Signum and others.
+
+test_peers.py explains how the tests compare two optimizers.
+"""
 
 import functools
 import inspect
@@ -36,16 +39,17 @@ SHAPES = {
     "scale": (),
 }
 MATRICES = ("wide", "tall", "column")
-# Input axes and output axes.
+# Each value holds the input axes and the output axes.
 CONVOLUTIONS = {"conv1d": ((0, 1), (2,)), "conv2d": ((0, 1, 2), (3,))}
 KERNELS = (*MATRICES, *CONVOLUTIONS)
 LAYERS = (*KERNELS, "embedding", "output", "bias", "scale")
 
 M = 0.9
 MATCH_RMS = "match_rms_adamw"
-DECAY = 0.125  # On PyTorch, Keras computes 1 - rate · decay in float32.
+# On PyTorch, Keras computes 1 - rate · decay in float32. Powers of 2 keep it exact.
+DECAY = 0.125
 CUBIC = (1.5, -0.5, 0.0)
-# Later steps repeat the last triple.
+# The third and later iterations repeat the last triple of coefficients.
 TWO_TRIPLES = [(3.0, -3.2, 1.2), (1.875, -1.25, 0.375)]
 
 Pair = functools.partial(peers.Pair, shapes=SHAPES)
@@ -234,7 +238,7 @@ TORCH_PAIRS = {
 def test_directions_equal_torch_muon_without_its_rounding(pair, monkeypatch):
     import torch
 
-    # Muon changes the rounded copy in place, so this needs a copy too.
+    # Muon changes the rounded tensor in place. So its replacement must be a copy, too.
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     check(pair, train_torch(pair.peer, *peers.draw(pair), unit_first=True))
 
@@ -258,7 +262,7 @@ def po_muon(po, params, names, **options):
 
 
 def po_scion(po, params, names, norms=None, **options):
-    """Returns SCION with a norm, its arguments and a scale for each variable."""
+    """Returns SCION. Each variable has a norm, arguments of the norm, and a scale."""
     kinds = inspect.getmodule(po.SCION).LMONorm
     groups = []
     for parameter, name in zip(params, names, strict=True):
@@ -269,7 +273,8 @@ def po_scion(po, params, names, norms=None, **options):
 
 
 SCION = {
-    # pytorch_optimizer has k⁴ under a square root where we have k².
+    # For a filter with p positions, pytorch_optimizer divides steps by p, and we divide
+    # by √p. The scale √p cancels this difference.
     "conv1d": ("SPECTRALCONV", {}, 3**0.5),
     "conv2d": ("SPECTRALCONV", {}, 6**0.5),
     "embedding": ("COL", {"transpose": True}, 1.0),
@@ -409,7 +414,10 @@ def average(m=M, nesterov=False):
 
 
 def rmnp(nesterov=False, scale=False):
-    """Row-momentum normalized preconditioning (arXiv 2603.20527)."""
+    """Returns a function for RMNP: row-momentum normalized preconditioning.
+
+    The source is arXiv 2603.20527.
+    """
     momentum = average(nesterov=nesterov)
 
     def normalize_rows(name, gradient):
@@ -423,7 +431,10 @@ def rmnp(nesterov=False, scale=False):
 
 
 def column_normalized(with_momentum=()):
-    """SCALE (arXiv 2506.16659). Its columns are the output units of a kernel."""
+    """Returns a function for SCALE (arXiv 2506.16659).
+
+    The columns of SCALE are the output units of a kernel.
+    """
     momentum = average()
 
     def normalize_columns(name, gradient):
@@ -475,12 +486,13 @@ def train_by_definition(change, pair, **options):
 @not_on_jax
 @each(DEFINITION_PAIRS)
 def test_directions_equal_published_definitions(pair):
-    decay = (pair.ours().weight_decay or 0) * 5  # SGD's rate is a fifth of ours.
+    # Only `unit_columns` has weight decay. Its rate is five times the rate of SGD.
+    decay = (pair.ours().weight_decay or 0) * 5
     check(pair, train_by_definition(pair.peer(), pair, weight_decay=decay))
 
 
 @not_on_jax
-def test_rmnp_steps_are_longer_for_kernels_with_more_outputs_than_inputs():
+def test_rmnp_makes_longer_steps_than_ours_if_there_are_more_outputs_than_inputs():
     pair = Pair(None, None, names=("wide",))
     expected = train_by_definition(rmnp(nesterov=True, scale=True), pair)
     ours = train(momentum_sgd("rows", nesterov=True), *peers.draw(pair))
@@ -492,7 +504,7 @@ def test_rmnp_steps_are_longer_for_kernels_with_more_outputs_than_inputs():
 @pytest.mark.skipif(
     not hasattr(keras.optimizers, "MultiOptimizer"), reason="not in Keras 3.12"
 )
-def test_scale_equals_two_optimizers_but_not_one():
+def test_two_of_our_optimizers_together_equal_the_method_scale_but_one_does_not():
     pair = Pair(None, None, names=("wide", "tall", "output"))
     expected = train_by_definition(column_normalized(with_momentum=("output",)), pair)
     last = {"output": unit_columns(M, name="last")}

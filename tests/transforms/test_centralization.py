@@ -21,7 +21,7 @@ def centralized(gradient):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("shape", [(), (3,), (3, 4), (2, 3, 4), (2, 2, 3, 4), (0, 3)])
 @pytest.mark.parametrize("norm", ["l2", None])
-def test_each_unit_has_its_mean_subtracted(norm, shape):
+def test_the_mean_of_each_unit_is_subtracted(norm, shape):
     gradient = np.random.default_rng(0).normal(size=shape) + 1.0
     optimizer = keras_normopt.NormalizedSGD(1.0, norm=norm, centralize=True)
     variable = keras.Variable(np.zeros(shape), dtype="float64")

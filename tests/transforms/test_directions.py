@@ -59,7 +59,7 @@ def test_orthogonal_equals_the_polynomials_in_numpy(shape, rank, name, triples):
 
 @settings(max_examples=100 if BACKEND == "torch" else 25)
 @given(
-    shape=st.sampled_from([(8, 8), (3, 11), (11, 3)]),  # Each shape compiles.
+    shape=st.sampled_from([(8, 8), (3, 11), (11, 3)]),  # Each shape is compiled.
     smallest=st.floats(0.005, 1.0),
     magnitude=st.integers(-30, 30),
     seed=st.integers(0, 2**16),
@@ -150,7 +150,7 @@ def test_scale_multiplies_orthogonal_steps(scale, shape):
     np.testing.assert_allclose(actual.reshape(inputs, outputs), expected, atol=1e-3)
 
 
-def test_parts_and_batch_axes_are_separate_matrices():
+def test_each_part_at_each_place_of_a_batch_axis_is_one_matrix():
     gradient = random((2, 5, 12))
     actual = direction_of(gradient, UNSCALED, axes={"kernel": ((1,), (2,), 3)})
     for i in range(2):
@@ -180,14 +180,14 @@ def test_one_or_several_stacks_give_the_same_directions(monkeypatch):
     ("steps", "triples"),
     [(None, QUINTIC), (2, QUINTIC[:2]), (7, QUINTIC + QUINTIC[-1:] * 2)],
 )
-def test_steps_shorten_or_extend_a_list_of_polynomials(steps, triples):
+def test_the_argument_steps_shortens_or_extends_a_list_of_polynomials(steps, triples):
     gradient = random((4, 6))
     direction = Orthogonal(None, coefficients=QUINTIC, steps=steps)
     expected = orthogonalized(gradient, triples)
     np.testing.assert_allclose(direction_of(gradient, direction), expected, atol=5e-4)
 
 
-def test_steps_repeat_a_single_polynomial():
+def test_the_argument_steps_repeats_a_single_polynomial():
     gradient = random((4, 6))
     direction = Orthogonal(None, coefficients=(1.5, -0.5, 0.0), steps=20)
     u, _, v = np.linalg.svd(gradient, full_matrices=False)
@@ -227,7 +227,7 @@ def test_rows_equal_numpy(options, axes, over, length):
 
 
 @pytest.mark.parametrize("direction", [UNSCALED, Rows(), Sign()], ids=lambda d: d.name)
-def test_below_norm_epsilon_steps_shrink_in_proportion(direction):
+def test_gradients_below_norm_epsilon_make_proportionally_shorter_steps(direction):
     gradient = np.full((2, 4), 2.0**-70)
     above = direction_of(gradient, direction, norm_epsilon=2.0**-71)
     below = direction_of(gradient, direction, norm_epsilon=2.0**-64)
@@ -235,7 +235,7 @@ def test_below_norm_epsilon_steps_shrink_in_proportion(direction):
 
 
 @pytest.mark.parametrize(("size", "moves"), [(1e-15, 1.0), (2.4e-24, 1e-4)])
-def test_steps_of_momentum_that_has_decayed_to_noise_vanish(size, moves):
+def test_momentum_that_has_decayed_to_noise_makes_tiny_steps(size, moves):
     optimizer = keras_normopt.OrthogonalSGD(1.0)
     variable = keras.Variable(np.zeros((4, 4)), name="kernel")
     optimizer.build([variable])
@@ -273,7 +273,7 @@ def steps_of(optimizer, gradients):
 GRADIENTS = {name: 3 * random(shape) for name, shape in SHAPES.items()}
 
 
-def test_patterns_choose_directions_and_excluded_variables_have_none():
+def test_patterns_choose_directions_and_excluded_variables_have_no_direction():
     patterns = {"embed": "sign", "bias": None, "k|b": Orthogonal(None), ".*": "rows"}
     optimizer = keras_normopt.NormalizedSGD(1.0, direction=patterns, exclude="scale")
     steps = steps_of(optimizer, GRADIENTS)
@@ -304,7 +304,7 @@ def test_a_config_keeps_the_direction(direction):
         ({"kernel": "sign"}, r"no pattern for \['embed'\]"),
     ],
 )
-def test_patterns_without_variables_and_variables_without_patterns_warn(
+def test_unused_patterns_and_variables_without_a_pattern_cause_a_warning(
     patterns, message
 ):
     optimizer = keras_normopt.NormalizedSGD(direction=patterns, exclude="scale")
@@ -381,7 +381,7 @@ def test_clipped_optimizers_refuse_a_direction():
 
 
 @pytest.mark.parametrize("direction", ["sign", {"bias": None, ".*": "sign"}])
-def test_clipnorm_warns_if_every_variable_has_a_direction(direction):
+def test_clipnorm_causes_a_warning_if_every_variable_has_a_direction(direction):
     optimizer = keras_normopt.NormalizedSGD(direction=direction, clipnorm=1.0)
     variables = [keras.Variable(np.zeros((2,)), name=n) for n in ("kernel", "bias")]
     if isinstance(direction, str):
@@ -419,14 +419,14 @@ def test_orthogonal_sgd_is_normalized_sgd_with_other_defaults():
     assert registered == "keras_normopt>OrthogonalSGD"
 
 
-def test_setting_a_norm_beside_a_direction_is_refused():
+def test_a_norm_cannot_be_set_if_there_is_a_direction():
     optimizer = keras_normopt.NormalizedSGD(direction="sign")
     with pytest.raises(ValueError, match="`norm` must be None"):
         optimizer.norm = "l2"
     optimizer.norm = None
 
 
-def test_a_name_gives_orthogonal_and_not_its_subclass():
+def test_a_subclass_of_orthogonal_does_not_replace_the_default_direction():
     class Custom(Orthogonal):
         pass
 

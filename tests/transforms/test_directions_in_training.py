@@ -1,6 +1,6 @@
-"""Compares training with a direction with NumPy in float64.
+"""Tests training with directions against NumPy code in float64.
 
-Covers `fit`, arguments of the base, precision, other options, and saving.
+The tests cover `fit`, arguments of the base, precision, other options, and saving.
 """
 
 import copy
@@ -21,7 +21,8 @@ from helpers.oracle import orthogonalized
 from keras_normopt import OrthogonalSGD, WeightNorm, directions
 
 BACKEND = keras.backend.backend()
-# Tests of code that all backends share. They run on PyTorch, which compiles nothing.
+# Marks tests of code that all backends share. They run only on PyTorch, which compiles
+# nothing.
 once = pytest.mark.skipif(BACKEND != "torch", reason="does not depend on the backend")
 RATE, MOMENTUM = 0.1, 0.9
 KERNEL = np.array([[3.0, -4.0, 0.5], [1.0, 0.2, -2.0]])
@@ -41,7 +42,7 @@ def descend(
     decay=0.0,
     ema=None,
 ):
-    """Returns the weights after `by_hand.fit` with `OrthogonalSGD`, from NumPy.
+    """Computes in NumPy the weights after `by_hand.fit` with `OrthogonalSGD`.
 
     Args:
         epochs: Number of epochs.
@@ -115,7 +116,7 @@ def stops(step):
 
 
 def stopping():
-    # In Keras, the step at the boundary still has the rate before it.
+    # In Keras, the step at the boundary still has the first rate.
     return keras.optimizers.schedules.PiecewiseConstantDecay([2], [RATE, 0.0])
 
 
@@ -146,7 +147,7 @@ def test_fit_applies_the_arguments_of_the_base(name):
 
 
 COMPILED = {"eager": {"run_eagerly": True}}
-if BACKEND != "torch":  # tests/clients/test_compiled_step.py tests its compiler.
+if BACKEND != "torch":  # test_compiled_step tests PyTorch's compiler.
     COMPILED |= {
         "plain": {"jit_compile": False},
         "several steps": {"steps_per_execution": 3, "jit_compile": True},
@@ -258,7 +259,7 @@ def test_directions_are_right_if_squares_exceed_the_range_of_the_dtype(
     np.testing.assert_allclose(bias, -0.5 * BIAS / 5, rtol=0.01)
 
 
-# Together with other options.
+# Directions with other options.
 
 
 @once
@@ -316,7 +317,7 @@ def test_a_scope_groups_tracked_norms_and_does_not_change_directions(scope, appl
 
 
 def _changes_in_a_layer(optimizer, paths):
-    """Returns the same as `changes`, but keeps the variables of an optimizer."""
+    """Returns the same as `changes`. Later calls step the same variables again."""
     if not optimizer.built:
         variables = []
         for path, gradient in zip(paths, (KERNEL, BIAS), strict=True):
@@ -331,7 +332,7 @@ def _changes_in_a_layer(optimizer, paths):
     return [numpy(v) for v in variables]
 
 
-@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # From Keras.
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")  # Keras warns.
 @pytest.mark.parametrize("cls", [OrthogonalSGD, keras_normopt.NormalizedAdam])
 def test_missing_gradients_and_empty_variables_are_skipped(cls):
     optimizer = cls(RATE, direction="orthogonal", apply_to="update", norm=None)
@@ -462,7 +463,7 @@ def sorted_json(config):
     ids=["direction", "axes"],
 )
 def test_patterns_keep_their_order_if_json_sorts_keys(options, expected):
-    """The first matching pattern counts. Sorting would put another one first."""
+    """The first matching pattern counts. Sorting would put another pattern first."""
     config = keras_normopt.NormalizedSGD(1.0, **options).get_config()
     loaded = keras_normopt.NormalizedSGD.from_config(sorted_json(config))
     (step,) = changes(loaded, [KERNEL])
@@ -498,7 +499,7 @@ def test_an_optimizer_made_from_a_config_trains_another_model(is_built):
     if is_built:
         fitted(first)
     second = OrthogonalSGD.from_config(first.get_config())
-    model = fitted(second)  # The paths differ. A warning would be an error.
+    model = fitted(second)  # The paths differ. A warning would fail the test.
     by_hand.assert_same(model.get_weights(), descend())
 
 
@@ -539,9 +540,9 @@ class Unknown(keras.layers.Layer):
     ],
     ids=["excluded", "without direction"],
 )
-def test_unknown_axes_do_not_warn_if_no_option_uses_them(options):
+def test_unknown_axes_cause_no_warning_if_no_option_uses_them(options):
     layer = Unknown()
     layer.build(None)
     optimizer = keras_normopt.NormalizedSGD(**options)
-    optimizer.build(layer.trainable_variables)  # A warning would be an error.
+    optimizer.build(layer.trainable_variables)  # A warning would fail the test.
     assert optimizer.built

@@ -1,4 +1,7 @@
-"""Compares learning rates by path pattern with one stock optimizer per variable."""
+"""Tests learning rates that depend on path patterns.
+
+One stock optimizer for each variable gives the expected weights.
+"""
 
 import inspect
 import json
@@ -105,7 +108,7 @@ def test_every_base_equals_one_stock_optimizer_per_variable(base, dtype):
         ({}, [1.0] * 4),
     ],
 )
-def test_factors_of_a_list_multiply_and_the_first_match_counts(step_size, factors):
+def test_factors_of_a_list_are_multiplied_and_first_matches_apply(step_size, factors):
     optimizer = NormalizedAdam(RATE, norm=None, step_size=step_size, **DECAY)
     factors = dict(zip(SHAPES, factors, strict=True))
     assert_same(apply(optimizer), stock(Adam, factors=factors, **DECAY))
@@ -120,7 +123,7 @@ UPDATE = {"apply_to": "update", "exclude": "bias"} | DECAY
         ("OrthogonalSGD", DECAY, 3),
         ("ClippedAdam", UPDATE, 3),
         ("NormalizedAdam", {"scope": "unit"} | UPDATE, 3),
-        # The size of its steps depends on the weights. The rate is only a bound.
+        # The steps of Adafactor depend on the weights. The rate is only a bound.
         ("NormalizedAdafactor", {}, 1),
     ],
 )
@@ -244,7 +247,7 @@ def test_a_negative_value_of_a_schedule_counts_as_0():
     variable = keras.Variable([1.0])
     for _ in range(3):
         optimizer.apply([keras.ops.ones((1,))], [variable])
-    # The step at the boundary still has the first value.
+    # At the boundary, the schedule still gives the first value.
     np.testing.assert_allclose(variable.numpy(), [1.0 - 2 * RATE], rtol=1e-6)
 
 
@@ -317,7 +320,7 @@ def test_replicas_multiply_rates_by_pattern(strategy):
         ({"kernel": 2, "head/": 4}, "'head/' has no effect.*first.*'head/kernel'"),
     ],
 )
-def test_patterns_without_effect_warn(step_size, message):
+def test_patterns_without_an_effect_cause_a_warning(step_size, message):
     optimizer = NormalizedSGD(step_size=step_size)
     with pytest.warns(UserWarning, match=message) as warned:
         optimizer.build(make_variables())

@@ -79,7 +79,8 @@ def test_weight_norm_multiplies_steps_by_the_norm_of_the_weights(scope, exclude)
 
 
 def test_weight_norm_with_a_coefficient_and_momentum_equals_lars():
-    # The rule of the paper, without weight decay. The velocity contains the factor.
+    # The loop below applies the rule of the paper, without weight decay. The velocity
+    # contains the factor.
     weights, velocity = make_weights(), 0
     optimizer = keras_normopt.NormalizedSGD(
         0.5, 0.9, step_size=WeightNorm(0.25), norm_epsilon=0
@@ -100,7 +101,8 @@ def test_weight_norm_multiplies_the_step_of_every_base(cls):
     # If the factor multiplied the gradient, the steps of Adam would stay the same.
     weights, gradients = make_weights(), make_gradients()
     decay = {"weight_decay": 0.0}  # Weight decay is not part of the step.
-    if "adam_weight_decay" in inspect.signature(cls).parameters:  # In recent Muon.
+    # Recent versions of Muon have a second weight decay.
+    if "adam_weight_decay" in inspect.signature(cls).parameters:
         decay["adam_weight_decay"] = 0.0
     plain = train(cls(1e-2, **decay), [gradients], weights)
     scaled = train(cls(1e-2, step_size=WeightNorm(3.0), **decay), [gradients], weights)
@@ -168,10 +170,10 @@ def test_fit_gives_variables_of_equal_shapes_their_own_step_sizes(step_size):
         assert norm_or_1(new - old) == pytest.approx(expected, rel=1e-4)
 
 
-# Tests above check the rule on all backends. Eager steps of JAX and TensorFlow take ten
-# times as long.
+# Tests above check the rule on all backends. Eager steps take ten times as long on JAX
+# and TensorFlow as on PyTorch.
 @pytest.mark.skipif(BACKEND != "torch", reason="a thousand steps of one rule")
-def test_gradient_correlation_grows_if_gradients_agree_and_decays_under_noise():
+def test_correlation_factors_grow_if_gradients_agree_and_shrink_under_noise():
     def factors(steps, rate, noise):
         rng = np.random.default_rng(0)
         optimizer = keras_normopt.NormalizedSGD(
@@ -344,7 +346,7 @@ def test_step_sizes_scale_sparse_gradients_like_dense_ones():
         optimizer.apply([slices], [variable])
         expected = table - 0.5 * factor * np.float64(oracle.normalize("l2", dense))
         np.testing.assert_allclose(variable.numpy(), expected, rtol=1e-5)
-    # Each column has a factor. Keras would gather rows of the factors.
+    # Each column has its own factor. Keras itself would gather rows of the factors.
     variable = keras.Variable(table)
     optimizer = keras_normopt.NormalizedSGD(
         0.5, norm=None, scope="unit", step_size="weight_norm"

@@ -1,4 +1,4 @@
-"""Compares thresholds that follow weights or earlier norms with their rules."""
+"""Tests thresholds that follow weights or earlier norms against rules in NumPy."""
 
 import json
 
@@ -236,7 +236,7 @@ def test_the_running_norm_does_not_clip_excluded_variables():
 
 
 def train_by_hand(epochs, rule, average=1, rate=0.5):
-    """Returns weights and running means of SGD that clips by the rule, in NumPy."""
+    """Trains with clipped SGD in NumPy. Returns the weights and the running means."""
     kept = [[], []]
 
     def step(i, gradient):
@@ -257,7 +257,7 @@ if BACKEND != "torch":
 @pytest.mark.parametrize("accumulated", [None, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_running_norm_continues_from_a_file(mode, accumulated, tmp_path):
-    # The rate is so high that gradients grow, and a factor of 1 clips those that do.
+    # Gradients grow at this high rate. A factor of 1 clips the gradients that grow.
     rate, average = 6.0, accumulated or 1
     rule = RunningNorm(1.0, decay=0.5, warmup=1 if accumulated else 4)
     optimizer = keras_normopt.ClippedSGD(
@@ -292,7 +292,7 @@ def test_a_skipped_step_does_not_change_the_running_norm():
         if BACKEND != "jax":
             outer.apply(gradients, [variable])
             return
-        # On JAX, this is the only way to call it.
+        # On JAX, Keras supports only stateless steps of `LossScaleOptimizer`.
         values = [v.value for v in outer.variables]
         _, state = outer.stateless_apply(values, gradients, [variable.value])
         for v, value in zip(outer.variables, state, strict=True):

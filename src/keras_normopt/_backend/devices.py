@@ -15,7 +15,7 @@ if _BACKEND == "jax":
 
     def device_of(tensor):
         """Returns a hashable value that is equal for tensors on the same device."""
-        if isinstance(tensor, jax.core.Tracer):  # The compiler places it.
+        if isinstance(tensor, jax.core.Tracer):  # The compiler places the tensor.
             return None
         return frozenset(tensor.sharding.device_set)
 

@@ -22,7 +22,7 @@ def dtype_of(tensor):
 
 
 def cast(tensor, dtype):
-    """Casts a tensor if needed. PyTorch is slow even if the dtype is equal."""
+    """Casts a tensor if needed. On PyTorch, a cast to an equal dtype is slow."""
     return tensor if dtype_of(tensor) == dtype else ops.cast(tensor, dtype)
 
 
@@ -54,8 +54,8 @@ def divide(values, divisor, keep=None):
     Args:
         values: Tensor.
         divisor: Tensor that broadcasts against `values`, not 0.
-        keep: Scalar boolean tensor. If it is false, the quotient is 0. On PyTorch it
-            is ignored: use `mask_divisors`.
+        keep: Scalar boolean tensor. If it is false, the quotient is 0. PyTorch ignores
+            `keep`: use `mask_divisors`.
     """
     dtype = dtype_of(values)
     wide = cast(values, dtype_of(divisor))
@@ -80,7 +80,7 @@ def divide(values, divisor, keep=None):
 
 
 def mask_divisors(divisors, keep):
-    """Makes divisors infinite on PyTorch if a scalar boolean tensor is false.
+    """Makes divisors infinite on PyTorch if the scalar boolean `keep` is false.
 
     Multiplying the quotients by 0 would take another pass over all gradients.
     """
@@ -94,12 +94,12 @@ def pack(parts, stacked, joined=None):
 
     PyTorch gets one vector, because each call is slow. The other backends get one
     tensor for each block. XLA takes up to twice as long to compile a program that
-    unstacks later.
+    unstacks them later.
 
     Args:
         parts: List with one tensor for each group.
         stacked: For each group, whether the first axis of its tensor counts blocks.
-        joined: The result of `join(parts)`, if known.
+        joined: The result of `join(parts)`, or `None` to compute it.
 
     Returns:
         List of tensors.

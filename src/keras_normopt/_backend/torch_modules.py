@@ -37,7 +37,7 @@ if keras.backend.backend() == "torch":
         return found[0] if found else (None, 1, "")
 
     def _parameters(module):
-        """Yields a module's names and parameters. Parts of a weight share its name."""
+        """Yields names and parameters. The parts of a weight have the weight's name."""
         if isinstance(module, parametrize.ParametrizationList):
             return
         yield from module.named_parameters(recurse=False)

@@ -47,7 +47,8 @@ def fold(function, start, rows):
     """Calls a function on the result so far and each row of numbers in turn.
 
     Args:
-        function: Callable from a tensor and the numbers of a row to a tensor like it.
+        function: Callable from a tensor and the numbers of a row to a tensor of the
+            same shape and dtype.
         start: The initial tensor.
         rows: Non-empty list of rows, each a list of numbers.
 

@@ -14,8 +14,9 @@ class Axes:
     An axis that is neither input nor output counts separate matrices.
 
     Attributes:
-        role: `"kernel"`, a matrix; `"embedding"`, a table, of which a step uses some
-            rows; or `"vector"`, a bias, gain or scalar of any rank.
+        role: `"kernel"`, `"embedding"` or `"vector"`. A kernel is a matrix. An
+            embedding is a table, and a step uses some of its rows. A vector is a bias,
+            gain or scalar of any rank.
         inputs: Tuple of the input axes.
         outputs: Tuple of the output axes.
         parts: The number of matrices that the outputs are split into, such as the
@@ -35,7 +36,7 @@ class Axes:
         return f"{text} in {self.parts} parts" if self.parts > 1 else text
 
     def get_config(self) -> list[Any]:
-        """Returns a list from which `of_config` makes equal axes."""
+        """Returns a list. `of_config` makes equal axes from it."""
         return [self.role, list(self.inputs), list(self.outputs), self.parts]
 
     @classmethod
@@ -49,7 +50,7 @@ class Axes:
         return tuple([i for i in range(rank) if i not in listed])
 
     def sizes(self, shape):
-        """Returns the number of matrices, and the inputs and outputs of each."""
+        """Returns the number of matrices, and how many inputs and outputs each has."""
         count, inputs, outputs = [
             math.prod([shape[i] for i in axes])
             for axes in (self.batch(len(shape)), self.inputs, self.outputs)
@@ -57,7 +58,7 @@ class Axes:
         return count * self.parts, inputs, outputs // self.parts
 
     def to_matrices(self, stack):
-        """Arranges a stack of equal kernels as a stack of matrices.
+        """Arranges a stack of kernels of one shape as a stack of matrices.
 
         Args:
             stack: Tensor of shape `(n, *shape)`.
@@ -74,7 +75,7 @@ class Axes:
         return _reshaped(stack, (n * count, inputs, outputs))
 
     def from_matrices(self, matrices, n, shape):
-        """Reverses `to_matrices` for `n` kernels of a shape."""
+        """Reverses `to_matrices`. Returns a stack of `n` kernels of a shape."""
         count, inputs, outputs = self.sizes(shape)
         if self.parts > 1:
             split = (n * count // self.parts, self.parts, inputs, outputs)
@@ -88,11 +89,11 @@ class Axes:
         axes = (*self.batch(rank), *self.inputs, *self.outputs)
         return [0, *[i + 1 for i in axes]]
 
-    # A unit has one index on each axis that is not an input. The four methods below
-    # change nothing if the last axis is the only output, as in most layers.
+    # A unit has one index on each axis that is not an input. In most layers, units are
+    # on the last axis already. Then the four methods below change nothing.
 
     def units_shape(self, shape):
-        """Returns the shape with units on the last axis. Vectors become flat."""
+        """Returns the shape with units on the last axis. Vectors get a single axis."""
         if self.ends_with_units(len(shape)):
             return tuple(shape)
         if self.role == "vector":
@@ -118,14 +119,14 @@ class Axes:
         return _transposed(tensor, [order.index(i) for i in range(len(order))])
 
     def broadcast(self, values, shape):
-        """Reshapes values, one for each unit, to broadcast against a gradient."""
+        """Reshapes a vector of one value per unit, to broadcast against a gradient."""
         if not len(values.shape):
             return values
         sizes = [1 if i in self.inputs else size for i, size in enumerate(shape)]
         return self.from_units(values, sizes)
 
     def ends_with_units(self, rank):
-        """Returns whether units are on the last axis already, or rank is below 2."""
+        """Returns whether units are on the last axis already. True below rank 2."""
         return rank < 2 or (
             self.role != "vector" and self.inputs == tuple(range(rank - 1))
         )

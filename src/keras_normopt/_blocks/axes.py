@@ -19,7 +19,7 @@ from keras_normopt._blocks import layers
 from keras_normopt._blocks.arrangement import Axes, dense_axes
 from keras_normopt._blocks.patterns import first_match, warn_of_unused_patterns
 
-#: Returns a variable's axes from its layer and its shape.
+#: A function from a variable's layer and shape to the variable's axes.
 Rule: TypeAlias = Callable[[Any, tuple[int, ...]], Axes]
 
 
@@ -50,7 +50,7 @@ def _depthwise(layer, shape):
 
 
 def _einsum(layer, shape):
-    """Reads the axes from an equation. In `abc,cde->abde`, cde is (c | de)."""
+    """Reads the axes from an equation. In `abc,cde->abde`, cde has axes (c | de)."""
     operands, result = layer.equation.replace(" ", "").split("->")
     operand, kernel = operands.split(",")
     inputs = tuple(i for i, name in enumerate(kernel) if name not in result)
@@ -69,7 +69,7 @@ def _einsum_lora_a(layer, shape):
 
 
 def _einsum_lora_b(layer, shape):
-    """Returns the axes of the second LoRA kernel, from the rank or to it."""
+    """Returns the axes of the second LoRA kernel. The rank is its input or output."""
     kernel = layer.equation.replace(" ", "").split("->")[0].split(",")[1]
     comes_first = len(kernel) - 1 in _einsum(layer, kernel).inputs
     return Axes("kernel", (1,), (0,)) if comes_first else dense_axes(shape)
@@ -78,7 +78,7 @@ def _einsum_lora_b(layer, shape):
 _LORA = {"lora_kernel_a": _dense, "lora_kernel_b": _dense}
 _EINSUM_LORA = {"lora_kernel_a": _einsum_lora_a, "lora_kernel_b": _einsum_lora_b}
 
-#: Rules for variables that are not vectors, by class of Keras.
+#: For each layer class of Keras, rules for its variables by name. Vectors have none.
 _RULES: dict[str, dict[str, Rule]] = {
     "Dense": {"kernel": _dense} | _LORA,
     "EinsumDense": {"kernel": _einsum} | _EINSUM_LORA,
@@ -145,7 +145,7 @@ def _axes_of_torch(layer, variable, shape):
     return Axes("kernel", (1, *spatial), (0,), parts)
 
 
-#: The role for a word in a variable's name. The last such word counts.
+#: The role of a variable whose name contains a word. The last known word counts.
 _WORDS = dict.fromkeys(
     ("bias", "gain", "gamma", "beta", "alpha", "scale", "offset"), "vector"
 )
@@ -160,7 +160,7 @@ def _axes_from_name(name, shape):
     """Finds the axes from a variable's name and shape.
 
     Returns:
-        The `Axes`, or `None` if these do not tell.
+        The `Axes`, or `None` if the name and the shape do not decide.
     """
     words = re.split(r"[^a-z]+", name.rpartition("/")[2].lower())
     roles = [_WORDS.get(word) or _WORDS.get(word.removesuffix("s")) for word in words]
@@ -206,8 +206,8 @@ def find(variables, paths, patterns):
             first expression that is found in a path counts.
 
     Returns:
-        A list of `Axes`, and a dict from the numbers of variables with guessed axes to
-        their layers, or to `None`.
+        A list of `Axes`, and a dict of the variables with guessed axes. The dict maps
+        the index of such a variable to its layer, or to `None` if its layer is unknown.
     """
     warn_of_unused_patterns("axes", patterns or (), paths, stacklevel=5)
     guessed: dict[int, Any] = {}
@@ -239,7 +239,7 @@ def find(variables, paths, patterns):
 
 
 def _axes_in_layers(owners, variable):
-    """Returns the axes of a variable in one or several layers, or `None`."""
+    """Returns the axes of a variable, or `None` if none of its layers knows them."""
     candidates = [axes_of_layer(layer, variable) for layer in owners]
     # A shared table counts as an embedding. A wrapper may hold its layer's kernel.
     ranks = {"embedding": 0, "kernel": 1, "vector": 2}
@@ -247,7 +247,7 @@ def _axes_in_layers(owners, variable):
 
 
 def axes_from_user(patterns, path, shape):
-    """Returns the axes that the user gave for a variable, or `None`."""
+    """Returns the axes that the user gave for a path, or `None`."""
     pattern = first_match(patterns or (), path)
     if pattern is None:
         return None

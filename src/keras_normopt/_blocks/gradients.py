@@ -35,22 +35,24 @@ _ON_TORCH = keras.backend.backend() == "torch"
 class Gradients:
     """The gradients, or updates, of one step.
 
-    Norms are packed: a list of tensors, in the same form for all norms of a step.
-    Compute elementwise on each tensor, and return the list. `join` converts it to a
-    vector, and `from_vector` back. `by_block` returns the norms of each block.
+    Norms are packed: they are a list of tensors. All packed norms of a step have the
+    same shapes, so elementwise functions apply to one tensor after another. `join`
+    converts the list to a vector, and `from_vector` converts the vector back.
+    `by_block` returns the norms of each block.
 
     Args:
         tensors: List of tensors. On TensorFlow it may hold `tf.IndexedSlices` without
             repeated indices.
-        blocks: Dict from the number of each block to a non-empty list of positions in
+        blocks: Dict from the index of each block to a non-empty list of positions in
             `tensors`. Gradients in no block stay unchanged.
-        units: `None`, or a list of the `Axes` of each tensor, if each output unit has a
-            norm. Then each block has one gradient.
+        units: List of the `Axes` of each tensor, to compute a norm for each output
+            unit. Then each block has one gradient. `None` to compute one norm for each
+            block.
         variables: List of the variables that the gradients belong to.
-        indices: List of the numbers of these variables in the optimizer.
-        rate: Scalar tensor, the learning rate, if the tensors are updates lr · u. Norms
-            are then norms of u. If the rate is 0, all norms and updates are 0, even if
-            momentum contains earlier steps.
+        indices: List of the indices of these variables in the optimizer.
+        rate: `None` for gradients. For updates lr · u, a scalar tensor, the learning
+            rate lr. Norms are then norms of u. A rate of 0 makes all norms and updates
+            0, even if the momentum is not 0.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Gradients:
         self._clear_cache()
 
     def _clear_cache(self):
-        """Discards results of gradients that have changed."""
+        """Discards norms and reductions, because the gradients have changed."""
         self._norms: dict[Norm, Any] = {}
         self._reductions: list[Reductions] | None = None
 
@@ -85,7 +87,7 @@ class Gradients:
 
     @property
     def numbers(self):
-        """The numbers of the blocks, in the order of their norms."""
+        """The indices of the blocks, in the order of their packed norms."""
         return [number for group in self._groups for number in group.numbers]
 
     def norms(self, norm):
@@ -111,7 +113,7 @@ class Gradients:
         return self._measure(norm, weights)
 
     def l2_norms_at_once(self):
-        """Returns a vector of the tensors' l2 norms, or `None` if that is slow.
+        """Returns a vector of the tensors' l2 norms from a few calls, or `None`.
 
         See the function `l2_norms_at_once`.
         """
@@ -120,7 +122,7 @@ class Gradients:
         return l2_norms_at_once(widen(self.tensors))
 
     def total(self):
-        """Returns the l2 norm of all gradients together, in blocks or not."""
+        """Returns the l2 norm of all gradients together, even those in no block."""
         inside = set(self.positions)
         outside = [g for i, g in enumerate(self.tensors) if i not in inside]
         values = self.norms(l2.norm)
@@ -129,21 +131,22 @@ class Gradients:
         return l2(join(values))
 
     def from_vector(self, vector):
-        """Packs a vector that `join` made."""
+        """Converts a vector from `join` back to packed norms."""
         if _ON_TORCH:
             return [vector]
         units = [g.shape[g.stacked :] for g in self._groups for _ in g.numbers]
         return split(vector, units)
 
     def _by_group(self, packed):
-        """Splits the vector of PyTorch into one tensor for each group."""
+        """Splits packed norms into one tensor for each group. Only for PyTorch."""
         return split(packed[0], [group.shape for group in self._groups])
 
     def by_block(self, packed):
-        """Unpacks values.
+        """Unpacks norms or other packed values.
 
         Returns:
-            Dict from the number of each block to a scalar, or to a vector of its units.
+            Dict from the index of each block to a scalar, or to a vector with one value
+            for each of its units.
         """
         if _ON_TORCH:
             stacked = [group.stacked for group in self._groups]
@@ -151,7 +154,7 @@ class Gradients:
         return dict(zip(self.numbers, packed, strict=True))
 
     def block_means(self, packed):
-        """Returns a vector of the mean of packed values over each block.
+        """Returns a vector with the mean of the packed values of each block.
 
         Blocks are in the order of `numbers`.
         """
@@ -172,7 +175,7 @@ class Gradients:
         """Divides each block by its divisor.
 
         Args:
-            divisors: Packed values.
+            divisors: Packed divisors, in the form of `norms`.
         """
         if _ON_TORCH:
             self._divide_stacks(mask_divisors(divisors, self._rate_is_nonzero))
@@ -188,14 +191,20 @@ class Gradients:
         parts = self._by_group(divisors)
         for group, reductions, part in zip(self._groups, stacks, parts, strict=True):
             for positions in reversed(group.stack_positions):
-                # Frees each copy before the next one is divided.
+                # `pop` frees each copy before the next one is divided.
                 stack = reductions.tensors.pop()
                 self._divide(positions, stack, reductions.broadcast(part, stack))
 
     def _divide(self, positions, stack, divisor):
         """Divides one gradient, or stacked gradients.
 
-        This is a function, so that its copies are freed before the next call.
+        This code is a method, so that its copies are freed before the next call.
+
+        Args:
+            positions: List of the positions of the gradients.
+            stack: The stack of the gradients. `None` for a single gradient.
+            divisor: Tensor. It broadcasts against the stack. For a single gradient, it
+                is a scalar or has one value for each unit.
         """
         first = self.tensors[positions[0]]
         if len(positions) == 1:
@@ -219,8 +228,8 @@ class Gradients:
         """Multiplies gradients by tensors.
 
         Args:
-            factors: Dict from positions of gradients to factors: a scalar, or a vector
-                with one factor for each unit.
+            factors: Dict from the positions of gradients to tensors. A tensor is a
+                scalar, or a vector with one factor for each unit.
         """
         for i, factor in factors.items():
 
@@ -236,13 +245,14 @@ class Gradients:
         """Replaces gradients by the results of a function.
 
         Args:
-            function: Callable from a stack of gradients, or u, of shape `(n, *shape)`
-                to their replacements.
-            positions: List of the positions of gradients of one shape, dtype and
+            function: Callable from a stack of shape `(n, *shape)` to a stack of
+                replacements. The stack holds n gradients or updates.
+            positions: List of n positions. Their gradients have one shape, dtype and
                 device.
             by_row: Whether the function treats each row of a gradient separately, and
                 maps zeros to zeros. Then sparse gradients stay sparse.
-            divide_by_rate: Whether to call the function with u instead of lr · u.
+            divide_by_rate: For updates lr · u, whether to call the function with u. The
+                results are then multiplied by lr.
         """
         first = self.tensors[positions[0]]
         if by_row and sparse.is_sparse(first):
@@ -275,14 +285,14 @@ class Gradients:
         return [result[0]] if n == 1 else ops.unstack(result, n)
 
     def _broadcast_units(self, values, position):
-        """Reshapes values, one for each unit, to broadcast against a gradient."""
+        """Reshapes a vector of one value per unit, to broadcast against a gradient."""
         if self._units is None:
             return values
         shape = tuple(self.tensors[position].shape)
         return self._units[position].broadcast(values, shape)
 
     def _rate_divisor(self):
-        """Returns the divisor of updates lr · u to get u, or `None` for gradients."""
+        """Returns lr, or 1 if lr is 0, to divide updates by. `None` for gradients."""
         if self.rate is None:
             return None
         return ops.where(self._rate_is_nonzero, self.rate, ops.ones_like(self.rate))

@@ -1,7 +1,8 @@
-"""Finds the layers of a variable.
+"""Finds the layers that contain a variable.
 
-A path does not identify a layer: it omits the name of an enclosing functional model, so
-two layers may share a path. But each layer knows its weights.
+The path of a variable does not identify its layer. The path omits the name of an
+enclosing functional model, so variables of two layers may have equal paths. But each
+layer knows its weights.
 """
 
 import gc
@@ -16,8 +17,8 @@ def containing_layers(variables):
         variables: List of variables.
 
     Returns:
-        For each variable, a list of the existing layers and models with it among their
-        weights, the innermost first.
+        For each variable, a list of the existing layers and models whose weights
+        include the variable. The list starts with the innermost layer.
     """
     by_variable: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
     weights = [(layer, _weights_of(layer)) for layer in _existing_layers()]
@@ -31,13 +32,15 @@ def containing_layers(variables):
 def creators(variables):
     """Finds the layers that created each variable, or hold it directly.
 
-    Unlike `containing_layers`, it omits the layers and models around these.
+    Unlike `containing_layers`, `creators` omits layers and models that contain the
+    variable only through an inner layer.
 
     Args:
         variables: List of variables.
 
     Returns:
-        For each variable, a list of layers. A shared variable has several.
+        For each variable, a list of layers. If several layers share the variable, the
+        list contains all of them.
     """
     by_variable: dict[int, list[keras.Layer]] = {id(v): [] for v in variables}
     for layer in _existing_layers():
@@ -50,12 +53,12 @@ def creators(variables):
 
 def _existing_layers():
     """Returns all layers that exist."""
-    # Not `isinstance`: it reads `__class__`, which runs code of some objects.
+    # Not `isinstance`, because it reads `__class__`, which runs code of some objects.
     return [o for o in gc.get_objects() if issubclass(type(o), keras.Layer)]
 
 
 def _weights_of(layer):
-    # Some layers may be half made, or their `weights` may raise errors.
+    # A layer may be incomplete, or its `weights` may raise an error.
     try:
         return list(layer.weights)
     except Exception:
@@ -63,7 +66,16 @@ def _weights_of(layer):
 
 
 def prefix_with_layer(name, layers):
-    """Prefixes a name with the innermost layer that it does not contain yet."""
+    """Adds the name of a layer before the name of a block.
+
+    Args:
+        name: The name of the block. Slashes separate its parts.
+        layers: List of the layers that contain the block, the innermost first. The
+            function takes the first of them whose name is not a part of `name`.
+
+    Returns:
+        The new name, or `name` if it contains the names of all layers.
+    """
     parts = name.split("/")
     outer = next((layer.name for layer in layers if layer.name not in parts), None)
     return name if outer is None else f"{outer}/{name}"

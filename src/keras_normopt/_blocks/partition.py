@@ -1,4 +1,4 @@
-"""Divides the variables of an optimizer into blocks. Norms are taken over blocks."""
+"""Divides the variables of an optimizer into blocks. A norm measures a block."""
 
 import re
 import reprlib
@@ -18,19 +18,20 @@ class Blocks:
         scope: One of `SCOPES`.
         exclude: Regular expressions. If one is found in the path of a variable, the
             variable is in no block.
-        variables: List of the variables. Those with `overwrite_with_gradient` are in no
-            block either.
+        variables: List of the variables. A variable with `overwrite_with_gradient` is
+            in no block either.
         paths: List of their paths.
-        axes: List of their `Axes`. Used for units only.
+        axes: List of their `Axes`. Only `scope="unit"` needs it.
 
     Attributes:
         names: The names of the blocks, all different.
-        block_of: For each variable, the number of its block, or `None`.
-        excluded: Whether each variable is excluded.
+        block_of: For each variable, the index of its block in `names`. `None` if the
+            variable is in no block.
+        excluded: For each variable, whether `exclude` matches its path.
     """
 
     def __init__(self, scope, exclude, variables, paths, axes=None):
-        #: The axes of each variable if units have norms, else `None`.
+        #: The axes of each variable with `scope="unit"`, else `None`.
         self.units = axes if scope == "unit" else None
         self.excluded = [any(re.search(p, path) for p in exclude) for path in paths]
         for pattern in exclude:
@@ -57,17 +58,20 @@ class Blocks:
             self.block_of[i] = number
 
     def units_shape(self, index, variable):
-        """Returns a gradient's shape, with units on the last axis if they have norms.
+        """Returns the shape in which a gradient is measured.
+
+        With `scope="unit"`, the units are on the last axis. With other scopes, it is
+        the shape of the variable.
 
         Args:
-            index: Number of the variable.
+            index: Index of the variable in the optimizer.
             variable: The variable.
         """
         shape = tuple(variable.shape)
         return shape if self.units is None else self.units[index].units_shape(shape)
 
     def norm_shape(self, index, variable):
-        """Returns the shape of one variable's norm: see `units_shape`."""
+        """Returns the shape of one variable's norm. Arguments: see `units_shape`."""
         if self.units is None:
             return ()
         shape = self.units_shape(index, variable)
@@ -75,18 +79,18 @@ class Blocks:
 
     def norm_shapes(self, variables):
         """Returns the shape of each block's norm."""
-        # Blocks of several variables have no units.
+        # A block of several variables has a scalar norm, and so has its first variable.
         first = [self.block_of.index(number) for number in range(len(self.names))]
         return [self.norm_shape(i, variables[i]) for i in first]
 
     def positions_by_block(self, indices):
-        """Returns where the gradients of each block are in a step.
+        """Returns the positions of each block's gradients in one step.
 
         Args:
-            indices: The numbers of the variables with a gradient.
+            indices: List of the indices of the variables that have a gradient.
 
         Returns:
-            Dict from the number of each block to a list of positions in `indices`.
+            Dict from the index of each block to a list of positions in `indices`.
         """
         positions: dict[int, list[int]] = {}
         for position, index in enumerate(indices):
@@ -101,11 +105,11 @@ def partition(scope, paths, containers):
     Args:
         scope: One of `SCOPES`.
         paths: List of the variables' paths.
-        containers: For each variable, its known layers, the innermost first.
+        containers: For each variable, a list of its known layers, the innermost first.
 
     Returns:
-        A list of the blocks' names, all different, and a list of each variable's block
-        number.
+        A pair of lists. The first list has the names of the blocks, which are all
+        different. The second list has the index of each variable's block.
     """
     if scope == "global":
         return ["global"] * bool(paths), [0] * len(paths)
@@ -122,7 +126,7 @@ def partition(scope, paths, containers):
 
 
 def _layer_keys(paths, containers):
-    """Returns a key for each variable, equal within a layer."""
+    """Returns a key for each variable. Variables of one layer have equal keys."""
     keys, without_layer, repeated = [], [], []
     seen: set[str] = set()
     start = 0
@@ -134,7 +138,7 @@ def _layer_keys(paths, containers):
         elif owners:
             keys.append((layer, id(owners[0])))
         else:
-            if path in seen:  # Paths differ within a layer, so another begins.
+            if path in seen:  # Paths differ within a layer, so another layer begins.
                 seen, start = set(), position
                 repeated.append(path)
             seen.add(path)

@@ -7,7 +7,13 @@ from typing import Any
 
 
 def check_pattern(name: str, pattern: Any, received: Any) -> None:
-    """Raises an error if a key of a dictionary is not a regular expression."""
+    """Raises an error if a key of a dictionary is not a regular expression.
+
+    Args:
+        name: The name of the argument that holds the dictionary.
+        pattern: The key.
+        received: The dictionary, for the error message.
+    """
     problem = f"The keys of `{name}` must be regular expressions. "
     text = f"Received: {name}={reprlib.repr(received)}"
     if not isinstance(pattern, str):
@@ -28,13 +34,13 @@ def warn_of_unused_patterns(
 ) -> None:
     """Warns of patterns that are not the first match of any path.
 
-    It does not warn of a pattern that matches every path, which serves as a default.
+    A pattern that matches every path causes no warning, because it serves as a default.
 
     Args:
         name: The name of the argument.
-        patterns: The patterns. The first match counts.
+        patterns: The patterns in order. For each path, the first match counts.
         paths: List of the paths.
-        stacklevel: As for `warnings.warn`, from the caller.
+        stacklevel: As for `warnings.warn`, but 1 is the caller of this function.
     """
     used = {first_match(patterns, path) for path in paths}
     for pattern in patterns:

@@ -1,7 +1,12 @@
-"""Stacks equal blocks, so that one call reduces and divides them all.
+"""Stacks small gradients, so that one call measures or divides all of them.
 
-Grouping only saves time. On PyTorch, calls on small tensors all take the same time. JAX
-and TensorFlow compile fewer operations.
+A block is a set of gradients with a common norm. Two blocks are alike if their
+gradients have the same shapes, axes, dtypes and devices. The gradients of alike blocks
+form one stack.
+
+Stacks make steps faster, and do not change what the steps compute. On PyTorch, a call
+on a tiny tensor takes as long as a call on a small stack. So one call for the stack
+replaces many calls. JAX and TensorFlow compile fewer operations.
 """
 
 import math
@@ -17,19 +22,20 @@ from keras_normopt.norms._reductions import Reductions, reductions_of
 
 _ON_TORCH = keras.backend.backend() == "torch"
 
-# The largest numbers of tensors and of entries in one stack. A stack is a copy, and
-# compilers are slow with very many operands. From 2¹⁵ entries on, PyTorch splits the
-# work over threads, which wait for each other on a busy machine.
+# One stack holds at most this number of tensors and this number of entries. The number
+# of tensors is limited because compilers are slow with very many operands. The number
+# of entries is limited because a stack is a copy. From 2¹⁵ entries on, PyTorch also
+# splits the work over threads, which wait for each other on a busy machine.
 STACK_SIZE = 64 if _ON_TORCH else 16
 STACK_ENTRIES = 2**15 - 1 if _ON_TORCH else 2**18
 
 
 class TorchReductions(Reductions):
-    """Reductions that PyTorch computes in one kernel instead of three."""
+    """Computes l2 and std with one call of PyTorch instead of three."""
 
     def l2(self):
         # Keras computes the norms of float64 tensors in float32.
-        if not self._is_simple() or self.dtype != "float32":
+        if not self._is_one_tensor_without_units() or self.dtype != "float32":
             return super().l2()
         (tensor,) = self.tensors
         if len(tensor.shape) - self.stacked > 2:
@@ -37,12 +43,12 @@ class TorchReductions(Reductions):
         return ops.norm(tensor, axis=self._axes(tensor))
 
     def std(self):
-        if not self._is_simple():
+        if not self._is_one_tensor_without_units():
             return super().std()
         (tensor,) = self.tensors
         return ops.std(tensor, axis=self._axes(tensor))
 
-    def _is_simple(self):
+    def _is_one_tensor_without_units(self):
         return len(self.tensors) == 1 and not self.per_unit
 
 
@@ -50,16 +56,17 @@ FastReductions = TorchReductions if _ON_TORCH else Reductions
 
 
 def group_blocks(tensors, blocks, units=None):
-    """Divides blocks into groups of equal blocks.
+    """Puts alike blocks into groups, whose gradients are stacked.
 
     Args:
         tensors: List of the gradients.
-        blocks: Dict from the number of each block to the positions of its gradients.
-        units: `None`, or a list of the `Axes` of each tensor, if each output unit has a
-            norm.
+        blocks: Dict from the index of each block to a list of the positions of its
+            gradients in `tensors`.
+        units: List of the `Axes` of each tensor, to compute a norm for each output
+            unit. `None` to compute one norm for each block.
 
     Returns:
-        List of groups, in the order of their packed norms.
+        List of `Group` objects. Groups with one norm for each block come first.
     """
     equal: dict[tuple[Any, ...], list[int]] = {}
     for number, positions in blocks.items():
@@ -73,19 +80,24 @@ def group_blocks(tensors, blocks, units=None):
         for start in range(0, len(numbers), size):
             chunk = {n: blocks[n] for n in numbers[start : start + size]}
             groups.append(Group(chunk, keys))
-    # Norms of blocks come before norms of units, as in `join` without stacks.
+    # `join` of `_backend/tensors.py` puts scalars first. So the norms of whole blocks
+    # must come before the norms of units.
     return sorted(groups, key=lambda group: (group.has_units, group.stacked))
 
 
 def _stacking_key(tensor, position, axes):
     shape = tuple(tensor.shape)
     if sparse.is_sparse(tensor):
-        return shape, axes, tensor.dtype, position  # Equal to no other.
+        # Each key has another position, so sparse gradients are never stacked.
+        return shape, axes, tensor.dtype, position
     return shape, axes, tensor.dtype, device_of(tensor)
 
 
 def with_units_last(tensor, axes):
-    """Moves the output units of a gradient to its last axis, if they have norms."""
+    """Moves the output units of a gradient to its last axis.
+
+    Without `axes`, it returns the gradient unchanged.
+    """
     return tensor if axes is None else axes.to_units(tensor)
 
 
@@ -100,19 +112,21 @@ def _stack_size(entries):
 
 
 class Group:
-    """A group of equal blocks.
+    """A group of alike blocks.
 
     Args:
-        blocks: Dict from the number of each block to the positions of its gradients.
-        keys: Shape, axes, dtype and device of each gradient of a block. The axes are
-            `None` unless output units have norms.
+        blocks: Dict from the index of each block to a list of the positions of its
+            gradients.
+        keys: A tuple `(shape, axes, dtype, device)` for each gradient of one block. The
+            axes are `None` if the optimizer computes one norm for each block.
 
     Attributes:
-        numbers: List of the numbers of the blocks.
-        stacked: Whether there are several blocks.
-        has_units: Whether each unit has a norm.
-        shape: The shape of the norms.
-        stack_positions: List of lists of positions. Each list forms one stack.
+        numbers: List of the indices of the blocks.
+        stacked: Whether the group has several blocks.
+        has_units: Whether each output unit has its own norm.
+        shape: The shape of the tensor of all norms of the group.
+        stack_positions: List of lists of positions. The gradients at the positions in
+            one list form one stack.
     """
 
     def __init__(self, blocks, keys):
@@ -139,7 +153,7 @@ class Group:
                 yield [block[member] for block in blocks for member in chunk]
 
     def reductions(self, tensors):
-        """Returns the `Reductions` of the blocks."""
+        """Returns the `Reductions` of the blocks, whose tensors are in a list."""
         stacks = [
             self._stack([with_units_last(tensors[i], self._axes) for i in positions])
             for positions in self.stack_positions

@@ -39,7 +39,7 @@ def check_patterns(exclude: Any) -> tuple[str, ...]:
     """Returns the argument `exclude` as a tuple.
 
     Raises:
-        TypeError: If it is not a string, or a list or tuple of strings.
+        TypeError: If `exclude` is not a string, or a list or tuple of strings.
         ValueError: If a string is empty, or is not a regular expression.
     """
     patterns = (exclude,) if isinstance(exclude, str) else exclude
@@ -68,8 +68,8 @@ def read_only(name: str, doc: str) -> Any:
 
     Args:
         name: Name of the argument.
-        doc: Docstring of the property, without a colon. Sphinx takes text before a
-            colon for a type.
+        doc: Docstring of the property, without a colon. Sphinx reads text before a
+            colon as a type.
     """
 
     def get(optimizer: Any) -> Any:
@@ -94,7 +94,14 @@ def _copy(value: Any) -> Any:
 
 
 def refuse_after_build(optimizer: Any, name: str, value: Any, advice: str) -> None:
-    """Raises a `ValueError` for an argument that cannot change after `build`."""
+    """Raises a `ValueError` for an argument that cannot change after `build`.
+
+    Args:
+        optimizer: The optimizer.
+        name: Name of the argument.
+        value: The new value, for the message.
+        advice: Text that the message adds after "built".
+    """
     raise ValueError(
         f"`{name}` of {type(optimizer).__name__} cannot change after the optimizer is "
         f"built{advice}. It is {reprlib.repr(getattr(optimizer, name))}. "
@@ -104,10 +111,10 @@ def refuse_after_build(optimizer: Any, name: str, value: Any, advice: str) -> No
 
 
 def check_axes(axes: Any) -> dict[str, Any] | None:
-    """Returns the argument `axes` in types that JSON has.
+    """Returns the argument `axes` as a dictionary that JSON can hold.
 
     Raises:
-        TypeError: If it is not a dictionary, or a key is not a string.
+        TypeError: If `axes` is not a dictionary, or a key is not a string.
         ValueError: If a pattern is not a regular expression, or a value is wrong.
     """
     if axes is None:

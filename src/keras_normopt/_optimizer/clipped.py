@@ -39,18 +39,19 @@ class ClippedMixin(OptimizerMixin):
 
     Args:
         max_norm: The largest norm that a gradient may keep. A float is finite and above
-            0. A `LearningRateSchedule` of such floats counts steps of the optimizer.
-            `keras_normopt.WeightNorm(...)` is a fraction of the norm of the block's
-            weights, as in adaptive gradient clipping. `keras_normopt.RunningNorm(...)`
-            is a multiple of the running mean of the block's own norm, as in AdaGC. The
-            names `"weight_norm"` and `"running_norm"` stand for these objects with
-            their defaults. During training, a float may replace a float, as with
-            `learning_rate`. Defaults to `1.0`.
+            0. A `LearningRateSchedule` returns such floats, and counts steps of the
+            optimizer. `keras_normopt.WeightNorm(...)` is a fraction of the norm of the
+            block's weights, as in adaptive gradient clipping.
+            `keras_normopt.RunningNorm(...)` is a multiple of the running mean of the
+            block's own norm, as in AdaGC. The names `"weight_norm"` and
+            `"running_norm"` stand for these objects with their defaults. During
+            training, a float may replace a float, as with `learning_rate`. Defaults to
+            `1.0`.
         skip: Boolean. If `True`, the optimizer skips a step if its gradient would be
             clipped, or if the norm is infinite or NaN. A skipped step changes no state:
-            no slot, weight decay, moving average, running norm or `iterations`. It
-            needs a norm, `scope="global"` and `apply_to="gradient"`. Defaults to
-            `False`.
+            no slot, weight decay, moving average, running norm or `iterations`.
+            `skip=True` needs a norm, `scope="global"` and `apply_to="gradient"`.
+            Defaults to `False`.
         max_skips: Integer, at least 1. How many steps in a row may be skipped. After
             that, gradients are clipped instead, until a norm is at most `max_norm`.
             Steps with non-finite gradients are always skipped. Defaults to `10`.

@@ -70,16 +70,18 @@ def docstring(
         construction: Code that makes an instance, for the example.
         printed: What the example prints, the `repr` of the instance.
         signature: The signature of the class.
-        summary: The text before the arguments. Defaults to the mixin's.
-        references: The list of references. Defaults to the mixin's.
-        defaults: Dict from names of arguments to other defaults.
+        summary: The text before the arguments. Defaults to the mixin's text.
+        references: The list of references. Defaults to the mixin's list.
+        defaults: Dict from names of arguments to defaults that replace those in the
+            text.
     """
     if not mixin.__doc__:  # Python runs with -OO.
         return None
     own_summary, _, rest = inspect.cleandoc(mixin.__doc__).partition("\n\nArgs:\n")
     _, _, own_references = rest.partition("\n\nReferences:\n")
     summary, references = summary or own_summary, references or own_references
-    # First the options that both mixins have, and last those that readers may know.
+    # The options of both mixins come first. The arguments of the base come last,
+    # because readers may know them.
     options = "".join(_arguments_of(cls) for cls in (mixin.__mro__[1], mixin))
     arguments = options + _base_arguments(base, signature, mixin.OPTIONS)
     for name, value in (defaults or {}).items():

@@ -29,24 +29,25 @@ def normalized(optimizer_class: type) -> type[Any]:
     gradient by its norm, `g ← g / max(norm(g), norm_epsilon)`. With
     `apply_to="update"`, it divides the update instead.
 
-    Every call with the same base returns the same class. It is registered for saving,
-    as `keras_normopt>Normalized<Name>` for an optimizer of Keras. For your own
-    optimizer, the package is the one that your class is registered under, or its
-    module. Call `normalized(MyOptimizer)` before you load a file that uses it.
+    Every call with the same base returns the same class. The class is registered for
+    saving, as `keras_normopt>Normalized<Name>` for an optimizer of Keras. For your own
+    optimizer, the first part of the name is the package that your class is registered
+    under, or its module. Call `normalized(MyOptimizer)` before you load a file that
+    uses it.
 
     Args:
         optimizer_class: A subclass of `keras.optimizers.Optimizer`. It may override
             `update_step`, `_backend_update_step` and `build`. It must not override
             `apply`, `apply_gradients`, `stateless_apply` or `_backend_apply_gradients`,
-            because these lead to the place where gradients are normalized. If it wraps
-            another optimizer, normalize the inner one.
+            because these methods call the code that normalizes gradients. If the class
+            wraps another optimizer, normalize the inner optimizer.
 
     Returns:
         The class, named `Normalized<Name>`.
 
     Raises:
         TypeError: If `optimizer_class` is not an optimizer class. Instances and names
-            are not.
+            are not classes.
         ValueError: If the class cannot be normalized.
 
     Example:
@@ -78,8 +79,8 @@ def clipped(optimizer_class: type) -> type[Any]:
 
     Raises:
         TypeError: If `optimizer_class` is not an optimizer class.
-        ValueError: If the class cannot be clipped. A normalized class cannot, because
-            its norms are 1 already.
+        ValueError: If the class cannot be clipped. A normalized class cannot be
+            clipped, because its norms are 1 already.
 
     Example:
         >>> import keras, keras_normopt
@@ -128,7 +129,7 @@ def _check_base(base, mixin):
         if issubclass(base, getattr(keras.optimizers, outer, ())):
             raise ValueError(
                 f"`optimizer_class` must update weights itself. {received}{outer} "
-                "wraps another optimizer. Wrap one of keras_normopt with it: "
+                "wraps another optimizer. Wrap an optimizer of keras_normopt with it: "
                 f"`{outer}(...{mixin.PREFIX}Adam()...)`."
             )
     if issubclass(base, OptimizerMixin):
@@ -166,11 +167,11 @@ def _check_hook(base, mixin, received):
             raise ValueError(
                 f"`optimizer_class` must not override `{name}`, because keras_normopt "
                 f"might then miss gradients. {received}{owner.__name__} overrides it. "
-                "If it wraps another optimizer, as Lookahead does, wrap one of "
-                f"keras_normopt: `{base.__name__}({mixin.PREFIX}Adam())`. If not, move "
-                "the code to `update_step` or `_backend_update_step`. Or move it to a "
-                f"subclass: `class Mine({mixin.PREFIX}SGD)` may override `{name}` and "
-                "call `super()`."
+                "If it wraps another optimizer, as Lookahead does, wrap an optimizer "
+                f"of keras_normopt: `{base.__name__}({mixin.PREFIX}Adam())`. If not, "
+                "move the code to `update_step` or `_backend_update_step`. Or move it "
+                f"to a subclass: `class Mine({mixin.PREFIX}SGD)` may override `{name}` "
+                "and call `super()`."
             )
 
 
@@ -179,7 +180,7 @@ def _is_from_keras(optimizer_class):
 
 
 def _implementation_class(optimizer_class):
-    """Returns the class that Keras instantiates, on PyTorch a faster subclass."""
+    """Returns the class that Keras instantiates. On PyTorch it is a subclass."""
     if not _is_from_keras(optimizer_class):
         return optimizer_class
     return type(optimizer_class.__new__(optimizer_class))
@@ -300,7 +301,7 @@ def _keywords(cls):
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         names |= {name for name, kind in kinds.items() if kind not in variable}
         if inspect.Parameter.VAR_KEYWORD not in kinds.values():
-            break  # It passes no other keywords to its bases.
+            break  # This class passes no other keywords to its bases.
     return names
 
 
@@ -317,7 +318,8 @@ def _hint_other_class(optimizer, option):
 def spelled(optimizer, factory="normalized"):
     """Returns the code for the class that a factory makes from the same base.
 
-    It is the name of the class if `keras_normopt` exports it, or else a call.
+    The code is the name of the class if `keras_normopt` exports it, or else a call of
+    the factory.
     """
     cls = type(optimizer)
     base, _ = getattr(cls, "_made_from", (cls, None))
@@ -327,7 +329,7 @@ def spelled(optimizer, factory="normalized"):
 
 
 def _registration(public, mixin):
-    """Returns the package and name to register the class made from a base."""
+    """Returns the package and the name under which a class is registered."""
     if _is_from_keras(public):
         return "keras_normopt", f"{mixin.PREFIX}{public.__name__}"
     package, _, name = keras.saving.get_registered_name(public).rpartition(">")

@@ -1,13 +1,15 @@
-"""Transforms gradients at one place inside Keras, and checks that Keras gets there.
+"""Transforms gradients in one method of Keras, and checks that Keras calls it.
 
 In `fit`, JAX calls `stateless_apply` of an optimizer, TensorFlow `apply_gradients` and
-PyTorch `apply`. The first two call `apply` too. It drops missing gradients, divides out
-the loss scale, accumulates, clips and decays weights. Only then may gradients be
-transformed: in `_backend_update_step`, or on TensorFlow at the end of
-`_all_reduce_sum_gradients`, which sums over replicas. Keras may rename these private
-methods, so each entry checks that the hook was reached. A base with its own
-`_backend_update_step` may skip the sum over replicas. With one replica, gradients are
-transformed before that method.
+PyTorch `apply`. The first two methods call `apply` too. `apply` drops missing
+gradients, divides out the loss scale, accumulates, clips and decays weights. Gradients
+may be transformed only after that. So the hook is the method that Keras calls next. It
+is `_backend_update_step`, or on TensorFlow `_all_reduce_sum_gradients`, which sums over
+replicas.
+
+Keras may rename these private methods. So each public method checks that Keras called
+the hook. A base with its own `_backend_update_step` may skip the sum over replicas.
+With one replica, gradients of such a base are transformed before that method.
 """
 
 import reprlib
@@ -23,7 +25,7 @@ HOOK = "_all_reduce_sum_gradients" if _ON_TENSORFLOW else "_backend_update_step"
 
 
 class _HookFlag(ThreadLocal):
-    """A flag: whether the current step reached the hook, or did not have to."""
+    """Whether the current step reached the hook, or did not need to."""
 
     reached = False
 
@@ -42,7 +44,7 @@ class Hook(MixinBase):
 
         Args:
             grads_and_vars: Iterable of (gradient, variable) pairs. Pairs with the
-                gradient `None` are ignored. Without pairs nothing happens.
+                gradient `None` are ignored. If there are no pairs, nothing happens.
 
         Returns:
             The iteration counter.
@@ -70,8 +72,8 @@ class Hook(MixinBase):
 
         Args:
             grads: List of gradients, one for each variable.
-            trainable_variables: List of variables. Defaults to those that the optimizer
-                was built on.
+            trainable_variables: List of variables. Defaults to the variables that the
+                optimizer was built on.
 
         Raises:
             ValueError: If there are more or fewer gradients than variables, or if a
@@ -161,7 +163,8 @@ class Hook(MixinBase):
         def _has_own_update(self):
             """Returns whether the base has its own update, which may skip the sum.
 
-            It is `False` with several replicas, where a base must not skip the sum.
+            The result is `False` with several replicas, where a base must not skip the
+            sum.
             """
             replicas = self._distribution_strategy.num_replicas_in_sync
             return replicas == 1 and not self._is_keras_method("_backend_update_step")

@@ -18,7 +18,7 @@ class _WeightsBeforeStep(ThreadLocal):
 
 
 def copy_values(variables):
-    """Returns the values of variables. Later steps do not change them."""
+    """Returns copies of the values of variables. Later steps do not change them."""
     if _BACKEND == "jax":  # JAX never changes a tensor in place.
         return [ops.convert_to_tensor(v) for v in variables]
     if _BACKEND == "torch":  # `ops.copy` takes three times as long.
@@ -51,7 +51,7 @@ class Measuring(MixinBase):
         super()._apply_weight_decay(variables)
 
     def _measured_variables(self):
-        """Returns the variables, except those that their gradient overwrites."""
+        """Returns the variables, except variables that their gradient overwrites."""
         return [
             variable
             for variable in self._trainable_variables

@@ -56,33 +56,33 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
     its updates.
 
     Args:
-        norm: How to measure a gradient. A string names a built-in norm, or one
+        norm: How to measure a gradient. A string names a built-in norm, or a norm
             registered with `keras_normopt.register_norm`. A function takes a gradient
             and returns its norm, a scalar tensor. `None` leaves gradients unchanged.
             The built-in norms are `"l1"`, `"l2"`, `"l1_l2"`, `"avg_l1"`, `"avg_l2"`,
             `"avg_l1_l2"`, `"max"` (or `"linf"`), `"min_max"` and `"std"`: see
             `keras_normopt.norms`. Defaults to `"l2"`.
         scope: Which gradients share a norm, as one block. `"variable"` gives each
-            variable its own norm. `"unit"` gives one to each output unit of a kernel,
-            over its input axes, and one to each vector or scalar. `"layer"` gives one
-            to all variables of a layer, as one long vector. Their paths are the same up
-            to the last `/`. `"global"` gives one to all variables together. Defaults to
-            `"variable"`.
-        exclude: Regular expression, or list of them. If one is found in the path of a
-            variable, the optimizer uses the raw gradient. An example is
-            `("bias", "gamma", "beta")`. Defaults to `()`.
+            variable its own norm. `"unit"` gives a norm to each output unit of a
+            kernel, over its input axes, and to each vector or scalar. `"layer"` gives
+            one norm to all variables of a layer, as if they were one long vector. Their
+            paths are the same up to the last `/`. `"global"` gives one norm to all
+            variables together. Defaults to `"variable"`.
+        exclude: Regular expression, or list of regular expressions. If one of them is
+            found in the path of a variable, the optimizer uses the raw gradient of the
+            variable. An example is `("bias", "gamma", "beta")`. Defaults to `()`.
         track_norms: Whether to keep norms for the property `gradient_norms` and the
             callback `keras_normopt.callbacks.GradientNorms`. `True` keeps the norm of
             each block's gradient before the step changes it (l2 if `norm` is `None`).
             `"all"` also keeps the l2 norms of weights and updates, and their ratio. The
-            weights are those before the step, and updates include weight decay.
+            norm of weights is from before the step, and updates include weight decay.
             Defaults to `False`.
-        apply_to: What to measure and rescale: `"gradient"`, which {base} then receives,
-            or `"update"`, the u of the step w ← w + lr · u of {base}. The update
-            includes momentum, but not weight decay. The learning rate may be 0, or
-            negative, which reverses the step. Ftrl and ScheduleFreeAdamW reject
-            `"update"`, because they recompute weights from slots. Defaults to
-            `"gradient"`.
+        apply_to: What to measure and rescale. `"gradient"` rescales gradients before
+            {base} receives them. `"update"` rescales the u in the step w ← w + lr · u
+            of {base}. The update includes momentum, but not weight decay. The learning
+            rate may be 0, or negative, which reverses the step. Ftrl and
+            ScheduleFreeAdamW reject `"update"`, because they recompute weights from
+            slots. Defaults to `"gradient"`.
         centralize: Boolean, whether to subtract the mean from the gradient of each
             output unit of a kernel (arXiv 2004.01461). The mean is over the input axes,
             and the norm is computed after that. Updates are never centralized. Defaults
@@ -120,7 +120,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
 
     PREFIX: str
     CLIPS = False
-    #: The keyword-only arguments added to those of the base optimizer.
+    #: The keyword-only arguments that the mixin adds to the base optimizer's arguments.
     OPTIONS: dict[str, inspect.Parameter]
 
     def __init_subclass__(cls, **kwargs):
@@ -141,7 +141,8 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         step_size: StepSize = None,
         **kwargs: Any,
     ) -> None:
-        # Checked first: a wrong argument should not leave half an optimizer.
+        # Checks all arguments first, so that a wrong argument does not leave an
+        # incomplete optimizer.
         check_choice("scope", scope, SCOPES)
         resolved_norm = self._resolve(norm, scope)
         exclude = check_patterns(exclude)
@@ -155,7 +156,8 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         axes = check_axes(axes)
         step_size = step_size_argument.get(step_size)
         super().__init__(*args, **kwargs)
-        # Keep the function, because its name may be given to another one.
+        # Keeps the function, because its name may be registered for another function
+        # later.
         self._norm, self._resolved_norm = norm, resolved_norm
         self._scope, self._exclude, self._apply_to = scope, exclude, apply_to
         self._track_norms, self._centralize = track_norms, centralize
@@ -164,7 +166,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
             self._check_base_takes_factors()
         if apply_to == "update":
             self._check_base_can_be_captured()
-        self._blocks: Any = None  # The `Blocks`, from `build` on.
+        self._blocks: Any = None  # The `Blocks`, made by `build`.
         self._norm_tracker: NormTracker | None = None
         self._gradient_transforms: tuple[Transform, ...] | None = None
         self._update_transforms: tuple[Transform, ...] | None = None
@@ -187,7 +189,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         return represent(self)
 
     def _kept(self, name, default):
-        """Returns what the optimizer keeps for the default of an option."""
+        """Returns the value that the optimizer keeps for the default of an option."""
         return default
 
     @property
@@ -244,9 +246,9 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         """Makes the transforms, and adds their variables.
 
         Returns:
-            A list of functions for gradients, and one for updates.
+            A pair of lists: functions for gradients, and functions for updates.
         """
-        # First, because it uses raw gradients.
+        # The step sizes come first, because they use raw gradients.
         on_gradients, final_updates = self._make_step_sizes(variables)
         if self.track_norms == "all":
             self._require_methods('track_norms="all"', "_apply_weight_decay")
@@ -279,7 +281,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
         return self._resolved_norm is not None
 
     def _make_rescaling(self, variables):
-        """Makes the transform that normalizes, clips or takes directions."""
+        """Makes the transform that normalizes, clips, or replaces by directions."""
         raise NotImplementedError
 
     def _check_dtypes(self, variables):
@@ -336,9 +338,10 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
     def gradient_norms(self) -> dict[str, float]:
         """The norm of each block's gradient in the last step, by the block's name.
 
-        The gradient is the one before this package changes it. `"total"` is the l2 norm
-        of all gradients together. The dict is empty before the optimizer is built. With
-        a `LossScaleOptimizer`, use `model.optimizer.inner_optimizer.gradient_norms`.
+        The gradients are measured before this package changes them. `"total"` is the l2
+        norm of all gradients together. The dict is empty before the optimizer is built.
+        With a `LossScaleOptimizer`, use
+        `model.optimizer.inner_optimizer.gradient_norms`.
 
         Raises:
             AttributeError: If the optimizer was not made with `track_norms=True`.
@@ -348,7 +351,7 @@ class OptimizerMixin(Paths, OwnVariables, Measuring, Skipping, Rates, UpdateCapt
 
     @property
     def update_ratios(self) -> dict[str, float]:
-        """The ratio ‖update‖ / ‖weights‖ of each block in the last step, by its name.
+        """The ratio ‖update‖ / ‖weights‖ of each block in the last step, by block name.
 
         `"total"` is the ratio of all variables together. The dict is empty before the
         optimizer is built.

@@ -8,7 +8,7 @@ from keras_normopt._blocks.partition import make_unique
 
 
 def inner_optimizers(optimizer):
-    """Returns the optimizers that make the steps, without wrappers around them."""
+    """Returns the optimizers that make the steps, without their wrappers."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return inner_optimizers(optimizer.inner_optimizer)
     if hasattr(optimizer, "optimizers"):  # A MultiOptimizer.
@@ -29,12 +29,12 @@ def optimizers_of(model):
 def named_optimizers(model):
     """Returns the optimizers that a model holds, by the name of the attribute.
 
-    In a list or dictionary, the index or key follows the name.
+    If the attribute is a list or dictionary, the index or key follows its name.
     """
     held = {"optimizer": getattr(model, "optimizer", None)} | vars(model)
     found = {}
     for attribute, value in held.items():
-        if attribute.startswith("_self_"):  # TensorFlow's records of the others.
+        if attribute.startswith("_self_"):  # TensorFlow adds these attributes.
             continue
         # Not `keras.tree`, which sorts dictionaries.
         items: Any = value.items() if isinstance(value, dict) else ()
@@ -58,7 +58,8 @@ def named_trackers(model):
     held: dict[str, list[Any]] = {}
     seen: list[int] = []
     for attribute, optimizer in named_optimizers(model).items():
-        # The model may also hold one of them in a `LossScaleOptimizer`.
+        # A `LossScaleOptimizer` of the model may contain an optimizer that the model
+        # also holds directly.
         found = [o for o in tracking_optimizers(optimizer) if id(o) not in seen]
         seen += map(id, found)
         if found:

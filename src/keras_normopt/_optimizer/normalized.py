@@ -35,23 +35,23 @@ class NormalizedMixin(OptimizerMixin):
 
         w ← w + lr · u / max(norm(u), norm_epsilon)
 
-    So the step itself has norm lr, whatever {base} makes of gradients.
+    So the step itself has norm lr, however {base} computes it.
 
     Args:
         norm_epsilon: Float, at least 0 and finite, the floor of the norm. Gradients
             with a smaller norm do not reach norm 1. The default is tiny, because
-            gradients of deep networks can be. Raise it, for example to 1e-7, if
-            rounding noise should not make full steps. The gradient of a bias before a
-            batch normalization is such noise. With a `direction`, steps shrink in
+            gradients of deep networks can be tiny too. Raise it, for example to 1e-7,
+            if rounding noise should not make full steps. The gradient of a bias before
+            a batch normalization is such noise. With a `direction`, steps shrink in
             proportion once the largest entry is below `norm_epsilon`. So momentum that
-            has decayed to nothing makes no steps. You may set it during training, as
-            with `learning_rate`. `None` stands for 1e-30, or for 1e-20 with a
-            direction. Defaults to `None`.
-        direction: What replaces each gradient, or each update with
-            `apply_to="update"`, instead of a division by a norm. It is `"orthogonal"`,
-            `"sign"`, `"rows"`, an object of `keras_normopt.directions`, or `None`. A
-            dictionary maps regular expressions to these. The first expression found in
-            the path of a variable counts. If none is found, the optimizer uses the raw
+            has decayed to almost 0 makes almost no steps. You may set it during
+            training, as with `learning_rate`. `None` stands for 1e-30, or for 1e-20
+            with a direction. Defaults to `None`.
+        direction: What replaces each gradient, or each update with `apply_to="update"`,
+            instead of a division by a norm. It is `"orthogonal"`, `"sign"`, `"rows"`,
+            an object of `keras_normopt.directions`, or `None`. A dictionary maps
+            regular expressions to these values. The first expression found in the path
+            of a variable counts. If no expression is found, the optimizer uses the raw
             gradient. A direction sets the length of the step, so `norm` must be left
             out. `scope="unit"` raises an error, because scaling units would undo the
             direction. Defaults to `None`.

@@ -16,9 +16,10 @@ from keras_normopt._transforms import step_size_argument, step_sizes
 _BACKEND = keras.backend.backend()
 
 
-# Not local to a thread: TensorFlow decays weights outside a replica's thread.
+# On TensorFlow it is not local to a thread, because weights decay outside a replica's
+# thread.
 class _Decay(object if _BACKEND == "tensorflow" else ThreadLocal):  # type: ignore[misc]
-    """The `Multiplier` of weight decay for the current group, or `None`."""
+    """The `Multiplier` of the weights that decay now, or `None`."""
 
     multiplier: Any = None
 
@@ -39,9 +40,10 @@ class Rates(MixinBase):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        #: The `Multiplier` of each variable that a pattern matches, by its number.
+        #: The `Multiplier` of each variable that a pattern matches, by the variable's
+        #: index.
         self._multipliers: dict[int, Any] = {}
-        #: The variables of the object for each variable in a block, by its number.
+        #: The results of `add_factor_variables` for the variables in blocks, by index.
         self._factors: dict[int, Any] = {}
         self._decay = _Decay()
 
@@ -95,7 +97,8 @@ class Rates(MixinBase):
         """Makes the transforms of `step_size`, and adds their variables.
 
         Returns:
-            A list of functions for raw gradients, and one for rescaled updates.
+            A pair of lists: functions for raw gradients, and functions for rescaled
+            updates.
         """
         on_gradients: list[Any] = []
         on_updates: list[Any] = []
@@ -145,7 +148,7 @@ class Rates(MixinBase):
         return ops.convert_to_tensor(learning_rate) * factor
 
     def _group_by_multiplier(self, variables):
-        """Returns pairs: a `Multiplier` or `None`, and positions of variables."""
+        """Returns pairs of a `Multiplier`, or `None`, and its variables' positions."""
         groups: dict[Any, tuple[Any, list[int]]] = {}
         for position, variable in enumerate(variables):
             multiplier = self._multipliers.get(self._get_variable_index(variable))
@@ -175,8 +178,9 @@ class Rates(MixinBase):
         if not self._multipliers:
             super()._apply_weight_decay(variables)
             return
-        # Only if needed: this adds an attribute, and PyTorch would compile once more.
-        if self.weight_decay is not None:  # On PyTorch an empty list fails.
+        # `_use_weight_decay` adds an attribute, and PyTorch would compile once more. So
+        # this calls it only if weights decay. On PyTorch, an empty list would fail.
+        if self.weight_decay is not None:
             variables = [v for v in variables if self._use_weight_decay(v)]
         for multiplier, positions in self._group_by_multiplier(variables):
             self._decay.multiplier = multiplier
@@ -196,9 +200,9 @@ class Rates(MixinBase):
             if not self._multiplies_rates():
                 super()._parallel_update_step(grads, variables, learning_rate)
                 return
-            # Nadam multiplies its product of momenta in each call for several weights.
+            # Nadam would multiply its product of momenta once for each group.
             if self._factors or isinstance(self, keras.optimizers.Nadam):
-                # The class after this one updates weight by weight.
+                # The class after `foreach` updates one weight after another.
                 foreach = self._base_that_defines("_backend_update_step")
                 super(foreach, self)._backend_update_step(
                     grads, variables, learning_rate

@@ -15,11 +15,11 @@ _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def represent(optimizer: Any) -> str:
-    """Returns the class, with each argument that differs from its default.
+    """Returns the call that makes an optimizer, without arguments that are defaults.
 
-    It never raises, because debuggers and error messages use it. Arguments may be
-    unknown: in an incomplete optimizer, or while a backend traces a step. Then it
-    returns the name of the class in angle brackets.
+    The function never raises an error, because debuggers and error messages use it. If
+    the optimizer is incomplete, or while a backend traces a step, arguments may be
+    unknown. Then the function returns the name of the class in angle brackets.
     """
     name = type(optimizer).__name__
     try:
@@ -36,7 +36,7 @@ def _changed(optimizer):
     defaults = _defaults(type(optimizer))
     try:
         config = optimizer.get_config()
-    except ValueError:  # A function is not registered, and so cannot be saved.
+    except ValueError:  # A function that is not registered cannot be saved.
         config = {n: getattr(optimizer, n) for n in defaults if hasattr(optimizer, n)}
     changed = {}
     for name, default in defaults.items():
@@ -65,7 +65,7 @@ def _defaults(cls):
             if parameter.kind not in _VARIABLE:
                 defaults.setdefault(parameter.name, parameter.default)
         if inspect.Parameter.VAR_KEYWORD not in [p.kind for p in parameters]:
-            break  # It passes no other keywords to its bases.
+            break  # This class passes no other keywords to its bases.
     return defaults
 
 
@@ -103,7 +103,7 @@ def _rate(optimizer, value):
 
 
 def _text(value):
-    """Returns code for a value, if there is any."""
+    """Returns the code that makes a value, or else the value's `repr`."""
     if isinstance(value, dict):
         items = (f"{key!r}: {_text(one)}" for key, one in value.items())
         return f"{{{', '.join(items)}}}"

@@ -40,14 +40,15 @@ class Skipping(MixinBase):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        #: Whether this step is skipped, the number skipped in a row, and in all.
+        #: Three variables: whether this step is skipped, how many steps in a row were
+        #: skipped, and how many steps in total.
         self._is_skipped: Any = None
         self._skips_in_a_row: Any = None
         self._all_skips: Any = None
         self._pending_decay = _PendingDecay()
 
     def _add_skip_variables(self):
-        """Adds the variables. After that, steps may be skipped."""
+        """Adds the variables for skipped steps. After that, steps may be skipped."""
         self._require_methods(
             "`skip`", "_apply_weight_decay", "_backend_apply_gradients"
         )
@@ -63,7 +64,7 @@ class Skipping(MixinBase):
         )
 
     def _is_step_made(self):
-        """Returns whether the step is made, a boolean tensor, or `None` for always."""
+        """Returns a boolean tensor, whether the step is made. `None` means always."""
         if self._is_skipped is None:
             return None
         return ops.equal(ops.convert_to_tensor(self._is_skipped), 0)
@@ -87,7 +88,8 @@ class Skipping(MixinBase):
         skips = (is_above & may_skip) | ops.logical_not(is_finite)
         count = ops.cast(skips, "int32")
         self._is_skipped.assign(count)
-        # At 0, steps would be skipped again while gradients stay large.
+        # If the count became 0, steps would be skipped again while gradients stay
+        # large.
         row_if_made = ops.where(is_above, row, ops.zeros_like(row))
         self._skips_in_a_row.assign(ops.where(skips, row + 1, row_if_made))
         self._all_skips.assign(ops.convert_to_tensor(self._all_skips) + count)

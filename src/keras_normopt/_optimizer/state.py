@@ -1,4 +1,4 @@
-"""Saves and loads what the base optimizer does not."""
+"""Saves and loads the state that the base optimizer does not save."""
 
 import re
 import warnings
@@ -14,18 +14,19 @@ from keras_normopt._transforms.step_size_argument import patterns_of
 
 
 class Paths(MixinBase):
-    """Keeps the first paths and axes of the variables.
+    """Keeps the paths and axes that variables had when the optimizer was first built.
 
     Patterns and names of blocks depend on paths. `load_model` drops the name of a model
     from paths, so patterns could match other variables.
     """
 
     _paths: Any = None
-    #: The `Axes` of each variable, from `build` on, if an option uses them.
+    #: The `Axes` of each variable. `None` before `build`, and if no option uses axes.
     _variable_axes: Any = None
-    #: The layers of variables with guessed axes, by the variables' numbers.
+    #: The layers of variables with guessed axes, by the variables' indices.
     _guessed: Any = ()
-    #: Axes and shapes of all variables in the file, and whether its version had axes.
+    #: The axes and shapes of all variables in a loaded file, and whether the version
+    #: that saved the file had axes.
     _saved_axes: Any = None
     _saved_shapes: Any = None
     _knows_axes = True
@@ -102,10 +103,11 @@ class Paths(MixinBase):
         has_saved_axes = has_saved_axes and self._saved_shapes == shapes
         self._saved_shapes = shapes
         if not self._knows_axes:
-            # So that running norms belong to the same units as before.
+            # The axes that the earlier version used, so that running norms belong to
+            # the same units.
             return [dense_axes(shape) for shape in shapes]
         if has_saved_axes:
-            # The user may have set `axes` since.
+            # The user may have set `axes` after the file was saved.
             return [
                 axes_from_user(self.axes, path, shape) or saved
                 for path, shape, saved in zip(
@@ -152,9 +154,9 @@ def _is_same_path(path, other):
 
 
 class OwnVariables(MixinBase):
-    """Keeps the package's variables apart from the base optimizer's.
+    """Keeps the variables of this package apart from the base optimizer's variables.
 
-    So the base's slots load from files that were saved with other options.
+    So the slots of the base load from files that were saved with other options.
     """
 
     def __init__(self, *args, **kwargs):
@@ -167,13 +169,14 @@ class OwnVariables(MixinBase):
     def _add_own_variable(
         self, name, value=None, changes_when_skipped=False, **arguments
     ):
-        """Adds a variable, the same on all replicas.
+        """Adds a variable that has the same value on all replicas.
 
         Args:
             name: Name of the variable.
-            value: Float or `None`. A float makes a scalar variable, which is not saved,
-                because the config holds its value.
-            changes_when_skipped: Whether skipped steps also change it.
+            value: Float or `None`. A float makes a scalar variable of this value. The
+                variable is not saved, because the config holds the value. `None` makes
+                a variable with `arguments`.
+            changes_when_skipped: Whether skipped steps also change the variable.
             arguments: Arguments of `add_variable`.
         """
         if value is not None:
@@ -189,7 +192,7 @@ class OwnVariables(MixinBase):
         return variable
 
     def _assign_own_variable(self, name, value):
-        """Assigns a value to the variable of this name, if there is one."""
+        """Assigns a value to the variable of this name, if it exists already."""
         if name in self._own_variables:
             self._own_variables[name].assign(value)
 
@@ -209,7 +212,7 @@ class OwnVariables(MixinBase):
         base_variables = self._base_variables
         stored = [key for key in store.keys() if key.isdecimal()]  # noqa: SIM118
         if len(stored) != len(base_variables):
-            super().load_own_variables(store)  # It says what is wrong.
+            super().load_own_variables(store)  # Its error says what is wrong.
             return
         for i, variable in enumerate(base_variables):
             variable.assign(store[str(i)])

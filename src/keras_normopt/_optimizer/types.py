@@ -57,6 +57,6 @@ MaxNorm: TypeAlias = (
 if TYPE_CHECKING:
 
     class MixinBase(keras.optimizers.Optimizer):
-        """Only for type checkers."""
+        """The base class of mixins, only for type checkers."""
 else:
     MixinBase = object

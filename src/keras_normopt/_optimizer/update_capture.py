@@ -1,8 +1,8 @@
 """Captures the update of the base optimizer, to transform it.
 
 Every optimizer of Keras changes a weight once in `update_step`, with its method
-`assign_add` or `assign_sub`. The argument is the exact update. A difference of weights
-would lose most digits.
+`assign_add` or `assign_sub`. The argument of this method is the exact update. The
+difference of the weights before and after would lose most digits.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ if _BACKEND == "tensorflow":
 elif _BACKEND == "torch":
     import torch
 
-# They recompute weights from slots, or slots from weights.
+# These optimizers recompute weights from slots, or slots from weights.
 _COUPLE_WEIGHTS_AND_SLOTS = ("Ftrl", "ScheduleFreeAdamW")
 
 
@@ -31,20 +31,20 @@ class _Captured(ThreadLocal):
     def __init__(self):
         #: The weight that is being updated.
         self.variable: Any = None
-        #: The update of each weight, by its number.
+        #: The update of each weight, by the weight's index.
         self.updates: dict[int, Any] = {}
 
 
 class _Shared:
-    """The updates of all weights, each a tuple with one for each local replica."""
+    """For each weight, a tuple with the update of each local replica."""
 
     updates: Any = ()
 
 
 class _ZeroWeight:
-    """Zeros in place of a weight: the base adds the update to them.
+    """Replaces a weight by zeros. The base adds the update to the zeros.
 
-    Keras's optimizers for PyTorch change all weights in one call.
+    This is for PyTorch, where Keras's optimizers change all weights in one call.
     """
 
     def __init__(self, variable):
@@ -53,7 +53,7 @@ class _ZeroWeight:
 
 
 class UpdateCapture(Hook):
-    """Transforms updates instead of gradients if the optimizer asks for it."""
+    """Transforms updates instead of gradients if `_captures_updates` returns `True`."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -82,7 +82,7 @@ class UpdateCapture(Hook):
         raise NotImplementedError
 
     def _transform_updates(self, updates, variables, learning_rate):
-        """Returns the updates to add to the weights instead."""
+        """Returns the updates that replace the captured updates."""
         raise NotImplementedError
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):

@@ -1,4 +1,4 @@
-"""Checks, shows and serializes the objects in options, such as `WeightNorm`."""
+"""Checks and saves the values of arguments, such as numbers and `WeightNorm`."""
 
 import numbers
 import reprlib
@@ -11,7 +11,7 @@ _LARGEST = float(np.finfo("float32").max)
 
 
 class Configured:
-    """An object whose `repr` shows its arguments, which never change."""
+    """The base class of `WeightNorm` and others. Its arguments never change."""
 
     def __setattr__(self, name, value):
         # Compiled steps would not see the change.
@@ -33,15 +33,19 @@ class Configured:
 
 
 def find_object(identifier: Any, argument: str, classes: dict[str, Any]) -> Any:
-    """Returns the object for the value of an argument, or `None` if there is none.
+    """Converts the value of an argument to an object.
 
     Args:
-        identifier: An object, a name, or a result of `config_of`.
-        argument: Name of the argument.
+        identifier: The value. It is an object of one of the classes, the name of a
+            class, or a result of `config_of`.
+        argument: Name of the argument, for the error message.
         classes: Dict from names to classes.
 
+    Returns:
+        The object. `None` if the value has another form.
+
     Raises:
-        ValueError: If the arguments of the object are invalid.
+        ValueError: If the class rejects the arguments in the config.
     """
     if isinstance(identifier, tuple(classes.values())):
         return identifier
@@ -54,12 +58,12 @@ def find_object(identifier: Any, argument: str, classes: dict[str, Any]) -> Any:
         return classes[name](**arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"Cannot make {argument}={name!r} from its config: {error}"
+            f"Cannot make the object {name!r} for `{argument}`: {error}"
         ) from error
 
 
 def config_of(configured: Any) -> dict[str, Any] | None:
-    """Returns a JSON-compatible config, from which `find_object` makes an equal one."""
+    """Returns a JSON-compatible config. `find_object` makes an equal object from it."""
     if configured is None:
         return None
     return {"name": configured.name, "config": configured.get_config()}
@@ -81,8 +85,17 @@ def checked_float(
 ) -> float:
     """Checks a number, and returns it as a float.
 
+    Args:
+        value: The number.
+        name: Name of the argument, for the error message.
+        above: The number must be larger than this.
+        below: The number must be smaller than this.
+        at_least: The number must not be smaller than this.
+        up_to: The number must not be larger than this.
+
     Raises:
-        ValueError: If it is not a finite real number within float32 and the bounds.
+        ValueError: If the value is not a real number, is not finite, or is outside the
+            bounds or the range of float32.
     """
     is_valid = (
         is_real(value)
@@ -110,13 +123,16 @@ def checked_float(
 
 
 def schedule_of(value: Any) -> Any:
-    """Returns the `LearningRateSchedule` for the value of an argument, or `None`.
+    """Converts the value of an argument to a `LearningRateSchedule`.
 
     Args:
         value: A schedule, or a result of `schedule_config`.
 
+    Returns:
+        The schedule. `None` if the value is neither.
+
     Raises:
-        ValueError: If a config cannot be loaded.
+        ValueError: If Keras cannot load the config.
     """
     schedules = keras.optimizers.schedules
     if isinstance(value, schedules.LearningRateSchedule):
@@ -133,5 +149,5 @@ def schedule_of(value: Any) -> Any:
 
 
 def schedule_config(schedule: Any) -> Any:
-    """Returns a config from which `schedule_of` makes an equal schedule."""
+    """Returns a config. `schedule_of` makes an equal schedule from it."""
     return keras.optimizers.schedules.serialize(schedule)

@@ -1,7 +1,8 @@
 """Replaces a gradient by a direction: the best-aligned step of a set length.
 
-Each direction maximizes <gradient, step> over the steps of length 1 in one norm. It is
-the negated linear minimization oracle of that norm (arXiv 2502.07529).
+A direction is the step that maximizes <gradient, step>, among all steps of norm 1 in
+one norm. This step is the negated linear minimization oracle of the norm (arXiv
+2502.07529). It is then multiplied by the set length.
 """
 
 import math
@@ -30,21 +31,21 @@ class Direction(Configured):
     #: The classes, by name.
     classes: ClassVar[dict[str, type["Direction"]]] = {}
     name: str
-    #: What `length` measures.
+    #: The word for what `length` measures, such as "rows".
     unit: str
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "name" in vars(cls):  # A user's subclass inherits it.
+        if "name" in vars(cls):  # A user's subclass inherits a name.
             Direction.classes[cls.name] = cls
 
     def of_role(self, role):
-        """Returns the direction for variables of a role, or `None`: see `Axes`."""
+        """Returns the direction for a role of `Axes`, or `None` for raw gradients."""
         return self
 
     @property
     def uses_axes(self):
-        """Whether it depends on which axes are inputs and outputs."""
+        """Whether the direction depends on which axes are inputs and outputs."""
         return True
 
     def is_by_row(self, axes):
@@ -52,23 +53,24 @@ class Direction(Configured):
         return False
 
     def point(self, stack, axes, floor, factor):
-        """Returns the directions of equal gradients.
+        """Returns the directions of gradients of one shape.
 
         Args:
-            stack: Tensor of shape `(n, *shape)`, in float32 or float64.
-            axes: The `Axes` of the variables.
-            floor: Scalar tensor. Gradients below it make shorter steps.
+            stack: Tensor of n gradients, of shape `(n, *shape)`, in float32 or float64.
+            axes: The `Axes` that all n variables have.
+            floor: Scalar tensor above 0. If the magnitudes of a gradient are below the
+                floor, its step is shorter.
             factor: Float or scalar tensor that multiplies the steps.
         """
         raise NotImplementedError
 
     def length(self, axes, shape):
-        """Returns the length of a step, in the norm of the direction, as a float."""
+        """Returns the length of a step as a float. `unit` says what it measures."""
         raise NotImplementedError
 
 
 def checked_scale(scale, choices):
-    """Returns the argument `scale`, or raises a `ValueError`."""
+    """Returns the argument `scale`. Raises a `ValueError` if it is no choice."""
     if scale is not None and not (isinstance(scale, str) and scale in choices):
         raise ValueError(
             f"`scale` must be None or one of {', '.join(map(repr, choices))}. "
@@ -80,15 +82,22 @@ def checked_scale(scale, choices):
 def unit_vectors(tensor, axes, floor):
     """Divides a tensor by its Euclidean norm over some axes, at any magnitude.
 
+    Args:
+        tensor: Tensor.
+        axes: Tuple of the axes that one vector spans.
+        floor: Scalar tensor above 0.
+
     Returns:
-        The quotients, 0 if the norm is 0, and min(1, largest magnitude / floor).
+        A pair of tensors. The first has the quotients, or 0 if the norm is 0. The
+        second has min(1, largest magnitude / floor) for each vector.
     """
     # Operators, because on PyTorch the checks of `keras.ops` are slower than the math.
     largest = ops.amax(abs(tensor), axis=axes, keepdims=True)
     limits = np.finfo(dtype_of(tensor))
     # Compilers flush numbers below the smallest normal number to 0.
     one_if_zero = ops.cast(largest < limits.tiny, tensor.dtype)
-    # XLA multiplies by reciprocals. It would flush those of the largest numbers.
+    # XLA multiplies by reciprocals. It would flush the reciprocals of the largest
+    # numbers to 0.
     maximum = constant_like(largest, 2.0 ** (limits.maxexp - 2))
     divisor = ops.where(largest > maximum, maximum, largest + one_if_zero)
     # The quotients do not depend on this scale, so its derivative is left out.
@@ -103,10 +112,11 @@ def point(gradients, directions, axes, epsilon):
 
     Args:
         gradients: The `Gradients`.
-        directions: List of the direction of each variable of the optimizer, or `None`.
-        axes: List of the `Axes` of each variable.
-        epsilon: Scalar tensor, variable or float. Gradients below it make shorter
-            steps.
+        directions: List with the direction of each variable of the optimizer. It is
+            `None` for variables that keep their raw gradients.
+        axes: List of the `Axes` of all variables of the optimizer.
+        epsilon: Scalar tensor, variable or float, the argument `norm_epsilon`. If the
+            magnitudes of a gradient are below it, its step is shorter.
     """
     equal: dict[Any, list[int]] = {}
     for position in gradients.positions:
@@ -143,14 +153,14 @@ def point(gradients, directions, axes, epsilon):
 
 
 class _FloorAndFactor:
-    """The floor and the factor of directions, once for each dtype and device."""
+    """Computes floor and factor of `Direction.point`, once per dtype and device."""
 
     def __init__(self, epsilon, rate):
         self._epsilon, self._rate = epsilon, rate
         self._cache: dict[Any, Any] = {}
 
     def on_device_of(self, stack):
-        """Returns the floor, above 0, and the factor, on the device of a tensor."""
+        """Returns the floor, which is above 0, and the factor, on a tensor's device."""
         key = stack.dtype, device_of(stack)
         if key not in self._cache:
             self._cache[key] = self._compute(stack)
@@ -168,7 +178,15 @@ class _FloorAndFactor:
 
 
 def get_direction(identifier, argument):
-    """Returns the `Direction` for the value of an argument, or `None`: see `get`."""
+    """Converts the value of an argument to a `Direction`. `None` stays `None`.
+
+    Args:
+        identifier: `None`, a `Direction`, its name, or a result of `config_of`.
+        argument: Name of the argument, for the error message.
+
+    Raises:
+        ValueError: If the value is none of these.
+    """
     found = find_object(identifier, argument, Direction.classes)
     if found is None and identifier is not None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Reads `direction=`, and finds the direction of each variable."""
+"""Reads the argument `direction`, and finds the direction of each variable."""
 
 import re
 import reprlib
@@ -15,18 +15,20 @@ from keras_normopt._transforms.direction import get_direction
 
 
 def get(identifier: Any) -> Any:
-    """Returns the directions for a value of `direction=`.
+    """Converts the argument `direction` to objects.
 
     Args:
-        identifier: `None`, a name, an object, a result of `serialize`, or a dictionary
-            from regular expressions to these.
+        identifier: `None`, a `Direction`, its name, or a result of `serialize`. Or a
+            dictionary from regular expressions to `None`, objects and names.
 
     Returns:
-        A `Direction`, or `None`, or a dictionary from regular expressions to these.
+        `None` or a `Direction`. For a dictionary, a dictionary from the same regular
+        expressions to `None` and `Direction` objects.
 
     Raises:
         TypeError: If a key of the dictionary is not a string.
-        ValueError: If it is none of these, or its arguments are invalid.
+        ValueError: If `identifier` is none of these, if a key is not a regular
+            expression, or if the arguments of a direction are invalid.
     """
     patterns = identifier
     pairs = identifier.get("patterns") if isinstance(identifier, dict) else None
@@ -47,7 +49,7 @@ def get(identifier: Any) -> Any:
 
 
 def serialize(direction: Any) -> Any:
-    """Returns a JSON-compatible config from which `get` makes an equal direction."""
+    """Returns a JSON-compatible config. `get` makes an equal direction from it."""
     if isinstance(direction, dict):
         # Pairs, because some file formats sort the keys of dictionaries.
         return {"patterns": [[p, config_of(d)] for p, d in direction.items()]}
@@ -55,7 +57,12 @@ def serialize(direction: Any) -> Any:
 
 
 def direction_of_path(direction: Any, path: str) -> Any:
-    """Returns the direction for a path, or `None`, from a result of `get`."""
+    """Returns the direction for a variable, or `None` for its raw gradient.
+
+    Args:
+        direction: A result of `get`.
+        path: The path of the variable.
+    """
     if not isinstance(direction, dict):
         return direction
     pattern = first_match(direction, path)
@@ -63,11 +70,12 @@ def direction_of_path(direction: Any, path: str) -> Any:
 
 
 def resolve(direction: Any, paths: Any, axes: list[Any]) -> list[Any]:
-    """Returns a list of the direction of each variable, or `None`.
+    """Returns a list with the direction of each variable, or `None` for raw gradients.
 
     Args:
         direction: A result of `get`.
-        paths: List of the variables' paths, `None` for variables without direction.
+        paths: List of the variables' paths. It has `None` for a variable in no block,
+            whose gradient stays raw.
         axes: List of their `Axes`.
     """
     directions = [
@@ -81,7 +89,7 @@ def resolve(direction: Any, paths: Any, axes: list[Any]) -> list[Any]:
 
 
 def _warn_of_patterns(direction, roles):
-    """Warns of patterns without effect, and of kernels or embeddings without pattern.
+    """Warns of patterns without effect, and of matrices that match no pattern.
 
     Args:
         direction: Dictionary from patterns to directions.

@@ -71,7 +71,7 @@ class Orthogonal(Direction):
             Defaults to `None`, their raw gradient.
 
     Raises:
-        ValueError: If an argument is none of these.
+        ValueError: If an argument is not as above.
 
     Example:
         >>> import keras_normopt
@@ -129,7 +129,8 @@ class Orthogonal(Direction):
     def point(self, stack, axes, floor, factor):
         n, *shape = stack.shape
         unit, shrinkage = unit_vectors(axes.to_matrices(stack), (1, 2), floor)
-        # After the reductions above: XLA copies what it reduces in another order.
+        # Transposes after the reductions above, because XLA copies a tensor that it
+        # reduces in another order.
         is_tall = unit.shape[1] > unit.shape[2]
         unit = transposed(unit) if is_tall else unit
         result = newton_schulz(unit, self._polynomials())
@@ -160,7 +161,7 @@ def _checked_coefficients(coefficients):
     """Returns a name, one triple, or a list of triples.
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: If `coefficients` is none of these.
     """
     if isinstance(coefficients, str) and coefficients in _NAMED:
         return coefficients
@@ -202,7 +203,7 @@ def newton_schulz(matrices, polynomials):
     Args:
         matrices: Tensor of shape `(n, rows, columns)` with rows ≤ columns. Frobenius
             norms are at most 1.
-        polynomials: List of (a, b, c).
+        polynomials: List of triples (a, b, c), one for each iteration.
     """
 
     def step(x, a, b, c):

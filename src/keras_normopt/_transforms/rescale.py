@@ -6,8 +6,8 @@ from keras import ops
 from keras_normopt._backend.devices import to_device_of
 from keras_normopt._backend.tensors import constant_like, dtype_of
 
-#: The limit of a block without limit. It is finite, because checks for infinities would
-#: abort.
+#: The limit of a block that is not clipped. It is finite, because a user's check for
+#: infinities would stop the program.
 NO_LIMIT = float(np.finfo("float32").max)
 
 
@@ -28,10 +28,11 @@ def clip(gradients, norm, limits):
     Args:
         gradients: The `Gradients`.
         norm: The `Norm`.
-        limits: Packed limits of the norms, `NO_LIMIT` for a block without limit.
+        limits: Packed limits of the norms. `NO_LIMIT` means that a block is not
+            clipped.
 
     Returns:
-        Packed booleans: which norms were above their limit.
+        Packed booleans, which are true for norms above their limit.
     """
     above, divisors = [], []
     for n, limit in zip(gradients.norms(norm), limits, strict=True):
@@ -52,4 +53,5 @@ def _at_least(floor, norm):
     floor, smallest = ops.cast(floor, dtype_of(norm)), np.finfo(dtype_of(norm)).tiny
     floor = ops.where(floor < smallest, constant_like(floor, smallest), floor)
     floor = to_device_of(floor, norm)
-    return ops.where(norm < floor, floor, norm)  # False for NaN, which stays.
+    # The comparison is false for NaN, so NaN stays.
+    return ops.where(norm < floor, floor, norm)

@@ -1,4 +1,4 @@
-"""Reads `step_size=`, and finds the factors that patterns give to variables."""
+"""Reads the argument `step_size`, and finds the factors of variables."""
 
 import dataclasses
 import math
@@ -26,11 +26,12 @@ _CLASSES = {cls.name: cls for cls in (WeightNorm, GradientCorrelation)}
 
 @dataclasses.dataclass(frozen=True)
 class Multiplier:
-    """The factor of a variable's learning rate, from patterns.
+    """The factor that patterns give to a variable's learning rate.
 
     Attributes:
-        constant: Float.
-        schedules: Tuple of `LearningRateSchedule` objects.
+        constant: Float, the product of all constant factors.
+        schedules: Tuple of `LearningRateSchedule` objects. Their values multiply
+            `constant`.
     """
 
     constant: float
@@ -38,11 +39,11 @@ class Multiplier:
 
     @property
     def key(self) -> tuple[float, tuple[int, ...]]:
-        """A hashable key of equal multipliers. A schedule may have no hash."""
+        """A key that equal multipliers share. It needs no hashable schedules."""
         return self.constant, tuple(map(id, self.schedules))
 
     def at(self, iterations: Any) -> Any:
-        """Returns the factor after some steps, a float or a scalar tensor.
+        """Returns the factor after a number of steps, a float or a scalar tensor.
 
         Negative values of schedules count as 0.
         """
@@ -60,15 +61,19 @@ class Multiplier:
 
 
 def get(identifier: Any) -> Any:
-    """Returns the objects for a value of `step_size=`.
+    """Converts the argument `step_size` to objects.
 
     Args:
         identifier: `None`; a name or an object; a dictionary from regular expressions
             to factors; a list of these; or a result of `serialize`.
 
+    Returns:
+        The same value with objects in place of names and configs.
+
     Raises:
         TypeError: If a key of a dictionary is not a string.
-        ValueError: If it is none of these, or its arguments are invalid.
+        ValueError: If `identifier` is none of these, or if the arguments of an object
+            are invalid.
     """
     if identifier is None:
         return None
@@ -122,7 +127,7 @@ def _factor(pattern, factor, received):
 
 
 def serialize(step_size: Any) -> Any:
-    """Returns a JSON-compatible config from which `get` makes an equal value."""
+    """Returns a JSON-compatible config. `get` makes an equal value from it."""
     if isinstance(step_size, list):
         return [serialize(part) for part in step_size]
     if isinstance(step_size, dict):
@@ -142,13 +147,13 @@ def patterns_of(step_size: Any) -> list[dict[str, Any]]:
 
 
 def object_of(step_size: Any) -> Any:
-    """Returns the object in a result of `get`, or `None`."""
+    """Returns the object in a result of `get`. `None` if there is no object."""
     parts = step_size if isinstance(step_size, list) else [step_size]
     return next((part for part in parts if not isinstance(part, dict)), None)
 
 
 def multipliers(step_size: Any, paths: Any) -> dict[int, Multiplier]:
-    """Returns a dict from numbers of matched variables to their `Multiplier`.
+    """Returns a dict from the indices of matched variables to their `Multiplier`.
 
     Args:
         step_size: A result of `get`.

@@ -67,13 +67,14 @@ class WeightNorm(Configured):
         return {"coefficient": self.coefficient, "minimum": self.minimum}
 
     def add_factor_variables(self, add_variable, index, variable, shape):
-        """Adds the variables for one weight. The first variable holds its factor.
+        """Adds the variables for one weight. The first one holds the weight's factor.
 
         Args:
             add_variable: Callable like `add_variable` of an optimizer.
-            index: Number of the weight.
+            index: Index of the weight in the optimizer.
             variable: The weight.
-            shape: Shape of the weight's norm. It has one axis if units have norms.
+            shape: Shape of the weight's norm. It has one axis if each unit has its own
+                norm.
         """
         return [
             add_variable(
@@ -82,11 +83,12 @@ class WeightNorm(Configured):
         ]
 
     def factors(self, gradients, state):
-        """Returns the factor of each weight in a block, by position.
+        """Returns a dict from positions of gradients to factors of the learning rate.
 
         Args:
             gradients: The raw `Gradients`.
-            state: List of the result of `add_factor_variables` for each weight.
+            state: List with the result of `add_factor_variables` for the weight of each
+                gradient. It has `None` for weights in no block.
         """
         scaled_norms = self._scaled_norms(gradients.weight_norms(l2.norm))
         factors = [
@@ -184,7 +186,7 @@ class GradientCorrelation(Configured):
         ]
 
     def factors(self, gradients, state):
-        """Returns the factor of each weight in a block, by position."""
+        """Returns a dict from positions of gradients to factors: see `WeightNorm`."""
         positions = [i for block in gradients.blocks.values() for i in block]
         raw = [sparse.densify(gradients.tensors[i]) for i in positions]
         previous = [
@@ -221,7 +223,7 @@ def set_factors(gradients, step_size, state):
     Args:
         gradients: The raw `Gradients`.
         step_size: The object that computes the factors.
-        state: Dict from the numbers of weights to results of `add_factor_variables`.
+        state: Dict from the indices of weights to results of `add_factor_variables`.
     """
     step_state = [state.get(index) for index in gradients.indices]
     for position, factor in step_size.factors(gradients, step_state).items():
@@ -233,7 +235,7 @@ def multiply(gradients, state):
     """Multiplies each update by the factor of its weight.
 
     Args:
-        gradients: The `Gradients`, which are updates.
+        gradients: The updates, as `Gradients`.
         state: As for `set_factors`.
     """
     step_state = [state.get(index) for index in gradients.indices]
@@ -246,8 +248,8 @@ def multiply_by_patterns(gradients, multipliers, iterations):
     """Multiplies updates by the factors of patterns.
 
     Args:
-        gradients: The `Gradients`, which are updates.
-        multipliers: Dict from the numbers of variables to their `Multiplier`.
+        gradients: The updates, as `Gradients`.
+        multipliers: Dict from the indices of variables to their `Multiplier`.
         iterations: Scalar tensor, the number of steps so far.
     """
     found = [multipliers.get(index) for index in gradients.indices]

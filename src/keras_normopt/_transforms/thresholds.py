@@ -30,9 +30,9 @@ class RunningNorm(Configured):
 
     The first `warmup` norms of a block are not clipped, and γ is their mean. Norms that
     are 0, infinite or NaN are skipped, so γ neither collapses to 0 nor becomes NaN.
-    Each block of the optimizer's `scope` has one γ in float32, or each unit with
-    `scope="unit"`. γ is part of the optimizer's state, saved with it, and the same on
-    all replicas. An accumulated gradient counts once. A step that a
+    Each block of the optimizer's `scope` has one γ in float32. With `scope="unit"`,
+    each unit has one. γ is part of the optimizer's state, so it is saved. It is the
+    same on all replicas. An accumulated gradient counts once. A step that a
     `LossScaleOptimizer` skips leaves γ unchanged.
 
     Clipped norms let γ grow at most by the factor `1 + (1 − decay) · (factor − 1)` in a
@@ -96,10 +96,11 @@ class RunningNorm(Configured):
             shapes: List of the shapes of the blocks' norms.
 
         Returns:
-            The two variables, the places of each block in them, and the shapes.
+            A tuple: the two variables, a dict from the index of each block to the
+            position of its first norm in the variables, and `shapes`.
         """
         numbers = range(len(shapes))
-        # The order of `join`, which saved files have.
+        # `join` puts scalars first, so saved files have this order.
         order = sorted(numbers, key=lambda number: bool(shapes[number]))
         offsets = _offsets(order, shapes)
         shape = (sum(map(math.prod, shapes)),)
@@ -149,7 +150,12 @@ class RunningNorm(Configured):
 
 
 def _offsets(numbers, shapes):
-    """Returns where the norms of each block begin if they are joined in this order."""
+    """Returns a dict from the index of each block to the position of its first norm.
+
+    Args:
+        numbers: Indices of blocks. The norms of the blocks are joined in this order.
+        shapes: List of the shapes of all blocks' norms.
+    """
     offsets: dict[int, int] = {}
     start = 0
     for number in numbers:
@@ -159,17 +165,17 @@ def _offsets(numbers, shapes):
 
 
 def _indices(offsets, shapes, other):
-    """Returns the indices of all norms of some blocks, on the device of a tensor.
+    """Returns the positions of all norms of some blocks, as a vector of integers.
 
     Args:
-        offsets: Dict from the numbers of blocks to where their norms begin. Blocks with
-            a scalar norm come first.
+        offsets: Dict from the indices of the blocks to the positions of their first
+            norms. Blocks with a scalar norm come first.
         shapes: List of the shapes of the blocks' norms.
-        other: The tensor.
+        other: Tensor. The result is on its device.
     """
     scalars = [offset for number, offset in offsets.items() if not shapes[number]]
     parts = [constant_on_device_of(scalars, "int32", other)]
-    # Not as a list, which would have one entry for each unit.
+    # Uses `arange`, because a list would have one entry for each unit.
     parts += [
         constant_on_device_of([offset], "int32", other) + ops.arange(shapes[number][0])
         for number, offset in offsets.items()
@@ -220,14 +226,15 @@ _CLASSES = {cls.name: cls for cls in (WeightNorm, RunningNorm)}
 
 
 def get(identifier: Any) -> Any:
-    """Returns the float, schedule or object for a value of `max_norm=`.
+    """Converts the argument `max_norm` to a float, a schedule or an object.
 
     Args:
         identifier: A float above 0, a `LearningRateSchedule`, a name, an object, or a
             result of `serialize`.
 
     Raises:
-        ValueError: If it is none of these, or its arguments are invalid.
+        ValueError: If `identifier` is none of these, or if the arguments of the object
+            are invalid.
     """
     if is_real(identifier):
         return checked_float(identifier, "max_norm", above=0)
@@ -246,7 +253,7 @@ def get(identifier: Any) -> Any:
 
 
 def serialize(max_norm: Any) -> Any:
-    """Returns a JSON-compatible config from which `get` makes an equal threshold."""
+    """Returns a JSON-compatible config. `get` makes an equal threshold from it."""
     if isinstance(max_norm, float):
         return max_norm
     if config.schedule_of(max_norm) is not None:
@@ -255,7 +262,7 @@ def serialize(max_norm: Any) -> Any:
 
 
 def threshold_of(max_norm, iterations):
-    """Returns the object that computes limits.
+    """Returns the object that computes the limits of each step.
 
     Args:
         max_norm: A result of `get`.

@@ -12,7 +12,7 @@ from keras_normopt._blocks.gradients import l2_norms
 from keras_normopt._blocks.partition import make_unique
 from keras_normopt.norms import l2
 
-#: The name of the l2 norm of all variables together, beside those of the blocks.
+#: The name of the l2 norm of all variables together, beside the names of blocks.
 TOTAL = "total"
 
 
@@ -42,7 +42,7 @@ class Statistics:
 
         Args:
             names: List of the names.
-            start: The place of the first value.
+            start: The position of the first value.
         """
         view = copy.copy(self)
         view.names, view._slice = names, slice(start, start + len(names))
@@ -53,7 +53,8 @@ class Statistics:
 
         Args:
             values: Vector of the values.
-            is_counted: Scalar boolean tensor, whether the step counts. Defaults to yes.
+            is_counted: Scalar boolean tensor, whether the step counts. `None` counts
+                every step.
         """
         count = ops.add(self._count, 1.0)
         change = ops.divide(ops.subtract(values, self._mean), count)
@@ -104,7 +105,7 @@ class Statistics:
 
 
 class NormTracker:
-    """The norms of each block and of all variables together.
+    """Keeps the norms of each block and of all variables together.
 
     Args:
         blocks: List of the names of the blocks.
@@ -117,10 +118,12 @@ class NormTracker:
         blocks: The names of the blocks.
         names: The names of the blocks, and of the total.
         statistics: Dict of `Statistics`. `"gradients"` has the norms of gradients. If
-            updates are kept, `"weights"` and `"updates"` have their l2 norms, and
-            `"ratios"` has ‖update‖ / ‖weights‖, or 0 if all weights are 0.
-        shares: Dict from `"clipped"` and `"skipped"`, if kept, to variables: the share
-            of steps for each block.
+            updates are kept, `"weights"` and `"updates"` have the l2 norms of weights
+            and updates, and `"ratios"` has ‖update‖ / ‖weights‖, or 0 if all weights
+            are 0.
+        shares: Dict from `"clipped"` and `"skipped"` to variables. A variable has the
+            share of steps in which each block was clipped or skipped. Without `clips`
+            or `skips`, the dict lacks that name.
     """
 
     def __init__(self, blocks, add_variable, clips=False, skips=False, updates=False):
@@ -182,8 +185,9 @@ class NormTracker:
         Args:
             weights: List of tensors.
             updates: List of tensors.
-            blocks: Dict from the numbers of blocks to lists of positions in `weights`.
-            is_counted: Scalar boolean tensor, whether the step was made.
+            blocks: Dict from the indices of blocks to lists of positions in `weights`.
+            is_counted: Scalar boolean tensor, whether the step was made. `None` if no
+                step is skipped.
         """
         norms = cast(l2_norms([*weights, *updates]), "float32")
         norms = ops.reshape(norms, (2, -1))
@@ -199,11 +203,11 @@ class NormTracker:
         )
 
     def _with_total(self, norms, blocks):
-        """Returns the l2 norms of all blocks, and of the total.
+        """Returns the l2 norms of all blocks, and of all tensors together.
 
         Args:
             norms: Tensor of shape `(n, tensors)`, n norms of each tensor.
-            blocks: Dict from the numbers of blocks to lists of positions of tensors.
+            blocks: Dict from the indices of blocks to lists of positions of tensors.
         """
         members = [blocks.get(number, []) for number in range(len(self.blocks))]
         return ops.concatenate(
@@ -211,13 +215,13 @@ class NormTracker:
         )
 
     def _norms_with_total(self, gradients, norm):
-        """Returns a vector of the norms of all blocks, and of the total."""
+        """Returns a vector: the norm of each block, and of all gradients together."""
         norms = self._block_means(gradients, gradients.norms(norm))
         total = to_device_of(cast(gradients.total(), "float32"), norms)
         return ops.append(norms, total)
 
     def _block_means(self, gradients, packed):
-        """Returns the mean of packed values over each block, or 0 without values."""
+        """Returns the mean of packed values for each block. It is 0 without values."""
         values = [cast(value, "float32") for value in packed]
         means = to_device_of(gradients.block_means(values), self._gradients.tensor)
         return _order_by_number(means, gradients.numbers, len(self.blocks))
@@ -239,7 +243,7 @@ class NormTracker:
 
     @property
     def clipped(self):
-        """The share of steps since the last reset that clipped, `{block: float}`.
+        """The share of steps since the last reset that were clipped, `{block: float}`.
 
         Empty if nothing clips.
         """
@@ -273,12 +277,12 @@ class NormTracker:
 
 
 def _order_by_number(values, numbers, count):
-    """Orders the values of blocks by number. Blocks without a value get 0.
+    """Orders values by the index of their block. Blocks without a value get 0.
 
     Args:
         values: Vector.
-        numbers: The block number of each value.
-        count: The number of all blocks.
+        numbers: List of the index of each value's block.
+        count: How many blocks there are.
     """
     place = {number: i for i, number in enumerate(numbers)}
     indices = [place.get(number, len(place)) for number in range(count)]
@@ -297,7 +301,7 @@ def _group_norms(rows, groups):
     if not groups or groups == [[i] for i in range(count)]:
         return rows[:, : len(groups)]
     longest = max(1, *map(len, groups))
-    # The position after the last one holds a 0.
+    # The position after the last entry holds a 0.
     padded = [[*group, *[count] * (longest - len(group))] for group in groups]
     zeros = ops.zeros_like(rows[:, :1])
     rows = ops.concatenate([rows, zeros], axis=1)

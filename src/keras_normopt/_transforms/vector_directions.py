@@ -26,7 +26,7 @@ class Sign(Direction):
             2502.07529). Defaults to `None`.
 
     Raises:
-        ValueError: If an argument is none of these.
+        ValueError: If an argument is not as above.
 
     Example:
         >>> import keras_normopt
@@ -93,7 +93,7 @@ class Rows(Direction):
             `"auto"`.
 
     Raises:
-        ValueError: If an argument is none of these.
+        ValueError: If an argument is not as above.
 
     Example:
         >>> import keras_normopt

@@ -9,8 +9,8 @@ from keras import ops, tree
 
 from keras_normopt.diagnosis.first_layer import Range, range_of
 
-# Losses whose best constant prediction is known, by name. Values are the kind of
-# targets or, for regressions, the best constant.
+# Losses whose best constant prediction is known, by name. The values are kinds of
+# targets, or for regressions the best constant.
 CROSSENTROPIES = {
     "sparsecategoricalcrossentropy": "sparse",
     "categoricalcrossentropy": "categorical",
@@ -26,7 +26,7 @@ _SMALL = 1e-7  # Keras clips probabilities at this value.
 
 
 class NotCheckedError(Exception):
-    """Raised with the reason why something was not checked."""
+    """Raised if something cannot be checked. The message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,10 @@ class Targets:
 
     Attributes:
         examples: The number of targets that were checked.
-        classes: The number of classes among them; `None` for a regression.
-        outputs: The number of classes of the model; `None` for a regression.
+        classes: The number of classes that occur in the targets. `None` for a
+            regression.
+        outputs: The number of classes that the model can predict. `None` for a
+            regression.
         range: The `Range` of the targets. Classes count as numbers.
     """
 
@@ -73,7 +75,8 @@ class Constants:
         best: The loss of the best constant prediction: the frequencies of the classes,
             or the mean or median of the targets.
         zero: The loss if outputs are 0 before their activation: all classes are equally
-            probable, or the prediction is 0. A new model starts near it.
+            probable, or the prediction is 0. The loss of a new model is near this
+            value.
         squared: Whether the loss is a squared error.
     """
 
@@ -114,7 +117,7 @@ def of_model(model, batches, y):
     Args:
         model: A compiled model.
         batches: List of `Batch`.
-        y: Array of all targets, or `None` to use those of the batches.
+        y: Array of all targets, or `None` to use the targets of the batches.
 
     Returns:
         `Targets`.
@@ -183,7 +186,7 @@ def _rows(kind, loss, batch):
 
 
 def _weights(kind, batch):
-    """Returns the weight of each of these rows."""
+    """Returns the weight of each row that `_rows` returns."""
     shape = batch.shapes[0]
     sequence = kind in ("sparse", "categorical")
     rows = int(np.prod(shape[:-1] if sequence else shape[:1]))

@@ -25,7 +25,7 @@ from keras_normopt.diagnosis.measure import Block, Records, array_of
 class Diagnosis:
     """The result of `diagnose`. `print` shows it.
 
-    `pandas.DataFrame(d.blocks)` has all blocks.
+    `pandas.DataFrame(diagnosis.blocks)` is a table of all blocks.
 
     Attributes:
         blocks: A `Block` for each trainable variable, in the order of the model.
@@ -33,15 +33,16 @@ class Diagnosis:
         logs: What `fit` logged over these batches, `{name: float}`.
         loss_scale: The factor that the loss was multiplied by, 1 without loss scaling.
             Norms do not include it.
-        optimizer: The class name of the first optimizer that received gradients; `None`
+        optimizer: The class name of the first optimizer that received gradients. `None`
             if the model is not compiled.
-        inputs: The `Range` of the values that reach the first layer with a kernel;
-            `None` if it was not checked, or if an embedding comes first.
-        targets: The `Targets`; `None` if they were not checked.
-        constants: The losses of constant predictions; `None` if they were not checked.
-        frozen: The paths of the variables that the model does not train.
-        unchecked: What was not checked, and why.
-        findings: Each `Finding`, the gravest first.
+        inputs: The `Range` of the values that reach the first layer with a kernel.
+            `None` if the range was not checked, or if an embedding comes first.
+        targets: The `Targets`. `None` if the targets were not checked.
+        constants: The losses of constant predictions. `None` if these losses were not
+            computed.
+        frozen: Tuple of the paths of the variables that the model does not train.
+        unchecked: Tuple of texts: what was not checked, and why.
+        findings: Tuple of `Finding` objects, the gravest first.
     """
 
     blocks: tuple[Block, ...]
@@ -61,7 +62,7 @@ class Diagnosis:
         """The largest `rms` of a kernel divided by the smallest.
 
         Kernels are variables with two or more axes whose names do not end in `bias`. If
-        there are none, the ratio is 1.
+        no kernel has a nonzero, finite gradient, the ratio is 1.
         """
         sizes = [block.rms for block in kernels(self.blocks)]
         return max(sizes) / min(sizes) if sizes else 1.0
@@ -85,28 +86,28 @@ def diagnose(
 
     The model computes the gradients of some batches as in `fit`, with its own
     `train_step`, loss scale and dropout. It makes no step. Afterwards its weights,
-    optimizer, metrics, seeds and compiled functions are unchanged. It runs eagerly,
-    which takes longer than a compiled step.
+    optimizer, metrics, seeds and compiled functions are unchanged. The model runs
+    eagerly, which takes longer than a compiled step.
 
     Each finding says what was measured and what to do. `diagnose` checks the gradients,
     the scale of inputs and targets, the first loss, frozen variables, the dtype, and
     the optimizer's first update. If all is well, the only finding is `"nothing"`. If
     something cannot be checked, the report says so. Gradients change during training,
-    so ask again after an epoch.
+    so call `diagnose` again after an epoch.
 
     Args:
         model: A `keras.Model`. If it has not been compiled, pass `loss`.
         x: As for `fit`. `diagnose` draws examples from arrays or nested arrays, always
-            the same ones. If data come in batches, it uses these in order. A generator
-            loses the batches that it uses.
+            the same ones. If data come in batches, it uses the first batches. If `x` is
+            a generator, these batches are lost to `fit`.
         y: Targets, if `x` are arrays and the loss needs targets.
         sample_weight: As for `fit`.
         batch_size: Number of examples in a batch, if `x` are arrays. Defaults to 32.
         batches: How many batches to compute, at least 1. Three or more show spikes.
             Defaults to 4.
         class_weight: As for `fit`.
-        loss: The loss, as for `compile`, if the model has not been compiled. That is
-            common in custom training loops.
+        loss: The loss, as for `compile`, if the model has not been compiled. Models in
+            custom training loops often are not.
 
     Returns:
         A `Diagnosis`. Print it.
@@ -148,9 +149,9 @@ def diagnose(
         )
         if not records.totals and probed.trainable_variables:
             raise ValueError(
-                "No optimizer of the model received a gradient. If its `train_step` "
-                "updates weights without one, pass the model that it trains, and its "
-                f"loss. Received: model={model!r}"
+                "No optimizer of the model received a gradient. If the `train_step` "
+                "updates weights without an optimizer, pass the inner model that it "
+                f"trains, and the loss. Received: model={model!r}"
             )
         found = _measured(probed, records, logs, y, compiled=model.compiled)
     optimizer = records.optimizer if model.compiled else None
@@ -205,7 +206,7 @@ def _frozen(model):
 
 
 class _Around(keras.Model):
-    """A model around another one, which stays uncompiled."""
+    """Wraps a model, so that the model itself stays uncompiled."""
 
     def __init__(self, model):
         super().__init__()

@@ -36,13 +36,13 @@ def kernels(blocks):
 
 
 def typical(blocks):
-    """Returns the median ratio of gradient to weights of kernels, 1 without any."""
+    """Returns the median ratio of gradient to weights, over kernels. 1 without any."""
     sizes = [block.relative for block in kernels(blocks)]
     sizes = [size for size in sizes if math.isfinite(size)]
     return float(np.median(sizes)) if sizes else 1.0
 
 
 def some(names, total):
-    """Returns the number of variables, and the first and last of their names."""
+    """Returns text: the number of variables, and some of their names."""
     shown = names if len(names) <= 3 else [names[0], "…", names[-1]]
     return f"{len(names)} of {total} variables ({', '.join(shown)})"

@@ -19,7 +19,7 @@ class Range:
         low: The smallest value.
         high: The largest value.
         rms: The root mean square of the nonzero values. If the last axis holds several
-            features, this is the rms of the largest one.
+            features, this is the largest rms of a feature.
     """
 
     low: float
@@ -45,8 +45,8 @@ def range_of_inputs(model, x):
     The call may change the state of the model. The caller restores it.
 
     Returns:
-        The `Range` of what the layer receives; `None` if it is an embedding or receives
-        integers, or if there is none.
+        The `Range` of the values that the layer receives. `None` if the layer is an
+        embedding or receives integers, or if no layer has a kernel.
     """
     values = _inputs_of_first_kernel(model, x)
     return None if values is None else range_of(values)
@@ -68,7 +68,7 @@ def _inputs_of_first_kernel(model, x):
 
 
 class _Reached(BaseException):
-    """Raised to leave a model's call. Not an `Exception`, as Keras wraps these."""
+    """Raised to leave a model's call. Keras would wrap an `Exception`."""
 
     def __init__(self, values):
         super().__init__()
@@ -76,7 +76,7 @@ class _Reached(BaseException):
 
 
 class _Until:
-    """The `call` of a layer. It leaves the model if the layer has a kernel."""
+    """Replaces the `call` of a layer. Leaves the model if the layer has a kernel."""
 
     def __init__(self, layer, call):
         self.layer = layer

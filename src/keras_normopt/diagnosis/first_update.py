@@ -27,7 +27,7 @@ def largest_rate(optimizer):
 
 
 def _steps_of(schedule):
-    """Returns the steps at which a schedule may turn, and steps between them."""
+    """Returns the steps at which a rate may rise or fall, and steps between them."""
     turns = {0}
     for value in vars(schedule).values():
         numbers = value if isinstance(value, (list, tuple)) else [value]
@@ -39,17 +39,18 @@ def _steps_of(schedule):
 
 
 def measure(optimizer, pairs):
-    """Makes one step with a copy of the optimizer, and undoes it.
+    """Makes one step with a copy of the optimizer, and undoes the step.
 
-    The step changes the variables themselves. Copies of them would have other paths and
-    belong to no layer.
+    The step changes the variables themselves. Copies of the variables would have other
+    paths and belong to no layer.
 
     Args:
         optimizer: An optimizer, which stays unchanged.
-        pairs: List of pairs of gradient, an array or `None`, and variable.
+        pairs: List of pairs `(gradient, variable)`. A gradient is an array or `None`.
 
     Returns:
-        Dictionary from ids of variables to the fields `update` and `unmoved` of blocks.
+        Dictionary from the `id` of each variable to a dictionary of the fields `update`
+        and `unmoved` of its `Block`.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     pairs = [(gradient, v) for gradient, v in pairs if gradient is not None]
@@ -84,7 +85,7 @@ def _compared(old, new, has_gradient, summed):
 
 
 def _copy(optimizer, variables):
-    """Copies an optimizer with its largest rate, and its state if it has trained."""
+    """Copies an optimizer, with its state if it is built. Sets its largest rate."""
     copy = type(optimizer).from_config(_config(optimizer))
     if not optimizer.built:
         copy.build(variables)
@@ -108,7 +109,7 @@ def _state(optimizer):
 
 
 def _summed(optimizer):
-    """Returns how many updates of one direction momentum adds up."""
+    """Returns the factor by which momentum lengthens many equal updates."""
     if not isinstance(optimizer, (keras.optimizers.SGD, keras.optimizers.RMSprop)):
         return 1.0
     momentum = optimizer.momentum or 0.0

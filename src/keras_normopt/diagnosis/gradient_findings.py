@@ -1,4 +1,4 @@
-"""What follows from measured gradients, in words."""
+"""Finds problems in measured gradients, and says what helps."""
 
 import math
 from typing import Any
@@ -11,23 +11,23 @@ from keras_normopt.diagnosis import setup_findings as setup
 from keras_normopt.diagnosis.finding import Finding, kernels, some, typical
 
 # `docs/results/diagnosis.md` has the measurements behind these numbers.
-APART = 1000  # Between the rms of kernels.
-VANISHED = 1e-4  # Gradient over weights.
-MOVES = 1e-5  # First update over weights.
-EXPLODED = 10  # The same.
-GAIN = 1.5  # Of a recurrent kernel.
-NOISE = 1e-5  # Gradient of a bias over that of its kernel.
-SPIKE = 5  # A batch over the typical one.
-SHARE = 0.01  # Of the entries of a gradient.
-DEEP = 4  # Kernels.
+APART = 1000  # The largest rms of a kernel over the smallest.
+VANISHED = 1e-4  # The norm of a gradient over the norm of its weights.
+MOVES = 1e-5  # The norm of the first update over the norm of its weights.
+EXPLODED = 10  # The norm of a gradient over the norm of its weights.
+GAIN = 1.5  # The gain of a recurrent kernel.
+NOISE = 1e-5  # The rms of a bias over the rms of its kernel.
+SPIKE = 5  # The norm in one batch over the median norm.
+SHARE = 0.01  # The share of the entries of a gradient.
+DEEP = 4  # The number of kernels.
 CONCENTRATED = 0.9  # The largest singular value of a gradient over its norm.
 
-# These ask for nothing, so a model that has no others is well.
+# These findings ask for no change. A model without other findings is healthy.
 BENIGN = {"frozen", "noise"}
 
 
 def findings(diagnosis, optimizer):
-    """Tuple of what was found, the gravest first; never empty."""
+    """Returns a tuple of findings, the gravest first. It is never empty."""
     if not diagnosis.blocks:
         return (setup.frozen(diagnosis, optimizer),)
     checks = (
@@ -89,10 +89,10 @@ def _no_gradient(diagnosis, optimizer):
         return None
     return Finding(
         "no_gradient",
-        f"No gradient, or zero, for {_some(without, diagnosis)}.",
+        f"The gradient is missing or zero for {_some(without, diagnosis)}.",
         "Zero stays zero, whatever divides it. Does the loss depend on these "
         "variables? Dead ReLU units and saturated sigmoids pass no gradient back. "
-        "Another initialization or activation, shortcuts, or normalization layers do.",
+        "Another initialization or activation, shortcuts or normalization layers help.",
     )
 
 
@@ -110,8 +110,9 @@ def _underflow(diagnosis, optimizer):
     )
     return Finding(
         "underflow",
-        f"Too small for {worst.dtype}: {worst.underflow:.0%} of the entries of "
-        f"{worst.name}, and 1 % or more of {_some(small, diagnosis)}.",
+        f"Some entries of gradients are too small for {worst.dtype}: "
+        f"{worst.underflow:.0%} of the entries of {worst.name}, and 1 % or more of the "
+        f"entries of {_some(small, diagnosis)}.",
         advice,
     )
 
@@ -142,7 +143,7 @@ def _exploding(diagnosis, optimizer):
 
 
 def _exploding_cells(diagnosis):
-    """The recurrent kernels that are too large, of cells with an exploding gradient."""
+    """Returns the too large recurrent kernels of cells with an exploding gradient."""
     sizes: dict[Any, float] = {}
     for block in kernels(diagnosis.blocks):
         cell = _layer_of(block)
@@ -159,9 +160,10 @@ def _layer_of(block):
 
 
 def _shrinkage(diagnosis):
-    """By how much gradients shrink from each kernel to the one before it.
+    """Returns the factor by which gradients shrink from a kernel to the previous one.
 
-    Returns 1 if they do not do so steadily, and less if they grow.
+    The factor is below 1 if gradients grow. It is 1 if their size does not change
+    steadily with depth.
     """
     sizes = np.log10([block.rms for block in kernels(diagnosis.blocks)])
     if len(sizes) < 4:
@@ -173,7 +175,7 @@ def _shrinkage(diagnosis):
 
 
 def _is_lost(diagnosis):
-    """Whether little of the inputs reaches the outputs, as through many sigmoids."""
+    """Returns whether the inputs hardly reach the outputs, as after many sigmoids."""
     return diagnosis.ratio > APART and _shrinkage(diagnosis) > 1
 
 
@@ -213,7 +215,8 @@ def _apart(diagnosis, optimizer):
     if diagnosis.ratio < APART or setup.is_trained(diagnosis) or _is_lost(diagnosis):
         return None
     if _normalizes(optimizer) or hasattr(optimizer, "epsilon"):
-        return None  # Their updates are of one size, or `below_epsilon` says which not.
+        # Their updates have one size. `below_epsilon` reports the exceptions.
+        return None
     if setup.range_of_updates(diagnosis) < APART:
         return None
     compared = kernels(diagnosis.blocks)
@@ -245,8 +248,8 @@ def _below_epsilon(diagnosis, optimizer):
         )
     return Finding(
         "below_epsilon",
-        f"Smaller than the epsilon of {name}, {epsilon:g}: the typical entry of "
-        f"{_some(below, diagnosis)}.",
+        f"The typical entry of the gradient is smaller than the epsilon of {name}, "
+        f"{epsilon:g}, for {_some(below, diagnosis)}.",
         f"{name} divides by epsilon there, so these variables hardly move. {cure} "
         "helps as well.",
     )
@@ -268,8 +271,8 @@ def _noise(diagnosis, optimizer):
         return None
     return Finding(
         "noise",
-        f"Probably only rounding errors: the gradient of {_some(found, diagnosis)}, "
-        f"less than {NOISE:g} of the gradient of its kernel.",
+        f"The gradient is probably only rounding errors for {_some(found, diagnosis)}. "
+        f"It is less than {NOISE:g} of the gradient of the layer's kernel.",
         "A bias before a batch normalization, or the bias of attention's keys, changes "
         "nothing. If you normalize, `exclude` them, or noise becomes full steps.",
     )
@@ -324,14 +327,14 @@ def _nothing(diagnosis):
     return Finding(
         "nothing",
         " ".join(checked),
-        "Keep the optimizer. If the model trains badly, look at what this cannot see. "
-        "Do labels belong to their inputs? Is the model large enough? Is the learning "
-        "rate too low (`experiments.compare`)? Ask again after an epoch.",
+        "Keep the optimizer. If the model trains badly, look at what `diagnose` "
+        "cannot see. Do labels belong to their inputs? Is the model large enough? Is "
+        "the learning rate too low (`experiments.compare`)? Ask again after an epoch.",
     )
 
 
 def _trend(diagnosis):
-    """How sizes change with depth, if they do so steadily."""
+    """Returns a sentence on how gradients change with depth, or an empty string."""
     factor = _shrinkage(diagnosis)
     if factor == 1:
         return ""
@@ -347,7 +350,7 @@ def _normalizes(optimizer):
 
 
 def _normalized(optimizer):
-    """What to write to have the gradients of an optimizer normalized."""
+    """Returns the code of the normalized class of an optimizer."""
     if optimizer is None:
         return "`NormalizedSGD` or `NormalizedAdam`"
     return f"`{spelled(optimizer)}`"

@@ -21,24 +21,25 @@ class Block:
         name: The path of the variable.
         shape: Its shape.
         dtype: The dtype in which its layer computes.
-        norms: The l2 norm of the gradient in each batch that has one.
+        norms: The l2 norm of the gradient, for each batch that has a gradient.
         weight_norm: The l2 norm of the variable.
         zeros: The share of entries that are zero, 0 to 1.
         underflow: The share of nonzero entries that, with the loss scale, are below the
-            smallest normal number of `dtype`. They lose digits, and even smaller ones
-            become zero.
+            smallest normal number of `dtype`. Such entries lose digits, and even
+            smaller entries become zero.
         not_finite: The share of entries that are NaN or infinite.
-        missing: The number of batches that bring no gradient.
+        missing: The number of batches without a gradient for the variable.
         variable_dtype: The dtype of the variable itself.
         update: The l2 norm of the optimizer's first update, at the largest rate of its
-            schedule, times 1 / (1 - momentum); NaN if it was not checked.
+            schedule, times 1 / (1 - momentum). NaN if the update was not checked.
         unmoved: The share of entries with a gradient that the first update leaves
             unchanged.
         gain: The largest singular value of a recurrent kernel, or of any of its gates;
             NaN for other variables.
-        concentration: The largest singular value of the gradient over its l2 norm, 0 to
-            1; NaN if the variable is no matrix. 1 means a gradient of rank 1. If the
-            variable holds several matrices, this is their median.
+        concentration: The largest singular value of the gradient over its l2 norm. It
+            is at most 1, and 1 for a gradient of rank 1. If the variable holds several
+            matrices, this is the median over the matrices. NaN if the variable is no
+            matrix.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Block:
 
     @property
     def norm(self) -> float:
-        """The median of `norms`, which ignores spikes; NaN without any."""
+        """The median of `norms`, which ignores spikes. NaN if `norms` is empty."""
         return float(np.median(self.norms)) if self.norms else math.nan
 
     @property
@@ -83,9 +84,10 @@ class Records:
         optimizer: The optimizer of the first step, without its loss scale.
         scale: The factor that the loss was multiplied by.
         totals: The l2 norm of the whole gradient in each step.
-        first: Dictionary from an optimizer's id to the optimizer and its first pairs of
-            gradient, an array or `None`, and variable.
-        batches: A `Batch` for each loss.
+        first: Dictionary from the `id` of each optimizer to a tuple: the optimizer, and
+            the pairs `(gradient, variable)` of its first step. A gradient is an array
+            or `None`.
+        batches: List with a `Batch` for each loss that was computed.
         x: The inputs of the first batch.
     """
 
@@ -125,7 +127,7 @@ class Records:
             for gradient, variable in pairs
             if not getattr(variable, "overwrite_with_gradient", False)
         ]
-        self._get_to_know([variable for _, variable in pairs], optimizer)
+        self._add_variables([variable for _, variable in pairs], optimizer)
         self.scale = scale
         norms, arrays = [], []
         for gradient, variable in pairs:
@@ -143,7 +145,7 @@ class Records:
         self.first.setdefault(id(optimizer), (optimizer, arrays))
         self.totals.append(math.hypot(*norms))
 
-    def _get_to_know(self, variables, optimizer):
+    def _add_variables(self, variables, optimizer):
         new = [v for v in variables if id(v) not in self._variables]
         if not new:
             return
@@ -164,8 +166,8 @@ class Records:
         """Returns a `Block` for each variable.
 
         Args:
-            updates: Dictionary from ids of variables to the fields of blocks about the
-                first update.
+            updates: Results of `first_update.measure`: a dictionary from ids of
+                variables to dictionaries of fields of `Block`.
         """
         return tuple(
             self._block(v, updates.get(id(v), {})) for v in self._variables.values()
@@ -195,7 +197,7 @@ class Records:
 
 
 def array_of(tensor):
-    """Returns an array of a tensor or a variable; other data unchanged."""
+    """Converts a tensor or a variable to an array. Returns other data unchanged."""
     is_ours = ops.is_tensor(tensor) or isinstance(tensor, keras.Variable)
     return ops.convert_to_numpy(tensor) if is_ours else tensor
 
@@ -212,7 +214,7 @@ def _dense(gradient):
 
 
 def _measure(gradient, dtype, scale):
-    """Returns the fields of a `Block` about one gradient."""
+    """Returns a dictionary of the fields of `Block` that describe one gradient."""
     entries = np.abs(gradient, dtype="float64")
     tiny = float(ml_dtypes.finfo(dtype).smallest_normal)
     some = int(np.count_nonzero(entries))
@@ -225,7 +227,7 @@ def _measure(gradient, dtype, scale):
 
 
 def _concentration(gradient, its_axes):
-    """Returns the median over matrices of the largest singular value over the norm."""
+    """Returns the field `concentration` of a `Block` for one gradient."""
     if its_axes.role != "kernel" or not np.isfinite(gradient).all():
         return math.nan
     matrices = its_axes.to_matrices(ops.convert_to_tensor(gradient[None]))
@@ -234,7 +236,7 @@ def _concentration(gradient, its_axes):
 
 
 def _largest_share(matrix, iterations=20):
-    """Returns the largest singular value over the l2 norm, by power iteration.
+    """Returns the largest singular value divided by the l2 norm, by power iteration.
 
     A singular value decomposition of a kernel of 4096 x 4096 would take a minute.
     """
@@ -251,9 +253,10 @@ def _largest_share(matrix, iterations=20):
 
 
 def _gain(path, weights):
-    """Returns the most by which a recurrent kernel can multiply the state in a step.
+    """Returns the largest factor by which a recurrent kernel can lengthen the state.
 
-    An LSTM's kernel has one part for each gate, side by side.
+    The kernel of an LSTM has one part for each gate, side by side. The largest factor
+    of a gate counts.
     """
     if not path.endswith("recurrent_kernel") or weights.ndim != 2:
         return math.nan

@@ -77,8 +77,8 @@ class _Ending(keras.callbacks.Callback):
 class _StandIn:
     """A context in which an optimizer passes on gradients and makes no step.
 
-    Methods of this class replace the optimizer's. Everything else that a model uses,
-    such as the loss scale, stays unchanged.
+    Methods of this class replace methods of the optimizer. Everything else that a model
+    uses, such as the loss scale, stays unchanged.
     """
 
     METHODS = ("apply", "apply_gradients", "stateless_apply")
@@ -118,7 +118,7 @@ class _StandIn:
         return trainable_variables, optimizer_variables
 
     def _variables(self):
-        """Returns the variables of gradients that come alone."""
+        """Returns the variables for a list of gradients without variables."""
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if inner.built:
             return inner._trainable_variables
@@ -127,11 +127,11 @@ class _StandIn:
 
 @contextlib.contextmanager
 def _listening(model, receive, training):
-    """Passes on the arguments of `compute_loss`, and asks for missing targets."""
+    """Passes on the arguments of `compute_loss`, and reports missing targets."""
     compute_loss, compute_metrics = model.compute_loss, model.compute_metrics
 
     def loss(x=None, y=None, y_pred=None, sample_weight=None, **arguments):
-        if training.has_begun:  # Before, Keras builds the model without values.
+        if training.has_begun:  # Before that, Keras builds the model without values.
             receive(x, y, y_pred, sample_weight)
         with _asking_for_targets(model, y):
             return compute_loss(x, y, y_pred, sample_weight, **arguments)
@@ -190,7 +190,7 @@ def unchanged(model):
 
 
 def _state_of_torch(model):
-    """Saves what PyTorch keeps elsewhere. Returns a function that restores it."""
+    """Saves more state of PyTorch. Returns a function that restores this state."""
     import torch
 
     seeds = torch.get_rng_state()  # A `DataLoader` draws from it.

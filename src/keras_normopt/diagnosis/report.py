@@ -7,16 +7,16 @@ import numpy as np
 
 from keras_normopt.diagnosis.finding import is_kernel
 
-ROWS = 12
+ROWS = 12  # Of the table, at most.
 
 
 def report(diagnosis):
     """Returns what a `Diagnosis` prints."""
-    of = f" for {diagnosis.optimizer}" if diagnosis.optimizer else ""
+    optimizer = f" with {diagnosis.optimizer}" if diagnosis.optimizer else ""
     lines = [
-        f"Gradients of {len(diagnosis.totals)} batches{of}: "
+        f"{len(diagnosis.totals)} batches{optimizer}: "
         + ", ".join(f"{name} {value:.4g}" for name, value in diagnosis.logs.items()),
-        f"l2 norm of all: {np.median(diagnosis.totals):.3g}",
+        f"l2 norm of the whole gradient, median: {np.median(diagnosis.totals):.3g}",
         "",
         *_table(diagnosis.blocks),
     ]
@@ -45,7 +45,7 @@ def _wrapped(text, indent):
 
 def _table(blocks):
     shown = _thinned(blocks)
-    rows = [["", "norm", "rms", "/ weights", "zeros"]]
+    rows = [["", "norm", "rms", "norm / weights", "zeros"]]
     rows += [
         [block.name]
         + [_number(value) for value in (block.norm, block.rms, block.relative)]
@@ -58,14 +58,20 @@ def _table(blocks):
         for name, *numbers in rows
     ]
     if len(shown) < len(blocks):
-        lines.append(f"({len(shown)} of {len(blocks)} variables; `blocks` has all)")
+        lines.append(
+            f"({len(shown)} of {len(blocks)} variables; the attribute `blocks` has all)"
+        )
     return lines
 
 
 def _thinned(blocks):
-    """Returns all blocks if they are few, else kernels, evenly over the depth."""
+    """Returns at most `ROWS` blocks.
+
+    If there are more, it returns kernels at even distances from the first kernel to the
+    last. If there are no kernels, it returns other blocks in the same way.
+    """
     if len(blocks) <= ROWS:
         return blocks
-    of = [block for block in blocks if is_kernel(block)] or blocks
-    even = np.linspace(0, len(of) - 1, min(ROWS, len(of)))
-    return [of[round(position)] for position in even]
+    kernels = [block for block in blocks if is_kernel(block)] or blocks
+    even = np.linspace(0, len(kernels) - 1, min(ROWS, len(kernels)))
+    return [kernels[round(position)] for position in even]

@@ -9,13 +9,13 @@ from keras_normopt.diagnosis.finding import Finding, kernels, some
 
 # `docs/results/diagnosis.md` has the measurements behind these numbers.
 LARGE = 30  # The rms of inputs and targets.
-SMALL = 0.03
+SMALL = 0.03  # The rms of inputs and targets.
 # The size of outputs over that of a healthy model. A cross-entropy grows with it, and a
 # squared error with its square.
 FIRST_LOSS = 4
 TRAINED = 0.05  # The loss, over that of the best constant prediction.
 UPDATE = 0.5  # The first update, over the weights.
-USUAL = 0.05  # The same, in a model that trains well.
+USUAL = 0.05  # The first update, over the weights, of a model that trains well.
 EXAMPLES = 32  # Fewer may be of one class by chance.
 
 
@@ -181,7 +181,7 @@ def half_precision(diagnosis, optimizer):
 
 
 def _updates(diagnosis):
-    """Returns the known ratios of first updates to weights, of kernels."""
+    """Returns the known ratios of the first update to the weights, over kernels."""
     updates = [
         b.update / b.weight_norm for b in kernels(diagnosis.blocks) if b.weight_norm
     ]
@@ -189,13 +189,13 @@ def _updates(diagnosis):
 
 
 def typical_update(diagnosis):
-    """Returns the median ratio of first updates to weights, NaN if not checked."""
+    """Returns the median of the ratios of `_updates`, NaN if there are none."""
     updates = _updates(diagnosis)
     return float(np.median(updates)) if updates else math.nan
 
 
 def range_of_updates(diagnosis):
-    """Returns the largest of these ratios over the smallest, ∞ if not checked."""
+    """Returns the largest ratio of `_updates` over the smallest, ∞ without any."""
     updates = _updates(diagnosis)
     return max(updates) / min(updates) if updates else math.inf
 
@@ -220,7 +220,7 @@ def long_steps(diagnosis, optimizer):
 
 
 def passed(diagnosis):
-    """Returns sentences for the finding "nothing", one for each check made."""
+    """Returns sentences for the finding "nothing", one for each check that was made."""
     inputs, targets = diagnosis.inputs, diagnosis.targets
     facts = []
     if inputs:

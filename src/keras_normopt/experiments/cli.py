@@ -81,7 +81,7 @@ def main(arguments=None):
 
 
 def _comparison_class(options, subjects):
-    """Returns the constructor: of `Transfer` for several sizes, else of `Comparison`.
+    """Returns the constructor of `Transfer` for several sizes, else of `Comparison`.
 
     Raises:
         ValueError: If an option needs several sizes, or does not allow them.
@@ -187,7 +187,7 @@ def load_task(name):
     )
     if not (module and function):
         raise ValueError(f"{form} Received: {name}")
-    # This directory is missing under `python -P`, or if a test calls `main`.
+    # `python -P` leaves out this directory, and so does a test that calls `main`.
     sys.path.insert(0, os.getcwd())
     try:
         task = getattr(importlib.import_module(module), function)
@@ -289,7 +289,7 @@ def _make_parser():
             for name, task in TASKS.items()
             if len(task.networks) > 1
         )
-        + "; the others have one",
+        + "; other tasks have one network",
     )
     add(
         "--optimizers",
@@ -309,7 +309,8 @@ def _make_parser():
         type=_split_list,
         default=[None],
         metavar="SCOPE,...",
-        help=f"for the same optimizers: {', '.join(SCOPES)}; default: variable",
+        help=f"for normalized and clipped optimizers: {', '.join(SCOPES)}; "
+        "default: variable",
     )
     add("--learning-rates", type=_parse_rates, metavar="LR,...")
     add(

@@ -59,12 +59,14 @@ def compare(
             loss, metrics and any optimizer. `compare` replaces the optimizer. Or it
             returns a tuple `(model, loss, metrics)`.
         x, y: As for `fit`: arrays, a `tf.data.Dataset`, a `DataLoader` or a
-            `PyDataset`. Not a generator, because the first run would use it up.
-        optimizers: List of names that `model.compile` takes, of pairs of a name and its
-            own learning rate, or of both in one string, `"adam:0.001"`. Options may
-            follow a name, `"normalized_adam(apply_to=update):0.01"`. Or a dictionary
-            from your own labels to any of these, or to functions from the learning rate
-            to an optimizer. Defaults to SGD and Adam, plain and normalized.
+            `PyDataset`. A generator is not allowed, because the first run would use it
+            up.
+        optimizers: List of optimizers. An item is a name that `model.compile` takes, a
+            pair of a name and its own learning rate, or both in one string,
+            `"adam:0.001"`. Options may follow a name,
+            `"normalized_adam(apply_to=update):0.01"`. A dictionary maps your own labels
+            to such items, or to functions from the learning rate to an optimizer.
+            Defaults to SGD and Adam, plain and normalized.
         learning_rates: List of positive numbers. Defaults to .0003 to .1, half a decade
             apart.
         seeds: Positive integer, the number of runs with each setting. Defaults to 3.
@@ -76,11 +78,13 @@ def compare(
         mode: `"max"` if higher is better, `"min"` if lower is better, or `"auto"` to
             ask the metric. Defaults to `"auto"`.
         test_data: Tuple `(x, y)`, or one argument for `evaluate`. Each run is evaluated
-            on it once, at its end. It does not choose learning rates, but results are
-            reported on it. Defaults to `None`: one metric serves for both.
+            on these data once, at its end. The results are reported on these data, but
+            other data choose the learning rates. Defaults to `None`: the metric that
+            chooses the learning rates is also reported.
         out: Directory for `results.csv`, `summary.json` and figures. Defaults to
-            `None`: nothing is written. Saved runs are reused only if the configuration
-            of the model and optimizer, and the values of arrays, are the same.
+            `None`, which writes nothing. Saved runs are reused only if the
+            configuration of the model and optimizer, and the values of arrays, are the
+            same.
         **fit_arguments: More arguments of `fit`, such as `batch_size`,
             `validation_data` or `callbacks` (the same objects in each run).
 
@@ -135,7 +139,7 @@ class Comparison:
         paths: List of the figures in `out`.
     """
 
-    # What the size is called, such as "width", if networks differ in size.
+    # The word for the size, such as "width", if networks differ in size.
     size: str | None = None
 
     def __init__(
@@ -175,7 +179,7 @@ class Comparison:
 
     @functools.cached_property
     def judge(self):
-        """The metric that the runs chose, unless `monitor` asks for another one."""
+        """The metric that the runs chose, unless `monitor` names another metric."""
         mode, monitor = self.rows["judged_by"].iloc[-1].split(" ", 1)
         if self.monitor not in (None, monitor):
             monitor = self.monitor
@@ -205,7 +209,7 @@ class Comparison:
 
 
 def parse(optimizers):
-    """Reads `optimizers`. Returns triples of a label, an identifier, a rate or `None`.
+    """Converts `optimizers` to triples: label, identifier, and rate or `None`.
 
     An identifier is a name, a pair of a name and a dictionary of options, or a
     function.
@@ -292,7 +296,7 @@ def _evaluate(node: Any) -> Any:
 
 
 def check_rate(rate):
-    """Returns a learning rate as a float. Raises a `ValueError` if it is none."""
+    """Returns a learning rate as a float. Raises an error if it is not above 0."""
     try:
         if 0 < float(rate) < math.inf:
             return float(rate)
@@ -370,8 +374,8 @@ def check_data(arguments):
 
 
 # Names often stay the same when a user changes the model, so results could be mixed.
-# This detects most changes. It misses those within functions, subclassed layers and
-# data sets that are not arrays.
+# The fingerprint detects most changes. It misses changes within functions, subclassed
+# layers and data sets that are not arrays.
 
 
 def _fingerprint(subject_hash, optimizer):
@@ -388,7 +392,7 @@ def _config(get):
     """Returns a configuration as text that is the same in each process."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of lambdas. Nobody loads them.
+            warnings.simplefilter("ignore")  # Keras warns of lambdas.
             text = json.dumps(get(), default=lambda value: type(value).__name__)
     except Exception:  # Classes of users may raise anything.
         return ""

@@ -30,9 +30,10 @@ def coordinate_check(
     """Measures how far the outputs of each layer move in the first training steps.
 
     A learning rate that suits a small model suits a large one if the outputs of each
-    layer move equally far in both. For each size and optimizer, this trains a new model
-    for some steps. It calls the model on one fixed batch before and after. A layer's
-    change is the root mean square of the difference between its outputs.
+    layer move equally far in both. For each size and optimizer, `coordinate_check`
+    trains a new model for some steps. It calls the model on one fixed batch before and
+    after these steps. A layer's change is the root mean square of the difference
+    between its outputs.
 
     Args:
         make_model: Function from a size to a new, compiled model, as for `transfer`.
@@ -40,8 +41,8 @@ def coordinate_check(
         sizes: List of two or more numbers above 0, the sizes of the models.
         optimizers: As for `compare`. Each must have its own learning rate, such as
             `"adam:0.001"`.
-        steps: List of positive integers, after how many steps to measure. Defaults to
-            `(1, 10)`.
+        steps: List of positive integers, the numbers of steps after which to measure.
+            Defaults to `(1, 10)`.
         seed: Integer, the seed of the weights and of the order of the data. Defaults to
             0.
         **fit_arguments: More arguments of `fit`, such as `batch_size`.
@@ -118,7 +119,7 @@ def measure(makers, fit_arguments, optimizers, steps=STEPS, seed=0):
     Args:
         makers: Dictionary from each size to a function that makes a model.
         fit_arguments: Dictionary of arguments of `fit`.
-        optimizers: List of triples of a label, an identifier, and a rate.
+        optimizers: List of triples: a label, an identifier and a rate.
         steps: Sorted list of positive integers.
         seed: Integer.
     """
@@ -153,9 +154,9 @@ def _changes(make, fit_arguments, optimizer, steps, seed):
     data = {k: v for k, v in fit_arguments.items() if not k.startswith("validation")}
     ending = _Looking(look, max(steps))
     callbacks = [*tree.flatten(data.get("callbacks") or []), ending]
-    # An epoch has at least one step, so these are enough.
-    told = {"epochs": max(steps), "verbose": 0, "callbacks": callbacks}
-    model.fit(**data | told)
+    # An epoch has at least one step, so this number of epochs is enough.
+    settings = {"epochs": max(steps), "verbose": 0, "callbacks": callbacks}
+    model.fit(**data | settings)
     if missing := [step for step in steps if step not in after]:
         raise ValueError(
             f"`fit` ended after {ending.step} steps. Leave out callbacks that end it, "

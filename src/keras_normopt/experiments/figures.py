@@ -36,7 +36,7 @@ def figures(rows, judge, epoch="epoch", size=None):
         rows: Rows of `Results`.
         judge: The `Judge` that chooses the best learning rates.
         epoch: The label of the axis of epochs.
-        size: What the size is called, if networks differ in size.
+        size: The word for the size, such as "width", if networks differ in size.
     """
     groups = list(results.groups(rows))
     drawings = [
@@ -232,7 +232,7 @@ def _over_rates(last, metric, limits, line="optimizer", panel=None, is_number=Fa
 def _line_styles(labels, line, is_number=False):
     """Returns colours, dashes and markers. Lines differ even without colours."""
     labels = list(dict.fromkeys(labels))
-    if is_number:  # A sequence without the colours of optimizers.
+    if is_number:  # A palette for numbers, without the colours of optimizers.
         labels.sort(key=float)
         palette = dict(
             zip(labels, sns.color_palette("crest", len(labels)), strict=True)
@@ -275,7 +275,7 @@ def _file_name(name):
 
 
 def _without_divergence(rows, columns, metric):
-    """Sets metrics to infinity if one seed is not finite, so no mean hides it."""
+    """Sets a metric to infinity if one seed diverges, so that no mean hides this."""
     finite = np.isfinite(rows[metric]).groupby([rows[c] for c in columns])
     # With infinity, a line keeps its panel and its place in the legend.
     return rows.assign(**{metric: rows[metric].where(finite.transform("all"), np.inf)})

@@ -29,8 +29,9 @@ def choose(model, names, monitor=None, mode="auto"):
     Args:
         model: The model. Its metrics know whether higher is better.
         names: The names that `fit` logged.
-        monitor: One of the names. Defaults to the first that exists of: the last
-            validation metric, validation loss, last training metric, training loss.
+        monitor: One of the names. Defaults to the first of these that was logged: the
+            last validation metric, the validation loss, the last training metric, the
+            training loss.
         mode: `"min"`, `"max"`, or `"auto"`, as in Keras's callbacks.
 
     Raises:
@@ -83,8 +84,8 @@ def _is_loss(name):
 def _metric(name, model):
     """Returns the metric of a model that is logged as `name`, or `None`.
 
-    With several outputs, the output's name precedes the metric's. Keras's callbacks do
-    not find such metrics.
+    With several outputs, the output's name precedes the metric's. The callbacks of
+    Keras do not find such metrics.
     """
     name = name.removeprefix("val_")
     found = [m for m in _metrics(model) if f"_{name}".endswith(f"_{m.name}")]

@@ -9,7 +9,7 @@ from keras_normopt.experiments import results
 
 
 class Progress:
-    """A bar that counts the epochs. Without a terminal, a line for each run."""
+    """Shows a bar that counts epochs. Without a terminal, prints a line per run."""
 
     def __init__(self, plan, unfinished):
         self.total, self.finished = len(plan), len(plan) - len(unfinished)

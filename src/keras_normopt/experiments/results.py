@@ -31,9 +31,9 @@ class ResultsError(ValueError):
 
 
 class Results:
-    """The finished runs of a directory. `rows` has a row for each epoch of each run.
+    """The finished runs in a directory. `rows` has a row for each epoch of each run.
 
-    Without a directory, they are only in memory.
+    Without a directory, the runs are only in memory.
     """
 
     def __init__(self, directory=None):
@@ -69,8 +69,8 @@ class Results:
         return self.rows[[key in wanted for key in _keys(self.rows)]]
 
     def add(self, rows):
-        """Adds the rows of a finished run, also to the file."""
-        self.read()  # Another process may have added runs, even this one.
+        """Adds the rows of a finished run, in memory and to the file."""
+        self.read()  # Another process may have added runs, even the same run.
         new = pd.DataFrame(rows).assign(versions=_versions())
         (key,) = set(_keys(new))
         others = self.rows[[other != key for other in _keys(self.rows)]]
@@ -134,7 +134,7 @@ def metrics(rows):
 
 
 def groups(rows):
-    """Yields a name and the rows, for each network and batch size."""
+    """Yields pairs of a name and rows, for each network and batch size."""
     several = rows["batch_size"].nunique() > 1
     for network, network_rows in rows.groupby("network", sort=False):
         found = list(network_rows.groupby("batch_size", sort=False))
@@ -146,7 +146,7 @@ def groups(rows):
 
 
 def reported(rows, judge):
-    """Returns the `Judge` of reported results, on test data if there are any."""
+    """Returns the `Judge` for reports. It uses test data if the runs have them."""
     name = judge.monitor.replace("val_", "test_", 1)
     return objective.Judge(name, judge.mode) if name in metrics(rows) else judge
 
@@ -159,8 +159,9 @@ def shown(rows, judge):
 
 
 def last_epoch(rows):
-    """Returns an entry per optimizer, rate, …: mean and range over the seeds.
+    """Returns a dictionary for each setting, with mean and range over the seeds.
 
+    A setting is an optimizer with its options, a rate, a network and a batch size.
     Metrics that are not finite in one run are `None`, so no average hides a divergence.
     """
     entries = []
@@ -195,7 +196,7 @@ def rows_at_best(rows, judge):
 
 
 def by_seed(rows, entry, metric):
-    """Returns the last value of a metric in the runs of an entry, with their seeds."""
+    """Returns the last value of a metric for each seed of an entry, as a `Series`."""
     last = rows[_mask(rows, entry)].groupby("seed").tail(1)
     return last.set_index("seed")[metric]
 
@@ -259,7 +260,7 @@ def range_of(entry, metric):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yields a path to write to. Replaces `path` by it when it is complete."""
+    """Yields a temporary path. Moves the file there to `path` when it is complete."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield part

@@ -75,16 +75,16 @@ def plan(
     scopes=(None,),
     momentum=None,
 ):
-    """Lists the runs, all of one seed before those of the next.
+    """Lists the runs, all runs of one seed before the runs of the next seed.
 
     Args:
         subject: A `Subject`.
-        optimizers: List of triples of a label, an identifier, and its own learning rate
-            or `None`. `comparing.parse` makes them.
-        learning_rates: List of rates for optimizers without their own.
+        optimizers: List of triples: a label, an identifier, and the optimizer's own
+            learning rate or `None`. `comparing.parse` makes them.
+        learning_rates: List of rates for optimizers without their own rate.
         seeds, epochs: Numbers of seeds and of epochs.
-        norms, scopes, momentum: Options for optimizers by name that have them. `None`
-            is the optimizer's default.
+        norms, scopes, momentum: Options for the optimizers that are given by name and
+            have these options. `None` stands for the optimizer's default.
 
     Returns:
         Dictionary from runs to functions that train them. The functions take the
@@ -109,7 +109,7 @@ def plan(
         for learning_rate in [rate] if rate else learning_rates:
             arguments = (identifier, learning_rate, norm, scope, momentum)
             optimizer = make_optimizer(*arguments)
-            # The momentum of RMSprop is something else.
+            # `momentum` of RMSprop has another meaning.
             has_momentum = hasattr(optimizer, "nesterov")
             run = Run(
                 task=subject.task,
@@ -166,7 +166,7 @@ def _without_none(arguments):
 
 
 def make_optimizer(identifier, learning_rate, norm=None, scope=None, momentum=None):
-    """Makes an optimizer from its name and options, or by a function."""
+    """Makes an optimizer from a name and options, or calls a function for it."""
     if callable(identifier):
         optimizer = identifier(learning_rate)
         if not isinstance(optimizer, keras.optimizers.Optimizer):
@@ -205,10 +205,10 @@ def _get_optimizer(name):
 
 
 def compiled(made):
-    """Returns the model that `make_model` made, and compiles it if it came in a tuple.
+    """Returns the model in a result of `make_model`. Compiles it if it is in a tuple.
 
     Raises:
-        ValueError: If there is no model, or if it has no optimizer.
+        ValueError: If the result has no model, or if the model has no optimizer.
     """
     model, *settings = made if isinstance(made, tuple) and len(made) == 3 else (made,)
     is_model = isinstance(model, keras.Model)

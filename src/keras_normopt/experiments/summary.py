@@ -20,7 +20,7 @@ def sentences(rows, judge, size=None):
     Args:
         rows: Rows of `Results`.
         judge: A `Judge`.
-        size: What the size is called, if networks differ in size.
+        size: The word for the size, such as "width", if networks differ in size.
     """
     for network, group_rows in results.groups(rows):
         name = f"{size} {network}" if size else network
@@ -47,7 +47,7 @@ def sentences(rows, judge, size=None):
 
 
 def _is_alternative(name, monitor):
-    """Returns whether one could also judge by this metric, e.g. of another output."""
+    """Returns whether the user may judge by this metric instead of `monitor`."""
     is_alike = name.startswith("val_") == monitor.startswith("val_")
     return is_alike and name != monitor and not name.endswith("loss")
 
@@ -85,10 +85,10 @@ def _ranking(trained, judge):
 
 
 def _pairs(trained, judge):
-    """Yields what normalizing or clipping changed, even far behind the best."""
+    """Yields comparisons of optimizers with their normalized or clipped classes."""
     if not trained or min(entry["seeds"] for entry in trained) < SEEDS:
         return
-    # The verdict covers the first. In each pair the better one comes first.
+    # `_ranking` covers the first entry. In each pair, the better optimizer comes first.
     for one, other in itertools.combinations(trained[1:], 2):
         if one["optimizer"] == other["optimizer"] or _base_name(one) != _base_name(
             other
@@ -101,10 +101,10 @@ def _pairs(trained, judge):
 
 
 def _intervals(trained, rows, judge):
-    """Yields how far the best is from each other one, over the seeds that both have.
+    """Yields the differences of the best optimizer to the others, over common seeds.
 
-    A seed gives all methods the same initial weights and batches, so the differences
-    of pairs vary less than the results.
+    A seed gives all optimizers the same initial weights and batches. So the differences
+    between two optimizers vary less than their results.
     """
     if not trained:
         return
@@ -147,7 +147,7 @@ def _names(entries):
 
 
 def _rates_at_ends(trained, entries):
-    """Yields which optimizers may be better at rates outside of those tried."""
+    """Yields which optimizers may be better at rates that were not tried."""
     rates = _rates_of(entries)
     alone = [entry for entry in trained if len(rates[_names([entry])]) == 1]
     others = [entry for entry in trained if entry not in alone]
@@ -166,8 +166,8 @@ def _divergences(entries, judge):
     rates = _rates_of(entry for entry in entries if results.diverged(entry, judge))
     if rates:
         found = "; ".join(
-            f"{name} at {', '.join(f'{rate:g}' for rate in of)}"
-            for name, of in rates.items()
+            f"{name} at {', '.join(f'{rate:g}' for rate in diverged)}"
+            for name, diverged in rates.items()
         )
         yield f"Diverged, with one seed or more: {found}."
 

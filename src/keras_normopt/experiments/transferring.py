@@ -14,7 +14,7 @@ from keras_normopt.experiments import comparing, coordinates, results, runs, sum
 SIZES = (32, 64, 128, 256)
 OPTIMIZERS = ("adam", "orthogonal_sgd")
 RATE = "initial_learning_rate"
-# Tune a small model only if its rate makes a large one worse by at most this share.
+# Tune a small model only if its rate makes a large model worse by at most this share.
 TOLERATED = 0.01
 
 
@@ -36,14 +36,15 @@ def transfer(
 ) -> "Transfer":
     """Shows whether a small and a large model have the same best learning rate.
 
-    This trains each size of a model with each optimizer and learning rate, as `compare`
-    does, and finds the best rate of each size. If the best rate of the smallest size is
-    good for the largest one too, tune the small model and train the large one.
+    `transfer` trains each size of a model with each optimizer and learning rate, as
+    `compare` does. It finds the best rate of each size. If the best rate of the
+    smallest size is good for the largest size too, tune the small model and train the
+    large one.
 
     Args:
         make_model: Function from a size, such as a width or a number of blocks, to a
-            new model of that size. The model is compiled, or it is a tuple
-            `(model, loss, metrics)`, as for `compare`.
+            new model of that size. The model is compiled. Or the function returns a
+            tuple `(model, loss, metrics)`, as for `compare`.
         x, y: For `fit`, as for `compare`.
         sizes: List of two or more numbers above 0. Defaults to `(32, 64, 128, 256)`.
         optimizers: As for `compare`. Defaults to `("adam", "orthogonal_sgd")`.
@@ -159,7 +160,7 @@ class Transfer(comparing.Comparison):
 
     @property
     def summary(self) -> str:
-        """The conclusions, and those of `compare` for each size."""
+        """The conclusions on all sizes, and those of `compare` on each size."""
         reported = results.reported(self.rows, self.judge)
         lines = [
             _sentence(name, by_size, reported, self.size)
@@ -193,7 +194,7 @@ class Transfer(comparing.Comparison):
         return coordinates.measure(makers, fit_arguments, chosen, sorted(steps))
 
     def _results_by_optimizer(self):
-        """Returns pairs of an optimizer's name and `{size: _Found}`."""
+        """Returns pairs of an optimizer's name and `{size: _SizeResults}`."""
         entries = results.last_epoch(self.rows)
         best = results.best(self.rows, self.judge)
         by_optimizer: dict[str, dict[float, _SizeResults]] = {}
@@ -209,7 +210,7 @@ class _SizeResults:
 
     Attributes:
         best: The entry of `results.last_epoch` with the best learning rate.
-        is_at_end: Whether this is the highest or lowest of several rates.
+        is_at_end: Whether the best rate is the highest or lowest of several rates.
     """
 
     def __init__(self, best, tried, judge):
@@ -292,7 +293,7 @@ def _cost(by_size, reported):
 
 
 def _share_lost(size_results, entry, reported):
-    """Returns by which share a rate is worse than the best one, 0 if it is better."""
+    """Returns the share by which a rate is worse than the best rate, at least 0."""
     best, value = (
         size_results.best[reported.monitor]["mean"],
         entry[reported.monitor]["mean"],
@@ -302,7 +303,7 @@ def _share_lost(size_results, entry, reported):
 
 
 def _compromise(by_size, reported):
-    """Returns a sentence on the rate whose largest loss over all sizes is smallest."""
+    """Returns a sentence on the one rate that suits all sizes best."""
     losses = {}
     for rate in next(iter(by_size.values())).rates:
         entries = [size_results.entry(rate) for size_results in by_size.values()]

@@ -76,10 +76,10 @@ def min_max(g):
 def std(g):
     """Returns the population standard deviation, or the root mean square.
 
-    It is the root mean square if the gradient has one element, or is constant up to
-    rounding: std below √eps of the root mean square, in the dtype computed in. There,
-    std is zero or rounding noise. Dividing by it would multiply the gradient of a
-    ``Dense(1)`` bias, for example, by a million.
+    The result is the root mean square if std is below √eps of the root mean square. eps
+    belongs to the dtype of the computation. Then the gradient has one element, or it is
+    constant up to rounding, and std is zero or rounding noise. Dividing by std would
+    multiply the gradient of a ``Dense(1)`` bias, for example, by a million.
     """
     std = g.std()
     root_mean_square = g.l2() / math.sqrt(g.size)

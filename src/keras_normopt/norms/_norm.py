@@ -2,13 +2,13 @@
 
 
 class Norm:
-    """A norm, which measures and normalizes blocks of gradients.
+    """The base class of norms. A norm measures and normalizes blocks of gradients.
 
     Args:
         function: Callable from a gradient to its norm.
     """
 
-    #: Whether one `Reductions` in `measure` may stack several equal blocks.
+    #: Whether one `Reductions` in `measure` may stack several blocks of equal shape.
     takes_stacks = False
 
     def __init__(self, function):
@@ -19,7 +19,7 @@ class Norm:
 
         Args:
             blocks: Non-empty list of `Reductions`.
-            divisor: Scalar tensor that divides the entries first, or `None`.
+            divisor: Scalar tensor that divides the entries before the norm, or `None`.
 
         Returns:
             The packed norms: see `pack`.
@@ -41,7 +41,7 @@ class Norm:
         return self
 
     def require_norm(self, norm, reason):
-        """Raises a `ValueError` if the function returns a normalized gradient.
+        """Raises a `ValueError` if the function does not return a norm.
 
         Args:
             norm: What the user passed as `norm`.

@@ -24,10 +24,11 @@ def built_in(*, squares=False, leaves_range=True):
     """Turns a definition for ordinary magnitudes into a public norm.
 
     Args:
-        squares: Whether the definition squares entries, and so underflows before its
+        squares: Whether the definition squares entries, and so underflows before the
             exact result does. Higher powers are not allowed, because one factor could
             not span their range.
-        leaves_range: Whether it can overflow or underflow before its exact result does.
+        leaves_range: Whether the definition can overflow or underflow before the exact
+            result does.
     """
 
     def decorate(definition: Callable[[Reductions], Any]) -> Any:
@@ -75,7 +76,8 @@ class BuiltIn(Norm):
         safe = _is_safe(joined, floor)
 
         def rescale():
-            # Each block alone, so that one zero gradient does not slow down all blocks.
+            # Rescales each block alone, so that one zero gradient does not slow down
+            # all blocks.
             rows = zip(blocks, plain, _safe_flags(safe, plain), strict=True)
             norms = [self._rescale_if_unsafe(*row, floor) for row in rows]
             return pack(norms, stacked)
@@ -112,7 +114,7 @@ class BuiltIn(Norm):
             exponent = np.finfo(block.dtype).maxexp
             up, down = 2.0 ** (exponent * 25 // 32), 2.0 ** -(exponent * 5 // 8)
             is_small = plain < floor
-            is_large = ops.logical_not(plain <= _largest(plain))  # Or it is NaN.
+            is_large = ops.logical_not(plain <= _largest(plain))  # Also true for NaN.
             scale = ops.where(
                 is_large, constant_like(plain, down), ops.ones_like(plain)
             )
@@ -125,13 +127,13 @@ class BuiltIn(Norm):
             is_safe = ops.all(_is_safe(plain, floor))
             (norms,) = cond(is_safe, lambda: [plain], lambda: [rescaled()])
             return norms
-        if not flags.all():  # Zeros need no rescue, and are quick to find.
+        if not flags.all():  # Zeros need no rescaling, and are quick to find.
             flags = flags | concrete_value(block.max_abs() == 0).ravel()
         return plain if flags.all() else rescaled()
 
 
 def _safe_flags(safe, plain):
-    """Returns for each block which results are safe, or `None` while traced."""
+    """Returns which results of each block are safe. `None` while traced."""
     flags = concrete_value(safe)
     if flags is None:
         return [None] * len(plain)

@@ -11,14 +11,16 @@ from keras_normopt._backend.tensors import dtype_of, safe_sqrt, widen
 
 
 class Reductions:
-    """The reductions of one block, or of stacked blocks, to one number for each norm.
+    """Reduces the entries of a block, or of stacked blocks, to one number per norm.
 
     Args:
         tensors: Non-empty list of tensors of one floating-point dtype.
-        per_unit: Whether each unit has a norm. Units lie on the last axis of a tensor.
-        stacked: Whether the first axis of each tensor counts equal blocks.
-        rows: For each tensor, the number of rows of the gradient if the tensor holds
-            only some of them, else `None`. The other rows are 0.
+        per_unit: Whether each unit has its own norm. Units lie on the last axis of a
+            tensor.
+        stacked: Whether the first axis of each tensor counts blocks of equal shape.
+        rows: List with an item for each tensor. If the tensor holds only some rows of a
+            gradient, the item is the number of all rows. The other rows are 0. If the
+            tensor holds all rows, the item is `None`.
     """
 
     def __init__(self, tensors, per_unit=False, stacked=False, rows=None):
@@ -26,9 +28,9 @@ class Reductions:
         self._rows = rows or [None] * len(tensors)
         first = tuple(tensors[0].shape)
         self.dtype = dtype_of(tensors[0])
-        #: The shape of the norms. It is empty unless blocks are stacked or have units.
+        #: The shape of the norms. It is empty for a single block without units.
         self.shape = first[:stacked] + first[len(first) - per_unit :]
-        #: The number of entries of one norm.
+        #: The number of entries that one norm covers.
         self.size = sum(map(self._size_of, tensors, self._rows))
 
     def sum(self, function=lambda tensor: tensor):
@@ -87,7 +89,7 @@ class Reductions:
         return type(self)(tensors, self.per_unit, self.stacked, self._rows)
 
     def broadcast(self, values, tensor):
-        """Reshapes values, one for each norm, to broadcast against a tensor."""
+        """Reshapes a tensor of one value per norm, to broadcast against `tensor`."""
         reduced = len(tensor.shape) - len(self.shape)
         values = to_device_of(values, tensor)
         if not self.stacked:
@@ -102,7 +104,7 @@ class Reductions:
         return math.prod(shape[self.stacked : len(shape) - self.per_unit])
 
     def _absent(self):
-        """Returns the number of entries in absent rows, or `None` if none is sparse."""
+        """Returns the number of entries in absent rows, or `None` for dense tensors."""
         counts = [
             ops.cast(rows - ops.shape(tensor)[0], self.dtype)
             * (self._size_of(tensor, rows) // max(rows, 1))
@@ -134,9 +136,10 @@ def reductions_of(tensors, per_unit=False, stacked=False, cls=Reductions):
 
     Args:
         tensors: The gradients of the block, of any dtypes, sparse or dense.
-        per_unit: Whether units have norms. A gradient with one axis has no units.
+        per_unit: Whether each unit has its own norm. A gradient with one axis has no
+            units.
         stacked: As for `Reductions`.
-        cls: The class to return.
+        cls: The class of the result.
     """
     per_unit = per_unit and len(tensors[0].shape) > 1
     values, rows = zip(*map(sparse.rows_of, tensors), strict=True)

@@ -48,8 +48,8 @@ def register_norm(name, function=None, *, overwrite=False):
 
     Raises:
         TypeError: If the name is not a string, or the function is not callable.
-        ValueError: If the name is empty or built-in, or names another function
-            without `overwrite`.
+        ValueError: If the name is empty or built-in. Also if another function has the
+            name and `overwrite` is `False`.
 
     Example:
         >>> import keras_normopt
@@ -125,13 +125,13 @@ def _definition_of(function):
 
 
 def get(identifier):
-    """Returns the `Norm` for a value of `norm=`, or `None` for `None`.
+    """Converts the argument `norm` to a `Norm`. `None` stays `None`.
 
     Args:
         identifier: A registered name, a callable, or `None`.
 
     Raises:
-        ValueError: If it is none of these, or a name that is not registered.
+        ValueError: If `identifier` is none of these, or a name that is not registered.
     """
     if identifier is None:
         return None
@@ -154,10 +154,10 @@ def get(identifier):
 
 
 def serialize(identifier):
-    """Returns the name that `norm=` is saved under.
+    """Returns the name under which the argument `norm` is saved.
 
     Raises:
-        ValueError: If it is a function that is not registered.
+        ValueError: If `identifier` is a function that is not registered.
     """
     if not callable(identifier):
         return identifier

@@ -72,9 +72,9 @@ class UserNorm(Norm):
     def check(self, blocks, variables):
         """Calls the function on made-up gradients, and checks the results.
 
-        A NaN or a negative norm would make weights NaN without an error. Gradients
-        have shapes of the model, because the function may fail on others. Only the
-        smallest of each rank is tried.
+        A NaN or a negative norm would make weights NaN without an error. Gradients have
+        shapes of the model, because the function may fail on others. Only the smallest
+        shape of each rank is tried.
 
         Args:
             blocks: The `Blocks` of the variables.
@@ -89,7 +89,8 @@ class UserNorm(Norm):
             smallest.setdefault(len(shape), (shape, dtype))
         for shape, dtype in smallest.values():
             count = np.arange(math.prod(shape)).reshape(shape)
-            # Both signs with a negative sum, then no positive entry.
+            # The first gradient has both signs and a negative sum. The second has no
+            # positive entry.
             mixed = -(np.sin(1 + count) + 0.25)
             for gradient in (mixed, -np.abs(mixed)):
                 with eagerly():
@@ -184,7 +185,7 @@ def _works_on_values(function, gradient):
 
 
 def _argument_shapes(blocks, variables):
-    """Yields the shapes and dtypes of the function's arguments in a step, if small."""
+    """Yields shape and dtype of each small argument of the function in a step."""
     members: dict[int | None, list[int]] = {}
     for i, number in enumerate(blocks.block_of):
         members.setdefault(number, []).append(i)

@@ -25,8 +25,8 @@ class DataError(ValueError):
 class Data:
     """Data for training, for choosing learning rates, and perhaps for a test.
 
-    Images are in [0, 1], with channels. Rows of a text are numbers of characters.
-    Targets are the next characters.
+    Images are in [0, 1], with channels. A row of a text holds integers, one for each
+    character. The target of a row holds the next characters.
     """
 
     x: np.ndarray
@@ -43,14 +43,15 @@ def load(name, directory=None, fraction=1.0, holds_out=False):
 
     Args:
         name: One of `DATASETS`.
-        directory: The directory of `<name>.npz`. By default `keras.datasets` downloads
-            it. Ignored for data sets without a file.
+        directory: The directory that has the file `<name>.npz`. By default
+            `keras.datasets` downloads the file. Ignored for data sets that need no
+            file.
         fraction: Number in (0, 1], the share of the training data to train on.
         holds_out: Whether to validate on an equally large part of the training data,
             and to keep the original validation data for a test.
 
     Raises:
-        DataError: If the file is missing or damaged, or holds something else.
+        DataError: If the file is missing or damaged, or does not hold this data set.
     """
     load: Any = _NEED_NO_FILE.get(name, _images)
     x, y, *others, classes = load(name, directory)
@@ -115,7 +116,7 @@ def _bible(name, directory):
 
 
 def _rows(text):
-    """Splits a text into rows. Each has the row of next characters as its target."""
+    """Splits a text into rows. The target of a row is the row of next characters."""
     text = np.frombuffer(text.encode("utf-32-le"), "uint32")
     characters, numbers = np.unique(text, return_inverse=True)
     rows = (len(numbers) - 1) // CONTEXT

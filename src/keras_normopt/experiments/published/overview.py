@@ -21,7 +21,7 @@ POINTS = 9
 
 _DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10", "topics": "Python's help"}
 _DATA |= {"bible": "Bible"}
-# In the table, and above a column.
+# The name of each network in the table, and its short name above a column.
 _NETWORKS = {
     "mlp": ("30 layers with batch normalization", "30 layers"),
     "cnn": ("convolutional network", "CNN"),
@@ -45,7 +45,7 @@ _SIZED = {
 }
 # The figures in the order of the table, by the start of their names.
 _ORDER = ("batches", "networks", "transformer", "spikes", "large_batches")
-# The first rows of each figure. Others follow as they were run.
+# The first rows of each figure. Other methods follow in the order of their runs.
 _FIRST = ("sgd", "normalized_sgd", "orthogonal_sgd", "adam", "normalized_adam")
 _METHODS = {
     "normalized_sgd (step_size=weight_norm, per layer)": "LARS",
@@ -68,7 +68,7 @@ _NAMES |= {
 
 
 def read(directory):
-    """Reads the results of all directories in one.
+    """Reads the results of all directories in `directory`.
 
     Returns:
         DataFrame with a row for each task and method. `name` is the task in words, and
@@ -119,7 +119,7 @@ def _tasks(rows):
 
 
 def _place(task, dataset, share, network, size, is_one_of_several):
-    """Returns the name of a task in words, its figure, and its title and label there.
+    """Returns the name of a task, its figure, and its title and label in the figure.
 
     Args:
         task: Name of the task.
@@ -177,7 +177,7 @@ def method_name(method):
 
 
 def _complete(rows):
-    """Drops rates with fewer seeds, which only helped to find the others."""
+    """Drops rates with fewer seeds. They only helped to find the other rates."""
     seeds = rows.groupby(results.SERIES)["seed"].transform("nunique")
     most = seeds.groupby([rows["network"], rows["batch_size"]]).transform("max")
     return rows[seeds == most]
@@ -186,7 +186,7 @@ def _complete(rows):
 def _of_task(group):
     place, rows = group
     judge = _judge(rows)
-    told = results.reported(rows, judge).monitor
+    reported = results.reported(rows, judge).monitor
     entries = results.last_epoch(rows)
     most = max(entry["seeds"] for entry in entries)
     if most < summary.SEEDS:
@@ -202,7 +202,7 @@ def _of_task(group):
         rates = sorted(entry["initial_learning_rate"] for entry in tried)
         value = dict.fromkeys(("mean", "min", "max"), np.inf)
         if not results.diverged(best, judge):
-            value = best[told]
+            value = best[reported]
         ends = {rates[0], rates[-1]} if len(rates) > 1 else ()
         lines.append(
             place

@@ -55,11 +55,11 @@ class Task:
             an input and the number of classes.
         stages: Factors of the learning rate in the published schedule, each for an
             equal share of the epochs.
-        datasets: The first is the default.
+        datasets: Tuple of names of data sets. The first data set is the default.
         holds_out: Whether to choose learning rates on a part of the training data, and
-            to report on other data. Otherwise both are the same.
+            to report on other data. Otherwise the same data serve for both.
         batches: Function that makes the batches of a run.
-        size: What the size is called, if networks differ in size.
+        size: The word for the size, such as "width", if networks differ in size.
     """
 
     networks: dict[str, Callable]
