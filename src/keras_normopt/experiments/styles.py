@@ -39,7 +39,8 @@ def of(labels):
 
     Returns:
         Dictionary from labels to dictionaries of `color`, `dashes` and `marker`.
-        Unknown names, and further variants of an optimizer, get unused styles in order.
+        Unknown names, and further variants of an optimizer, get unused styles in order,
+        and unused colours as long as there are any.
     """
     labels = list(dict.fromkeys(labels))
     numbers: dict[str, int | None] = {}
@@ -48,11 +49,17 @@ def of(labels):
         number = _NUMBERS.get(_ALIAS_OF.get(name, name.lower()))
         if number not in (None, *numbers.values()):
             numbers[label] = number
-    free = (i for i in itertools.count() if i not in numbers.values())
     for label in labels:
         if label not in numbers:
-            numbers[label] = next(free)
+            numbers[label] = _unused(set(numbers.values()))
     return {label: _style(numbers[label]) for label in labels}
+
+
+def _unused(used):
+    colours = {number % len(COLOURS) for number in used}
+    has_new_colour = (i for i in range(len(COLOURS)) if i not in colours)
+    is_free = (i for i in itertools.count() if i not in used)
+    return next(itertools.chain(has_new_colour, is_free))
 
 
 def _style(number):
