@@ -167,8 +167,9 @@ def lint(session):
     session.run("python", "tests/typing/make_stubs.py", "--check")
     session.run("lint-imports")
     session.run("mypy")
-    pages = pathlib.Path("docs").glob("*.md")
-    session.run("python", "tests/plain_english.py", "src", "README.md", *pages)
+    docs = pathlib.Path("docs")
+    pages = ["README.md", *docs.glob("*.md"), *docs.glob("results/*.md")]
+    session.run("python", "tests/plain_english.py", "src", "tests", *pages)
 
 
 @nox.session
