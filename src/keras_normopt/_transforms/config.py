@@ -58,7 +58,8 @@ def find_object(identifier: Any, argument: str, classes: dict[str, Any]) -> Any:
         return classes[name](**arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"Cannot make the object {name!r} for `{argument}`: {error}"
+            f"Cannot make the object {name!r}: {error}. "
+            f"Received: {argument}={identifier!r}"
         ) from error
 
 
