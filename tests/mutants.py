@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "src/keras_normopt"
 # The code in these folders handles gradients, except the files in `NOT_CORE`.
 CORE = ["_backend", "norms", "_blocks", "_transforms", "_optimizer"]
-NOT_CORE = ["docstrings", "arguments", "track_norms", "types"]
+NOT_CORE = ["docstrings", "arguments", "representation", "track_norms", "types"]
 # Here, `|` only joins types, and no code shifts bits.
 NOT_NUMERIC = r"core/ReplaceBinaryOperator_.*(Bit|Shift|MatMul)"
 # These tests test other modules, or start processes with the installed package.

@@ -112,7 +112,7 @@ def _text(value):
     if isinstance(value, tuple):
         comma = "," if len(value) == 1 else ""
         return f"({', '.join(map(_text, value))}{comma})"
-    has_own_text = "__repr__" in {n for c in type(value).__mro__[:-1] for n in vars(c)}
+    has_own_text = any("__repr__" in vars(c) for c in type(value).__mro__[:-1])
     is_plain = hasattr(value, "get_config") and not has_own_text
     if is_plain or isinstance(value, Configured):
         return _call(type(value).__name__, _changed_of(value))

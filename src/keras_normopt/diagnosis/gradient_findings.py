@@ -51,11 +51,9 @@ def findings(diagnosis, optimizer):
         setup.frozen,
     )
     found = [check(diagnosis, optimizer) for check in checks]
-    found = [finding for finding in found if finding]
-    if {finding.name for finding in found} <= BENIGN:
-        hint = _low_rank(diagnosis, optimizer)
-        found = [_nothing(diagnosis), *([hint] if hint else []), *found]
-    return tuple(found)
+    if {finding.name for finding in found if finding} <= BENIGN:
+        found = [_nothing(diagnosis), _low_rank(diagnosis, optimizer), *found]
+    return tuple([finding for finding in found if finding])
 
 
 def _not_finite(diagnosis, optimizer):

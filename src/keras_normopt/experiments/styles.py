@@ -56,10 +56,11 @@ def of(labels):
 
 
 def _unused(used):
+    """Returns the first number of an unused colour, or else the first unused number."""
     colours = {number % len(COLOURS) for number in used}
-    has_new_colour = (i for i in range(len(COLOURS)) if i not in colours)
-    is_free = (i for i in itertools.count() if i not in used)
-    return next(itertools.chain(has_new_colour, is_free))
+    of_new_colours = (i for i in range(len(COLOURS)) if i not in colours)
+    others = (i for i in itertools.count() if i not in used)
+    return next(itertools.chain(of_new_colours, others))
 
 
 def _style(number):

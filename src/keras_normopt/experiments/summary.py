@@ -90,9 +90,8 @@ def _pairs(trained, judge):
         return
     # `_ranking` covers the first entry. In each pair, the better optimizer comes first.
     for one, other in itertools.combinations(trained[1:], 2):
-        if one["optimizer"] == other["optimizer"] or _base_name(one) != _base_name(
-            other
-        ):
+        has_same_base = _base_name(one) == _base_name(other)
+        if one["optimizer"] == other["optimizer"] or not has_same_base:
             continue
         if _overlap(one, other, judge):
             yield _unranked(one, [other])
